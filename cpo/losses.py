@@ -1,0 +1,140 @@
+"""The objectives, as pure functions of sequence log-probabilities.
+
+CPO teaches a model to tell the ground truth from synthetic negatives better than its own reference
+does: a softmax over K continuations of one prefix, each scored by beta times its log-ratio to the
+reference. Feng et al. 2025, arXiv 2502.16433; equation numbers are the paper's.
+
+Every log-probability is a *sum* over the continuation's tokens, its EOS included where it has one. All
+tensors are `[B, K]`: B prefixes, K continuations, column 0 the ground truth (or, for the ranked loss, the
+best first). Everything is computed in the dtype of its inputs. This file needs torch alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cpo_loss(
+    policy_logps: Tensor, reference_logps: Tensor, beta: float, mask: Tensor | None = None
+) -> Tensor:
+    """CPO, equation 1: the ground truth against its negatives.
+
+    Args:
+        policy_logps: `[B, K]` float, log pi_theta(y_j | x), column 0 the ground truth.
+        reference_logps: `[B, K]` float, log pi_ref(y_j | x), same order; carries no gradient.
+        beta: scale of the log-ratios, 5 in the paper.
+        mask: `[B, K]` bool, True where a candidate is usable; column 0 has to be. None: all are.
+
+    Returns:
+        Scalar, the mean over the batch. It is ln K where the policy is the reference and nothing is masked.
+
+    Raises:
+        ValueError: shapes differ, a row has no usable ground truth, or beta is not positive.
+    """
+    rewards = implicit_rewards(policy_logps, reference_logps, beta)
+    return -_log_softmax_of_first(rewards, mask).mean()  # eq. 1
+
+
+def ranked_cpo_loss(
+    policy_logps: Tensor, reference_logps: Tensor, beta: float, mask: Tensor | None = None
+) -> Tensor:
+    """CPO with ranking, equation 2: the likelihood of the whole order, best first.
+
+    The paper prints eq. 2 with the denominator outside the product; the Plackett-Luce form of its
+    eq. 6 is meant.
+
+    Args:
+        policy_logps, reference_logps, beta: as for `cpo_loss`, the columns in the order tau, best first.
+        mask: `[B, K]` bool; a masked column has no factor of its own and is in no denominator.
+
+    Returns:
+        Scalar, the mean over the batch; ln K! where the policy is the reference and nothing is masked.
+
+    Raises:
+        ValueError: as `cpo_loss`.
+    """
+    rewards = implicit_rewards(policy_logps, reference_logps, beta)
+    usable = _checked_mask(rewards, mask)
+    # A huge finite number instead of -inf: the tail may hold masked columns only, and -inf - (-inf) is NaN.
+    rewards = rewards.masked_fill(~usable, torch.finfo(rewards.dtype).min / 4)
+    # logsumexp over j >= k for every k at once: a running logsumexp from the last column to the first.
+    log_tail_sums = rewards.flip(-1).logcumsumexp(-1).flip(-1)
+    log_factors = (rewards - log_tail_sums).masked_fill(~usable, 0.0)
+    return -log_factors.sum(-1).mean()  # eq. 2, as in eq. 6
+
+
+def dpo_loss(
+    policy_logps: Tensor, reference_logps: Tensor, beta: float, mask: Tensor | None = None
+) -> Tensor:
+    """DPO, equation 5: column 0 chosen, column 1 rejected. It equals `cpo_loss` at K = 2.
+
+    Args:
+        policy_logps, reference_logps: `[B, 2]` float.
+        beta, mask: as for `cpo_loss`; a row whose rejected response is masked contributes 0.
+
+    Returns:
+        Scalar, the mean over the batch; ln 2 where the policy is the reference.
+
+    Raises:
+        ValueError: as `cpo_loss`, or K is not 2.
+    """
+    if policy_logps.shape[-1] != 2:
+        raise ValueError(f"DPO compares two responses, not {policy_logps.shape[-1]}; use cpo_loss")
+    chosen, rejected = implicit_rewards(policy_logps, reference_logps, beta).unbind(-1)
+    loss = -F.logsigmoid(chosen - rejected)  # eq. 5
+    usable = _checked_mask(policy_logps, mask)[:, 1]
+    return loss.masked_fill(~usable, 0.0).mean()
+
+
+def ranking_nce_loss(policy_logps: Tensor, beta: float, mask: Tensor | None = None) -> Tensor:
+    """Ranking NCE (appendix A.5; Ma and Collins 2018): equation 1 without a reference.
+
+    Args:
+        policy_logps: `[B, K]` float, column 0 the ground truth.
+        beta, mask: as for `cpo_loss`.
+
+    Returns:
+        Scalar, the mean over the batch.
+
+    Raises:
+        ValueError: as `cpo_loss`.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, not {beta}")
+    return -_log_softmax_of_first(beta * policy_logps, mask).mean()  # eq. 1 with r_j = beta log pi_theta
+
+
+def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
+    """r_j = beta * (log pi_theta(y_j|x) - log pi_ref(y_j|x)), `[B, K]`: equation 10 without its constant.
+
+    Raises:
+        ValueError: shapes differ or are not `[B, K]`, or beta is not positive.
+    """
+    if policy_logps.shape != reference_logps.shape or policy_logps.dim() != 2:
+        raise ValueError(
+            f"policy_logps {tuple(policy_logps.shape)} and reference_logps "
+            f"{tuple(reference_logps.shape)} must have the same shape [B, K]"
+        )
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, not {beta}")
+    return beta * (policy_logps - reference_logps.detach())
+
+
+def _log_softmax_of_first(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """log(exp(s_1) / sum_j exp(s_j)) per row, `[B]`, over the usable columns."""
+    usable = _checked_mask(scores, mask)
+    return scores[:, 0] - scores.masked_fill(~usable, float("-inf")).logsumexp(-1)
+
+
+def _checked_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if mask.shape != scores.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask must be bool of shape {tuple(scores.shape)}, not {mask.dtype} {tuple(mask.shape)}"
+        )
+    if not mask[:, 0].all():
+        raise ValueError("column 0, the ground truth, is masked in some row; drop such rows")
+    return mask

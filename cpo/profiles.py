@@ -1,0 +1,333 @@
+"""Profiles: every setting of a run, in one strictly typed YAML file.
+
+A profile is a frozen value. An unknown or misspelt key is an error that names the key and the nearest
+valid one; any key can be overridden with `dotted.key=value`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cpo.paper import ROWS, Row
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the message says which key is wrong and what is valid."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Instructions(_Settings):
+    """Where the prompt/response pairs come from and how long they may be, in tokens."""
+
+    source: Literal["world", "dolly", "jsonl"]
+    path: str | None = None
+    train_rows: int | None = Field(None, ge=1)
+    validation_rows: int = Field(512, ge=1)
+    test_prompts: int = Field(1000, ge=1)
+    max_prefix_tokens: int = Field(ge=8)
+    max_continuation_tokens: int = Field(ge=2)
+    over_long: Literal["drop", "refuse", "truncate"] = "drop"
+    on_bad_row: Literal["drop", "refuse"] = "drop"
+
+
+class Articles(_Settings):
+    """Where the articles come from that a base model is pretrained on."""
+
+    source: Literal["world", "wikipedia", "jsonl"]
+    path: str | None = None
+    validation_articles: int = Field(64, ge=1)
+    test_articles: int = Field(1000, ge=1)
+
+
+class Pretraining(_Settings):
+    """How the suite makes a base model itself: a tokenizer and `steps` of packed articles.
+
+    `instructions` adds the training pairs' text to the articles, so that a model of a million
+    parameters meets the words it will be asked about.
+    """
+
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    block_tokens: int = Field(ge=8)
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    vocabulary: int = Field(ge=258)
+    instructions: bool = False
+
+
+class Model(_Settings):
+    """A base model: a folder or hub name (`pretrained`), or a configuration the suite pretrains."""
+
+    paper_name: str
+    pretrained: str | None = None
+    config: dict[str, str | int | float | bool] | None = None
+    pretraining: Pretraining | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Model:
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("give either `pretrained` or `config` with `pretraining`")
+        if (self.config is None) != (self.pretraining is None):
+            raise ValueError("`config` and `pretraining` go together")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs a `model_type`, such as gpt2 or llama")
+        return self
+
+
+class Optimiser(_Settings):
+    """AdamW at a constant rate (section 4: weight decay 0.05); clip is the gradient-norm bound."""
+
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    micro_batch_tokens: int = Field(32_768, ge=64)
+    checkpoint_minutes: float = Field(10.0, gt=0)
+
+
+class Stage(_Settings):
+    """One training stage: `steps` global batches of `batch` examples."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+
+
+class Continuation(_Settings):
+    """The continued MLE and CPO rows: the same plan of prompts, from the same reference.
+
+    `batch` is the global batch; BN are drawn from it.
+    """
+
+    batch: int = Field(ge=2)
+    steps: dict[Literal["long", "short", "ablation"], int]
+    beta: float = Field(gt=0)
+    learning_rate: dict[Literal["mle", "cpo"], float]
+
+
+class Decoding(_Settings):
+    """Arguments of `generate`; greedy unless said."""
+
+    do_sample: bool = False
+    top_k: int | None = None
+    top_p: float | None = None
+    num_beams: int = 1
+
+
+class Judge(_Settings):
+    """Who compares a response with the recorded one; `none` leaves win rates empty."""
+
+    kind: Literal["oracle", "none"]
+
+
+class Mauve(_Settings):
+    """MAUVE settings: what features, how many seeds of its clustering."""
+
+    features: Literal["base_model", "none"] = "none"
+    seeds: int = Field(3, ge=1)
+    max_text_tokens: int = Field(64, ge=4)
+
+
+class Profile(_Settings):
+    """All settings of a run; see the YAML files in `profiles/` for what each is for."""
+
+    name: str
+    description: str
+    hardware: str
+    minutes: float = Field(gt=0)
+    memory_gb: float = Field(gt=0)
+    disk_gb: float = Field(gt=0)
+    gpus: int = Field(0, ge=0)
+    usd: float = Field(0.0, ge=0)
+    committed: bool = True
+    seeds: int = Field(1, ge=1)
+    instructions: Instructions
+    articles: Articles
+    models: dict[Literal["gpt2", "llama"], Model]
+    optimiser: Optimiser
+    reference: Stage
+    ablation_reference: Stage
+    continuation: Continuation
+    negatives: dict[str, dict[str, int]]
+    embedder: Literal["minilm"] = "minilm"
+    decoding: dict[str, Decoding]
+    judge: Judge
+    mauve: Mauve
+    generation_batch: int = Field(128, ge=1)
+    rows: tuple[str, ...]
+    tokens_per_second: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        for row_id in self.rows:
+            if row_id not in ROWS:
+                raise ValueError(f"rows: {_unknown('row', row_id, ROWS)}")
+            row = ROWS[row_id]
+            if not row.implemented:
+                continue
+            if row.model not in self.models:
+                raise ValueError(f"rows: {row_id} needs models.{row.model}, which is missing")
+            if row.negatives is not None and row.negatives not in self.negatives:
+                raise ValueError(f"rows: {row_id} needs negatives.{row.negatives}, which is missing")
+            if row.steps not in self.continuation.steps:
+                raise ValueError(f"rows: {row_id} needs continuation.steps.{row.steps}")
+        if "greedy" not in self.decoding:
+            raise ValueError("decoding: `greedy` is missing")
+        return self
+
+    @property
+    def trained_rows(self) -> list[Row]:
+        """The profile's rows that this version trains, in the paper's order."""
+        return [row for row in ROWS.values() if row.id in self.rows and row.implemented]
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the project."""
+    return sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+
+def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:
+    """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
+
+    `${NAME}` in a value is replaced from the environment. Raises `ProfileError`, naming the key and the
+    nearest valid one, for an unknown profile or key, a wrong type, or an unset environment variable.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = ROOT / "profiles" / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise ProfileError(_unknown("profile", str(name_or_path), profile_names()))
+    elif not path.is_file():
+        raise ProfileError(f"no profile file {path}")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return _validate(_substitute_environment(raw, path.stem), path)
+
+
+def missing_environment(name_or_path: str | Path) -> list[str]:
+    """Environment variables that a profile names and that are unset, in order of appearance."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = ROOT / "profiles" / f"{name_or_path}.yaml"
+    names = re.findall(r"\$\{(\w+)\}", _without_comments(path.read_text(encoding="utf-8")))
+    return [name for name in dict.fromkeys(names) if not os.environ.get(name)]
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the closest choice, or an empty string."""
+    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: plain YAML 1.1 reads `1e-5` as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+# Integers match that pattern too; resolvers are tried in order, so the integer rule has to stay first.
+for _resolvers in _Loader.yaml_implicit_resolvers.values():
+    _resolvers.sort(key=lambda rule: rule[0] == "tag:yaml.org,2002:float")
+
+
+def _unknown(what: str, word: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    return f"unknown {what} '{word}'.{nearest(word, choices)} Known: {', '.join(choices)}."
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"(^|\s)#.*", r"\1", text)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ProfileError(f"--set takes dotted.key=value, not '{override}'")
+    target = raw
+    *parents, last = key.strip().split(".")
+    for depth, parent in enumerate(parents):
+        inner = target.get(parent)
+        if not isinstance(inner, dict):
+            _check_key(parent, target, ".".join(parents[: depth + 1]))
+            inner = target[parent] = {}
+        target = inner
+    target[last] = yaml.load(text, Loader=_Loader)
+
+
+def _check_key(key: str, target: dict[str, Any], dotted: str) -> None:
+    if key not in target:
+        raise ProfileError(f"unknown key '{dotted}'.{nearest(key, target)}")
+
+
+def _substitute_environment(value: Any, profile: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute_environment(item, profile) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute_environment(item, profile) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found:
+            raise ProfileError(
+                f"profile '{profile}' needs the environment variable {match[1]}, which is not set. "
+                f"Set it, as in `{match[1]}=/path ./run_all.sh --profile {profile}`."
+            )
+        return found
+
+    return re.sub(r"\$\{(\w+)\}", replace, value)
+
+
+def _validate(raw: dict[str, Any], path: Path) -> Profile:
+    try:
+        # Through JSON, so that strictness means types of values, not tuples against lists.
+        return Profile.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+        raise ProfileError(f"{path.name}: " + "; ".join(problems)) from None
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"] if part != "[key]"]
+    dotted = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{dotted}'.{nearest(location[-1], _fields_at(location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"key '{dotted}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {message}" if dotted else message
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    """Valid keys of the settings found by walking `location` from the top of a profile."""
+    settings: Any = Profile
+    for part in location:
+        field = getattr(settings, "model_fields", {}).get(part)
+        annotation = field.annotation if field else settings
+        inner = [annotation, *getattr(annotation, "__args__", ())]
+        settings = next((one for one in inner if hasattr(one, "model_fields")), settings)
+    return list(getattr(settings, "model_fields", {}))

@@ -1,0 +1,209 @@
+"""Recipes and the store: an artifact is made once and found again.
+
+A recipe is a frozen value with all that determines one artifact; its hash names the artifact. The store
+writes to a temporary place and promotes by atomic rename, so a kill at any moment leaves either nothing
+or all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from filelock import FileLock
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Base of all recipes: fields are plain values or other recipes.
+
+    `version` is raised when the meaning of a stage changes, so that older artifacts are not taken for
+    the new ones. A field whose metadata has `{"identity": False}` does not enter the hash: it says how
+    the work is done (a micro-batch), not what comes out.
+    """
+
+    stage: ClassVar[str]
+    version: ClassVar[int]
+
+    def describe(self) -> dict[str, Any]:
+        """All that determines the artifact, as JSON; inner recipes stand for themselves."""
+        return {"stage": self.stage, "version": self.version} | {
+            field.name: _canonical(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.metadata.get("identity", True)
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        text = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def how(**kwargs: Any) -> Any:
+    """A recipe field that says how, not what: it does not enter the recipe's hash."""
+    return dataclasses.field(metadata={"identity": False}, **kwargs)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Recipe):
+        return value.describe()
+    if isinstance(value, dict):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"a recipe holds plain values and recipes, not {type(value).__name__}")
+
+
+class Store:
+    """Artifacts under one folder: `root/<stage>/<key>/`, each with its manifest."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path(self, recipe: Recipe) -> Path:
+        """Where the recipe's artifact stands, or will."""
+        return self.root / recipe.stage / recipe.key
+
+    def partial(self, recipe: Recipe) -> Path:
+        """Where unfinished work of a recipe keeps what it needs to go on."""
+        return self.root / "partial" / recipe.stage / recipe.key
+
+    def find(self, recipe: Recipe) -> Path | None:
+        """The finished artifact's folder, or None."""
+        path = self.path(recipe)
+        return path if (path / MANIFEST).is_file() else None
+
+    def manifest(self, recipe: Recipe) -> dict[str, Any]:
+        """What is known of a finished artifact: recipe, versions, seconds, machine, checksums."""
+        path = self.find(recipe)
+        if path is None:
+            raise FileNotFoundError(f"{recipe.stage} {recipe.key} has not been made")
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+
+    def get_or_make(self, recipe: Recipe, make: Callable[[Path], None]) -> Path:
+        """The artifact's folder; calls `make(folder)` first where it does not exist yet.
+
+        `make` writes its files into the folder it is given. Two processes asking for the same recipe
+        wait for each other. If `make` raises, nothing is kept but what it put under `partial`.
+        """
+        found = self.find(recipe)
+        if found is not None:
+            return found
+        target = self.path(recipe)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            found = self.find(recipe)
+            if found is not None:
+                return found
+            temporary = target.with_name(f".{recipe.key}.tmp")
+            # Left by a killed run: the lock is ours, so nobody is writing there.
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            started, clock = time.time(), time.perf_counter()
+            try:
+                make(temporary)
+                seconds = time.perf_counter() - clock
+                _write_manifest(temporary, recipe, started, seconds)
+                if target.exists():  # a folder without a manifest is no artifact
+                    shutil.rmtree(target)
+                os.replace(temporary, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(self.partial(recipe), ignore_errors=True)
+        return target
+
+
+def _write_manifest(folder: Path, recipe: Recipe, started: float, seconds: float) -> None:
+    files = {
+        str(path.relative_to(folder)): hash_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "recipe": recipe.describe(),
+        "key": recipe.key,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(seconds, 3),
+        "provenance": provenance(),
+        "sha256": files,
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `path` so that a reader, or a kill, sees the old content or the new, nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model folder's files, in order of name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            digest.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Versions, git revision and machine, as they stand in manifests and `run.json`."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("torch", "transformers", "accelerate")},
+        "git": git_revision(),
+        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "executable": Path(sys.executable).name,
+    }
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Revision of the checkout and whether it was clean; None outside a checkout."""
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,326 @@
+"""One `transformers.Trainer` subclass for MLE, CPO and their relatives, on a fixed batch plan.
+
+Every objective sees the same thing: groups of K continuations scored to `[B, K]` by one module. MLE is a
+group of one. The trainer reads the plan in order; checkpoints, exact resume and mixed precision are
+transformers' own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from cpo import losses
+from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.progress import progress_bar
+
+Objective = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+
+# Objectives that compare continuations: (policy_logps, reference_logps, beta, mask) -> mean loss. MLE has
+# no comparison and stands apart in `SequenceTrainer.compute_loss`.
+OBJECTIVES: dict[str, Objective] = {
+    "cpo": losses.cpo_loss,
+    "ranked_cpo": losses.ranked_cpo_loss,
+    "dpo": losses.dpo_loss,
+    "ranking_nce": lambda policy, reference, beta, mask: losses.ranking_nce_loss(policy, beta, mask),
+}
+
+# |first loss - loss of the reference itself|: beyond this, policy and reference were scored differently.
+FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
+
+
+class TrainingError(RuntimeError):
+    """A training that must not go on; the message says what was seen and what to look at."""
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """One planned row: a prefix, its K continuations (best first for the ranked objective), and their
+    reference log-probabilities. For MLE, K = 1 and there is no reference."""
+
+    group: Group
+    mask: Sequence[bool] = (True,)
+    reference_logps: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a training needs besides its examples; `batch` is the global batch."""
+
+    objective: str
+    steps: int
+    batch: int
+    learning_rate: float
+    beta: float = 0.0
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    precision: str = "fp32"
+    fp32_head: bool = True
+    seed: int = 0
+    micro_batch: int = 16
+    checkpoint_minutes: float = 10.0
+    description: str = "training"
+
+
+class PlannedExamples(Dataset[dict[str, Any]]):
+    """The planned rows in their order, `steps x batch` of them, each with its global batch's size.
+
+    The number of continuation tokens of the whole global batch travels with each row, so that a mean over
+    the tokens of the global batch needs no exchange between micro-batches or processes.
+    """
+
+    def __init__(self, examples: Sequence[TrainingExample], batch: int) -> None:
+        if len(examples) % batch:
+            raise ValueError(f"{len(examples)} planned rows are not whole batches of {batch}")
+        self.examples = examples
+        self.batch = batch
+        tokens = [len(example.group.continuations[0]) for example in examples]
+        self.batch_tokens = [
+            sum(tokens[start : start + batch]) for start in range(0, len(examples), batch)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"example": self.examples[index], "batch_tokens": self.batch_tokens[index // self.batch]}
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A micro-batch: the tensors of `collate_groups`, `reference_logps` and `mask` `[B, K]`."""
+    examples: list[TrainingExample] = [row["example"] for row in rows]
+    batch: dict[str, Any] = collate_groups([example.group for example in examples])
+    if examples[0].reference_logps:
+        batch["reference_logps"] = torch.tensor([list(one.reference_logps) for one in examples])
+    batch["mask"] = torch.tensor([list(example.mask) for example in examples])
+    batch["batch_tokens"] = rows[0]["batch_tokens"]
+    return batch
+
+
+class SequenceTrainer(Trainer):
+    """Trains a `GroupScorer` on planned examples with one of the objectives."""
+
+    # compute_loss already divides by the whole global batch; micro-batches are added, not averaged.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, scorer: GroupScorer, examples: PlannedExamples, settings: TrainingSettings,
+        args: TrainingArguments, **kwargs: Any,
+    ) -> None:
+        self.settings = settings
+        self.sums: dict[str, Tensor] = {}
+        super().__init__(
+            model=scorer, args=args, train_dataset=examples, data_collator=collate, **kwargs
+        )
+
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Tensor:
+        """The micro-batch's share of the global batch's loss, scalar.
+
+        MLE is a mean over the continuation tokens of the global batch, the others a mean over its
+        examples. Shares add up over micro-batches; several processes are averaged, hence their number.
+        """
+        mask, batch_tokens = inputs.pop("mask"), inputs.pop("batch_tokens")
+        reference_logps = inputs.pop("reference_logps", None)
+        policy_logps: Tensor = model(**inputs)
+        if self.settings.objective == "mle":
+            loss = -policy_logps[:, 0].sum() / batch_tokens
+        else:
+            objective = OBJECTIVES[self.settings.objective]
+            beta = self.settings.beta
+            share = len(policy_logps) / self.settings.batch
+            loss = objective(policy_logps, reference_logps, beta, mask) * share
+            with torch.no_grad():
+                self._count(policy_logps.detach(), reference_logps, mask, share)
+                expected = objective(reference_logps, reference_logps, beta, mask) * share
+                self._add("loss_at_reference", expected)
+        self._add("loss", loss.detach())
+        return loss * self.accelerator.num_processes
+
+    def _count(self, policy_logps: Tensor, reference_logps: Tensor, mask: Tensor, share: float) -> None:
+        """Rewards, margins, accuracy and log-probabilities, means over the global batch's examples."""
+        rewards = losses.implicit_rewards(policy_logps, reference_logps, self.settings.beta)
+        negatives = mask[:, 1:]
+        count = negatives.sum(-1).clamp(min=1)
+        rejected = (rewards[:, 1:] * negatives).sum(-1) / count
+        rejected_logps = (policy_logps[:, 1:] * negatives).sum(-1) / count
+        best = rewards[:, 1:].masked_fill(~negatives, -math.inf).amax(-1)
+        for name, values in {
+            "reward_chosen": rewards[:, 0],
+            "reward_rejected": rejected,
+            "margin": rewards[:, 0] - rejected,
+            "accuracy": (rewards[:, 0] > best).float(),
+            "logps_chosen": policy_logps[:, 0],
+            "logps_rejected": rejected_logps,
+        }.items():
+            self._add(name, values.mean() * share)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Transformers' log line with the means of the step in it; refuses a broken step."""
+        if self.sums and "loss" in logs:
+            step = {
+                name: float(self.accelerator.reduce(value, "sum")) for name, value in self.sums.items()
+            }
+            self.sums.clear()
+            self._check(step)
+            logs = {**logs, **step}
+        super().log(logs, start_time)
+
+    def _check(self, step: dict[str, float]) -> None:
+        number = self.state.global_step
+        if not math.isfinite(step["loss"]):
+            raise TrainingError(
+                f"{self.settings.description}: the loss is {step['loss']} at step {number}. "
+                "Lower the learning rate or beta, or look at the batch's examples."
+            )
+        if number == 1 and "loss_at_reference" in step:
+            gap = abs(step["loss"] - step["loss_at_reference"])
+            bound = FIRST_LOSS_BOUND[self.settings.precision]
+            if gap > bound and self.settings.objective != "ranking_nce":
+                raise TrainingError(
+                    f"{self.settings.description}: the first loss is {step['loss']:.4f}, but a policy that "
+                    f"equals its reference has {step['loss_at_reference']:.4f} (ln K, or ln K! when ranked, "
+                    f"if nothing is masked). Their distance {gap:.2g} is above {bound:g}: policy and "
+                    "reference were not scored alike."
+                )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(self.train_dataset)  # the plan is the order
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The inner model's own format: a from_pretrained folder, tied weights stored once.
+        self._inner().save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        # Not strict: a tied head is stored once, under the embedding's name.
+        unexpected = self._inner().load_state_dict(weights, strict=False).unexpected_keys
+        if unexpected:
+            raise TrainingError(f"{resume_from_checkpoint} does not fit the model: {unexpected[:3]}")
+
+    def _inner(self) -> Any:
+        return self.accelerator.unwrap_model(self.model).model
+
+
+class _Progress(TrainerCallback):
+    """A sparse progress bar, and a checkpoint every so many minutes."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings = settings
+        self.saved = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = progress_bar(state.max_steps, self.settings.description)
+        self.bar.update(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(1)
+        minutes = (time.monotonic() - self.saved) / 60
+        if minutes >= self.settings.checkpoint_minutes and state.global_step < state.max_steps:
+            control.should_save = True
+            self.saved = time.monotonic()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def train(
+    model: Any, examples: Sequence[TrainingExample], settings: TrainingSettings,
+    output: Path, partial: Path,
+) -> list[dict[str, float]]:
+    """Train `model` in place on `steps x batch` planned examples and save it under `output`.
+
+    `output` becomes a `from_pretrained` folder with `history.jsonl`, one line a step. Unfinished work
+    is kept under `partial` and taken up from there, to the same final weights.
+
+    Raises:
+        ValueError: the number of examples is not `steps x batch`, or the objective is unknown.
+        TrainingError: the loss is not finite, or does not start at its value for policy = reference.
+    """
+    if settings.objective != "mle" and settings.objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective '{settings.objective}'; known: mle, {', '.join(OBJECTIVES)}")
+    if len(examples) != settings.steps * settings.batch:
+        raise ValueError(
+            f"the plan is {settings.steps} steps of {settings.batch}, there are {len(examples)} examples"
+        )
+    scorer = GroupScorer(model, settings.precision, settings.fp32_head)
+    trainer = SequenceTrainer(
+        scorer, PlannedExamples(examples, settings.batch), settings,
+        args=_training_arguments(settings, partial), callbacks=[_Progress(settings)],
+    )
+    # Our one bar replaces the two that transformers draws.
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("ProgressCallback", "NotebookProgressCallback", "PrinterCallback"):
+            trainer.remove_callback(callback)
+    trainer.train(resume_from_checkpoint=_last_good_checkpoint(partial))
+    model.save_pretrained(output)
+    history = [line for line in trainer.state.log_history if "loss" in line]
+    with open(output / "history.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in history)
+    return history
+
+
+def micro_batch(batch: int, k: int, longest: int, tokens: int, processes: int = 1) -> int:
+    """The largest divisor of a process's share of `batch` whose K x `longest` tokens fit in `tokens`."""
+    share = batch // processes
+    return max(
+        size for size in range(1, share + 1)
+        if share % size == 0 and (size == 1 or size * k * longest <= tokens)
+    )
+
+
+def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.batch // settings.micro_batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        max_grad_norm=settings.clip,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        save_total_limit=1,
+        seed=settings.seed,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _last_good_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: its state file, written last, can be read."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in reversed(found):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
