@@ -280,7 +280,8 @@ def tokenize(
         if over_long == "refuse":
             raise DataError(
                 f"example {example.id}: {reason}. It has {len(prefix_ids)} + "
-                f"{len(continuation_ids)} tokens; the limits are {max_prefix_tokens} + {max_continuation_tokens}"
+                f"{len(continuation_ids)} tokens; the limits are "
+                f"{max_prefix_tokens} + {max_continuation_tokens}"
                 + (f" and {max_total_tokens} in all" if max_total_tokens is not None else "")
                 + ". Shorten it, raise the limit, or set over_long to drop or truncate."
             )

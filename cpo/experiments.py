@@ -1,108 +1,760 @@
-"""From recipes to artifacts: base models, references, negatives, trained models, ensembles, generations."""
+"""From recipes to artifacts: references, negatives, trained models, ensembles, generations,
+verdicts.
+
+A `Suite` is one profile over one store. Ask it for a row of the paper and it makes what is
+missing, in any order, from any notebook; what is made once is found again.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
-from cpo import data
-from cpo.logprobs import Group
+from cpo import costs, data, judging, metrics
+from cpo.ensembling import interpolate
+from cpo.generation import generate
+from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.memory import keep_freed_memory
+from cpo.negatives import Planned as PlannedRows
+from cpo.negatives import draw_negatives, sampler_identity
+from cpo.paper import ROWS, Row, continued_mle
 from cpo.plan import plan_batches
-from cpo.profiles import ROOT, Profile, load_profile
-from cpo.store import Recipe, Store
+from cpo.profiles import ROOT, Profile, load_profile, nearest
+from cpo.progress import progress_bar
+from cpo.ranking import embed_texts, minilm, rank_candidates
+from cpo.recipes import (
+    BaseModelRecipe,
+    EnsembleRecipe,
+    ExamplesRecipe,
+    ExternalModelRecipe,
+    GenerationsRecipe,
+    MeasuresRecipe,
+    ModelRecipe,
+    NegativesRecipe,
+    VerdictsRecipe,
+)
+from cpo.store import Recipe, Store, hash_folder
 from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
+from cpo.world import oracle_score
+
+ReferenceName = Literal["reference", "ablation_reference"]
 
 
 @dataclass(frozen=True)
-class BaseModelRecipe(Recipe):
-    """A base model and its tokenizer, made from scratch on packed text with a cosine schedule."""
+class Artifact:
+    """A model folder of the store, loadable with `from_pretrained`, and the recipe that made it."""
 
-    stage: ClassVar[str] = "base_model"
-    version: ClassVar[int] = 1
+    name: str
+    recipe: Recipe
+    path: Path
 
-    config: dict[str, str | int | float | bool]
-    texts: str
-    vocabulary: int
-    steps: int
-    batch: int
-    block_tokens: int
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    betas: tuple[float, float]
-    clip: float
-    precision: str
-    seed: int
+    def load(self) -> Any:
+        """The causal language model, fp32, in evaluation mode, on the GPU where there is one."""
+        model = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=torch.float32, use_safetensors=True
+        )
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+class Negatives:
+    """The planned rows of one CPO training, with their candidates, order and reference values.
+
+    N planned rows, K columns, column 0 the ground truth. Arrays: `mask` bool, `order` int, best
+    first, `similarities` and `reference_logps` float32, all `[N, K]`.
+    """
+
+    def __init__(self, folder: Path, prefixes: Sequence[Sequence[int]], tokenizer: Any) -> None:
+        arrays = np.load(folder / "negatives.npz")
+        self.mask, self.order = arrays["mask"], arrays["order"]
+        self.similarities, self.reference_logps = arrays["similarities"], arrays["reference_logps"]
+        self._tokens, self._lengths = arrays["tokens"], arrays["lengths"]
+        self._starts = np.concatenate([[0], self._lengths.ravel().cumsum()])
+        self.report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
+        self.kinds: list[str] = self.report["kinds"]
+        self.prefixes = prefixes
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def candidates(self, row: int) -> list[tuple[int, ...]]:
+        """The K continuations of a planned row as ids, in column order; a masked one is empty."""
+        k = len(self.kinds)
+        bounds = self._starts[row * k : row * k + k + 1]
+        return [
+            tuple(self._tokens[a:b].tolist()) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+
+    def texts(self, row: int) -> list[str]:
+        """The K continuations of a planned row as text, in column order."""
+        return self.tokenizer.batch_decode(self.candidates(row), skip_special_tokens=True)
+
+    def training_examples(self, ranked: bool) -> Sequence[TrainingExample]:
+        """What a training sees: the columns in their order, best first when ranked."""
+        columns = self.order if ranked else np.tile(np.arange(len(self.kinds)), (len(self), 1))
+        examples = []
+        for row, order in enumerate(columns):
+            candidates = self.candidates(row)
+            examples.append(
+                TrainingExample(
+                    Group(self.prefixes[row], [candidates[column] for column in order]),
+                    self.mask[row, order].tolist(),
+                    self.reference_logps[row, order].tolist(),
+                )
+            )
+        return examples
 
 
 class Suite:
-    def __init__(self, profile: Profile, store: Store) -> None:
+    """One profile over one store: every artifact of the paper's rows, made on demand."""
+
+    def __init__(self, profile: Profile, store: Store, output: Path) -> None:
         self.profile = profile
         self.store = store
-        self.seed = 0
+        self.output = output
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
         keep_freed_memory()
+
+    @classmethod
+    def open(
+        cls, profile: str = "tiny", overrides: Sequence[str] = (), output: str | Path = ""
+    ) -> Suite:
+        """A suite by profile name; `output` is where tables and figures go, by default a scratch
+        folder.
+
+        The store is `artifacts/` in the checkout, or what CPO_ARTIFACTS names.
+
+        Raises:
+            ProfileError: as `load_profile`.
+        """
+        loaded = load_profile(profile, overrides)
+        root = Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts")
+        folder = Path(output) if output else root / "figures" / loaded.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(loaded, Store(root), folder)
+
+    def plan(self) -> list[costs.Planned]:
+        """Every artifact that the profile's rows need, made or not, with what it costs."""
+        return costs.plan(self)
+
+    # --- Data -------------------------------------------------------------------------------------
+
+    @cached_property
+    def instructions(self) -> data.InstructionTask:
+        """The instruction pairs, split; the same split for every model and seed."""
+        settings = self.profile.instructions
+        return data.load_instructions(
+            settings.source,
+            settings.path,
+            seed=0,
+            validation_rows=settings.validation_rows,
+            test_prompts=settings.test_prompts,
+            train_rows=settings.train_rows,
+            on_bad_row=settings.on_bad_row,
+        )
 
     @cached_property
     def articles(self) -> data.ArticleTask:
+        """The articles, split."""
         settings = self.profile.articles
         return data.load_articles(
-            settings.source, settings.path, seed=0,
-            validation_articles=settings.validation_articles, test_articles=settings.test_articles,
+            settings.source,
+            settings.path,
+            seed=0,
+            validation_articles=settings.validation_articles,
+            test_articles=settings.test_articles,
         )
 
-    def base_model(self, name: str) -> tuple[Recipe, Path]:
-        """The base model `name` of the profile."""
-        model = self.profile.models[name]
-        settings, optimiser = model.pretraining, self.profile.optimiser
-        assert settings is not None and model.config is not None
-        texts = [article.text for article in self.articles.train]
+    def tokenizer(self, model: str) -> Any:
+        """The tokenizer of a base model."""
+        return AutoTokenizer.from_pretrained(self.base_model(model).path)
+
+    def tokenized(self, model: str, split: str) -> list[data.TokenizedExample]:
+        """A split of the pairs as ids for one model.
+
+        Training rows follow the profile's `over_long`; in validation and test only an over-long
+        prefix drops a row, so that the judged prompts do not depend on how long their recorded
+        response is.
+        """
+        key = (model, split)
+        if key not in self._tokenized:
+            settings = self.profile.instructions
+            self._tokenized[key], self.token_reports[key] = data.tokenize(
+                getattr(self.instructions, split),
+                self.tokenizer(model),
+                max_prefix_tokens=settings.max_prefix_tokens,
+                max_continuation_tokens=settings.max_continuation_tokens,
+                over_long=settings.over_long if split == "train" else "truncate",
+            )
+        return self._tokenized[key]
+
+    @cached_property
+    def _tokenized(self) -> dict[tuple[str, str], list[data.TokenizedExample]]:
+        return {}
+
+    @cached_property
+    def token_reports(self) -> dict[tuple[str, str], data.LoadReport]:
+        """What tokenising dropped or cut, by (model, split), for the splits asked for so far."""
+        return {}
+
+    @cached_property
+    def test_examples(self) -> list[data.Example]:
+        """The judged prompts: those of the test split that fit every model of the profile."""
+        return self._fitting("test")
+
+    @cached_property
+    def validation_examples(self) -> list[data.Example]:
+        """The validation prompts that fit every model; the only ones a setting is chosen on."""
+        return self._fitting("validation")
+
+    def _fitting(self, split: str) -> list[data.Example]:
+        kept = [{one.id for one in self.tokenized(model, split)} for model in self.profile.models]
+        return [
+            one for one in getattr(self.instructions, split) if all(one.id in ids for ids in kept)
+        ]
+
+    # --- Recipes ----------------------------------------------------------------------------------
+
+    def base_recipe(self, name: str) -> BaseModelRecipe | ExternalModelRecipe:
+        """The recipe of a base model: pretrained here, or a folder or hub name from elsewhere."""
+        model, optimiser = self.profile.models[name], self.profile.optimiser  # type: ignore[index]
+        if model.pretrained is not None:
+            return ExternalModelRecipe(_external_content(model.pretrained))
+        settings = model.pretraining
+        assert settings is not None and model.config is not None  # the profile's own check
         digest = data.content_hash(self.articles.train)
-        recipe = BaseModelRecipe(
-            config=model.config, texts=digest, vocabulary=settings.vocabulary, steps=settings.steps,
-            batch=settings.batch, block_tokens=settings.block_tokens,
-            learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
-            weight_decay=optimiser.weight_decay, betas=optimiser.betas, clip=optimiser.clip,
-            precision=optimiser.precision, seed=self.seed,
+        if settings.instructions:
+            digest += data.content_hash(self.instructions.train)
+        return BaseModelRecipe(
+            config=model.config,
+            texts=digest,
+            vocabulary=settings.vocabulary,
+            steps=settings.steps,
+            batch=settings.batch,
+            block_tokens=settings.block_tokens,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=optimiser.weight_decay,
+            betas=optimiser.betas,
+            clip=optimiser.clip,
+            precision=optimiser.precision,
+            seed=0,
+        )
+
+    def examples_recipe(self, model: str, split: str = "train") -> ExamplesRecipe:
+        """What names a split of the pairs, as one model tokenises it."""
+        settings = self.profile.instructions
+        return ExamplesRecipe(
+            base=self.base_recipe(model),
+            data=self.instructions.content_hash,
+            split=split,
+            max_prefix_tokens=settings.max_prefix_tokens,
+            max_continuation_tokens=settings.max_continuation_tokens,
+            over_long=settings.over_long,
+        )
+
+    def reference_recipe(self, model: str, which: ReferenceName, seed: int = 0) -> ModelRecipe:
+        """MLE from the base model: the paper's 2,000 steps, or figure 1's 1,000."""
+        stage = getattr(self.profile, which)
+        return self._mle_recipe(
+            self.base_recipe(model), model, stage.steps, stage.batch, stage.learning_rate, seed
+        )
+
+    def negatives_recipe(self, row: Row, seed: int = 0) -> NegativesRecipe:
+        """The negatives of a CPO row, drawn from its reference on its batch plan."""
+        assert row.negatives is not None
+        mixture = self.profile.negatives[row.negatives]
+        return NegativesRecipe(
+            reference=self.reference_recipe(row.model, row.reference, seed),
+            examples=self.examples_recipe(row.model),
+            mixture={sampler_identity(kind): count for kind, count in mixture.items()},
+            steps=self.profile.continuation.steps[row.steps],
+            batch=self.profile.continuation.batch,
+            embedder=self.profile.embedder,
+            generation_batch=self.profile.generation_batch,
+            precision=self.profile.optimiser.precision,
+            seed=seed,
+        )
+
+    def model_recipe(self, row: Row, seed: int = 0) -> ModelRecipe | EnsembleRecipe:
+        """The recipe of a row's model: continued MLE, CPO, or an ensemble of the two."""
+        if row.alpha:
+            end = dataclasses.replace(row, alpha=0.0)
+            return EnsembleRecipe(
+                self.model_recipe(continued_mle(row), seed), self.model_recipe(end, seed), row.alpha
+            )
+        settings = self.profile.continuation
+        steps, start = (
+            settings.steps[row.steps],
+            self.reference_recipe(row.model, row.reference, seed),
+        )
+        if row.objective == "mle":
+            return self._mle_recipe(
+                start, row.model, steps, settings.batch, settings.learning_rate["mle"], seed
+            )
+        return dataclasses.replace(
+            self._mle_recipe(
+                start, row.model, steps, settings.batch, settings.learning_rate["cpo"], seed
+            ),
+            negatives=self.negatives_recipe(row, seed),
+            objective=row.objective,
+            beta=settings.beta,
+        )
+
+    def _mle_recipe(
+        self, start: Recipe, model: str, steps: int, batch: int, learning_rate: float, seed: int
+    ) -> ModelRecipe:
+        optimiser = self.profile.optimiser
+        return ModelRecipe(
+            start=start,
+            examples=self.examples_recipe(model),
+            negatives=None,
+            objective="mle",
+            beta=0.0,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            weight_decay=optimiser.weight_decay,
+            betas=optimiser.betas,
+            clip=optimiser.clip,
+            precision=optimiser.precision,
+            seed=seed,
+        )
+
+    def generations_recipe(
+        self, model: Recipe, decoding: str = "greedy", seed: int = 0
+    ) -> GenerationsRecipe:
+        """One continuation of each judged prompt by a model."""
+        options = self.profile.decoding[decoding].model_dump(exclude_none=True)
+        return GenerationsRecipe(
+            model=model,
+            prompts=data.content_hash(self.instructions.test),
+            decoding=options,
+            max_new_tokens=self.profile.instructions.max_continuation_tokens,
+            batch=self.profile.generation_batch,
+            precision=self.profile.optimiser.precision,
+            seed=seed,
+        )
+
+    # --- Models -----------------------------------------------------------------------------------
+
+    def base_model(self, name: str) -> Artifact:
+        """A base model with its tokenizer, pretrained here unless the profile names a folder."""
+        recipe = self.base_recipe(name)
+        if isinstance(recipe, ExternalModelRecipe):
+            return Artifact(
+                name, recipe, _external_folder(str(self.profile.models[name].pretrained))
+            )  # type: ignore[index]
+        return Artifact(
+            name,
+            recipe,
+            self.store.get_or_make(
+                recipe, lambda folder: self._make_base_model(recipe, name, folder)
+            ),
+        )
+
+    def reference(self, model: str, which: ReferenceName = "reference", seed: int = 0) -> Artifact:
+        """The reference pi_ref: the base model after MLE on the training pairs."""
+        recipe = self.reference_recipe(model, which, seed)
+        name = f"{which}/{model}"
+        return self._trained(recipe, name, model, lambda: self.base_model(model), None)
+
+    def model(self, row_id: str, seed: int = 0) -> Artifact:
+        """The model of a row of the paper; also `reference/llama` and `ablation_reference/gpt2`.
+
+        Raises:
+            KeyError: no such row; the message names the nearest.
+        """
+        if row_id.startswith(("reference/", "ablation_reference/")):
+            which, model = row_id.split("/")
+            return self.reference(model, which, seed)  # type: ignore[arg-type]
+        row = self.row(row_id)
+        recipe = self.model_recipe(row, seed)
+        if isinstance(recipe, EnsembleRecipe):
+            return self._ensemble(recipe, row, seed)
+        return self._trained(
+            recipe,
+            row_id,
+            row.model,
+            lambda: self.reference(row.model, row.reference, seed),
+            row if recipe.negatives else None,
+        )
+
+    def row(self, row_id: str) -> Row:
+        """A row of the paper by its id."""
+        if row_id not in ROWS:
+            raise KeyError(f"no row '{row_id}'.{nearest(row_id, ROWS)}")
+        return ROWS[row_id]
+
+    def history(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
+        """What training logged, a dict a step; for an ensemble, that of its CPO end."""
+        row = ROWS.get(row_id)
+        if row is not None and row.alpha:
+            row_id = next(
+                one.id
+                for one in ROWS.values()
+                if one == dataclasses.replace(row, id=one.id, alpha=0.0, paper=one.paper)
+            )
+        path = self.model(row_id, seed).path / "history.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+    def _make_base_model(self, recipe: BaseModelRecipe, name: str, folder: Path) -> None:
+        texts = [article.text for article in self.articles.train]
+        if self.profile.models[name].pretraining.instructions:  # type: ignore[index, union-attr]
+            texts += [one.prefix + one.continuation for one in self.instructions.train]
+        tokenizer = data.train_tokenizer(texts, recipe.vocabulary)
+        torch.manual_seed(recipe.seed)
+        config = {key: value for key, value in recipe.config.items() if key != "model_type"}
+        network = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                recipe.config["model_type"],
+                **config,
+                vocab_size=len(tokenizer),
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            ),
+            dtype=torch.float32,
+        )
+        tokenizer.save_pretrained(folder)
+        blocks = data.pack_articles(texts, tokenizer, recipe.block_tokens)
+        plan = plan_batches(len(blocks), recipe.steps, recipe.batch, recipe.seed)
+        rows = [blocks[index].tolist() for index in plan.flatten()]
+        examples = [TrainingExample(Group(row[:1], [row[1:]])) for row in rows]
+        settings = self._settings(recipe, examples, f"pretraining {name}")
+        settings = dataclasses.replace(
+            settings, schedule="cosine", warmup_steps=recipe.warmup_steps, fp32_head=False
+        )
+        train(network, examples, settings, folder, self.store.partial(recipe))
+
+    def _trained(
+        self, recipe: ModelRecipe, name: str, model: str, start: Any, contrasted: Row | None
+    ) -> Artifact:
+        def make(folder: Path) -> None:
+            if contrasted is None:
+                rows = self.tokenized(model, "train")
+                plan = plan_batches(len(rows), recipe.steps, recipe.batch, recipe.seed).flatten()
+                examples: Sequence[TrainingExample] = [
+                    TrainingExample(Group(rows[i].prefix_ids, [rows[i].continuation_ids]))
+                    for i in plan
+                ]
+            else:
+                negatives = self.negatives(contrasted.id, recipe.seed)
+                examples = negatives.training_examples(ranked=recipe.objective == "ranked_cpo")
+            settings = self._settings(recipe, examples, f"training {name}")
+            train(start().load(), examples, settings, folder, self.store.partial(recipe))
+            self.tokenizer(model).save_pretrained(folder)
+
+        return Artifact(name, recipe, self.store.get_or_make(recipe, make))
+
+    def _settings(
+        self,
+        recipe: BaseModelRecipe | ModelRecipe,
+        examples: Sequence[TrainingExample],
+        description: str,
+    ) -> TrainingSettings:
+        optimiser = self.profile.optimiser
+        contrast = recipe if isinstance(recipe, ModelRecipe) else None
+        return TrainingSettings(
+            contrast.objective if contrast else "mle",
+            recipe.steps,
+            recipe.batch,
+            recipe.learning_rate,
+            beta=contrast.beta if contrast else 0.0,
+            weight_decay=recipe.weight_decay,
+            betas=recipe.betas,
+            clip=recipe.clip,
+            precision=recipe.precision,
+            seed=recipe.seed,
+            micro_batch=_micro_batch(
+                [one.group for one in examples], recipe.batch, optimiser.micro_batch_tokens
+            ),
+            checkpoint_minutes=optimiser.checkpoint_minutes,
+            description=description,
+        )
+
+    def _ensemble(self, recipe: EnsembleRecipe, row: Row, seed: int) -> Artifact:
+        def make(folder: Path) -> None:
+            end = dataclasses.replace(row, id=f"{row.id} (CPO end)", alpha=0.0)
+            cpo = self._trained(
+                recipe.cpo,
+                end.id,
+                row.model,  # type: ignore[arg-type]
+                lambda: self.reference(row.model, row.reference, seed),
+                row,
+            )
+            mle = self.model(continued_mle(row).id, seed)
+            interpolate(mle.load(), cpo_model := cpo.load(), recipe.alpha)
+            cpo_model.save_pretrained(folder)
+            self.tokenizer(row.model).save_pretrained(folder)
+
+        return Artifact(row.id, recipe, self.store.get_or_make(recipe, make))
+
+    # --- Negatives --------------------------------------------------------------------------------
+
+    def negatives(self, row_id: str, seed: int = 0) -> Negatives:
+        """The negatives of a CPO row: candidates, order and reference values, made once on the
+        plan.
+
+        Raises:
+            ValueError: the row trains without negatives.
+        """
+        row = self.row(row_id)
+        if row.negatives is None:
+            raise ValueError(f"{row_id} is trained without negatives")
+        recipe = self.negatives_recipe(row, seed)
+        folder = self.store.get_or_make(
+            recipe, lambda path: self._make_negatives(recipe, row, seed, path)
+        )
+        rows = self.tokenized(row.model, "train")
+        plan = plan_batches(len(rows), recipe.steps, recipe.batch, recipe.seed).flatten()
+        return Negatives(folder, [rows[i].prefix_ids for i in plan], self.tokenizer(row.model))
+
+    def _make_negatives(self, recipe: NegativesRecipe, row: Row, seed: int, folder: Path) -> None:
+        model = self.reference(row.model, row.reference, seed).load()
+        tokenizer = self.tokenizer(row.model)
+        rows = self.tokenized(row.model, "train")
+        plan = plan_batches(len(rows), recipe.steps, recipe.batch, recipe.seed).flatten()
+        planned = PlannedRows(
+            prefixes=[rows[i].prefix_ids for i in plan],
+            continuations=[rows[i].continuation_ids for i in plan],
+            has_eos=[rows[i].has_eos for i in plan],
+            batch=recipe.batch,
+            model=model,
+            eos_token_id=tokenizer.eos_token_id,
+            max_continuation_tokens=recipe.examples.max_continuation_tokens,
+            precision=recipe.precision,
+            generation_batch=recipe.generation_batch,
+        )
+        drawn = draw_negatives(planned, self.profile.negatives[str(row.negatives)], seed)
+        mask = torch.tensor(drawn.mask)
+        texts = [
+            text
+            for group in drawn.candidates
+            for text in tokenizer.batch_decode(group, skip_special_tokens=True)
+        ]
+        embeddings = embed_texts(texts, minilm(recipe.precision)).view(*mask.shape, -1)
+        order, similarities = rank_candidates(embeddings, mask)
+        groups = [Group(*pair) for pair in zip(planned.prefixes, drawn.candidates, strict=True)]
+        tokens_at_once = self.profile.optimiser.micro_batch_tokens
+        # The training's own micro-batches: the same shapes give the same values, and a first loss
+        # of ln K.
+        size = _micro_batch(groups, recipe.batch, tokens_at_once)
+        reference_logps = score_groups(
+            model, groups, recipe.precision, size, "reference log-probabilities"
+        )
+        flat = [ids for group in drawn.candidates for ids in group]
+        np.savez(
+            folder / "negatives.npz",
+            tokens=np.array([token for ids in flat for token in ids], dtype=np.int32),
+            lengths=np.array([len(ids) for ids in flat], dtype=np.int32).reshape(mask.shape),
+            mask=mask.numpy(),
+            order=order.numpy().astype(np.int16),
+            similarities=similarities.numpy(),
+            reference_logps=reference_logps.numpy(),
+        )
+        ties = (similarities[:, 1:] > 1 - 1e-5) & mask[:, 1:]
+        report = {
+            "kinds": drawn.kinds,
+            "by_kind": {kind: dataclasses.asdict(one) for kind, one in drawn.reports.items()},
+            "tied_with_truth": float(ties.sum() / mask[:, 1:].sum().clamp(min=1)),
+        }
+        (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+    # --- Generations, verdicts, measures ----------------------------------------------------------
+
+    def generations(self, row_id: str, decoding: str = "greedy", seed: int = 0) -> list[str]:
+        """What a row's model answers to the judged prompts, aligned with `test_examples`."""
+        recipe = self._generations_recipe_of(row_id, decoding, seed)
+        return [one["text"] for one in self._generated(row_id, recipe, seed)]
+
+    def verdicts(
+        self, row_id: str, decoding: str = "greedy", seed: int = 0
+    ) -> judging.Verdicts | None:
+        """The profile's judge on a row's generations against the recorded responses; None without
+        one."""
+        if self.profile.judge.kind == "none":
+            return None
+        judge = self.profile.judge.kind
+        recipe = VerdictsRecipe(self._generations_recipe_of(row_id, decoding, seed), judge, seed)
+
+        def make(folder: Path) -> None:
+            texts = self.generations(row_id, decoding, seed)
+            judging.judge_responses(judge, self.test_examples, texts, seed).to_jsonl(
+                folder / "verdicts.jsonl"
+            )
+
+        return judging.Verdicts.from_jsonl(self.store.get_or_make(recipe, make) / "verdicts.jsonl")
+
+    def measures(self, row_id: str, seed: int = 0) -> dict[str, metrics.Estimate]:
+        """The automatic measures of a row under greedy decoding, each with its 95 % interval."""
+        model = (
+            row_id.split("/")[1]
+            if row_id.split("/")[0].endswith("reference")
+            else self.row(row_id).model
+        )
+        recipe = MeasuresRecipe(
+            self._generations_recipe_of(row_id, "greedy", seed),
+            self.examples_recipe(model, "test"),
+            self.base_recipe(model),
+            self.profile.mauve.model_dump(),
         )
 
         def make(folder: Path) -> None:
-            tokenizer = data.train_tokenizer(texts, settings.vocabulary)
-            config = {**model.config}  # type: ignore[dict-item]
-            torch.manual_seed(self.seed)
-            network = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(
-                    config.pop("model_type"), **config, vocab_size=len(tokenizer),
-                    bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id,
-                ),
-                dtype=torch.float32,
-            )
-            tokenizer.save_pretrained(folder)
-            blocks = data.pack_articles(texts, tokenizer, settings.block_tokens)
-            plan = plan_batches(len(blocks), settings.steps, settings.batch, self.seed)
-            rows = [blocks[index].tolist() for index in plan.flatten()]
-            examples = [TrainingExample(Group(row[:1], [row[1:]])) for row in rows]
-            train(
-                network, examples,
-                TrainingSettings(
-                    "mle", settings.steps, settings.batch, settings.learning_rate,
-                    weight_decay=optimiser.weight_decay, betas=optimiser.betas, clip=optimiser.clip,
-                    schedule="cosine", warmup_steps=settings.warmup_steps,
-                    precision=optimiser.precision, fp32_head=False, seed=self.seed,
-                    micro_batch=micro_batch(
-                        settings.batch, 1, settings.block_tokens, optimiser.micro_batch_tokens
-                    ),
-                    checkpoint_minutes=optimiser.checkpoint_minutes,
-                    description=f"pretraining {name}",
-                ),
-                folder, self.store.partial(recipe),
-            )
+            measured = self._measure(row_id, model, recipe, seed)
+            lines = {name: dataclasses.asdict(estimate) for name, estimate in measured.items()}
+            (folder / "measures.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
 
-        return recipe, self.store.get_or_make(recipe, make)
+        path = self.store.get_or_make(recipe, make) / "measures.json"
+        return {
+            name: metrics.Estimate(**one)
+            for name, one in json.loads(path.read_text("utf-8")).items()
+        }
+
+    def _generations_recipe_of(self, row_id: str, decoding: str, seed: int) -> GenerationsRecipe:
+        if row_id.split("/")[0].endswith("reference"):
+            which, model = row_id.split("/")
+            recipe: Recipe = self.reference_recipe(model, which, seed)  # type: ignore[arg-type]
+        else:
+            recipe = self.model_recipe(self.row(row_id), seed)
+        return self.generations_recipe(recipe, decoding, seed)
+
+    def _generated(self, row_id: str, recipe: GenerationsRecipe, seed: int) -> list[dict[str, Any]]:
+        """Lines of `generations.jsonl`: id, ids, text."""
+
+        def make(folder: Path) -> None:
+            artifact = self.model(row_id, seed)
+            tokenizer = AutoTokenizer.from_pretrained(artifact.path)
+            model_name = row_id.split("/")[1] if row_id not in ROWS else ROWS[row_id].model
+            wanted = {one.id for one in self.test_examples}
+            rows = [one for one in self.tokenized(model_name, "test") if one.id in wanted]
+            found = generate(
+                artifact.load(),
+                [one.prefix_ids for one in rows],
+                eos_token_id=tokenizer.eos_token_id,
+                max_new_tokens=recipe.max_new_tokens,
+                batch=recipe.batch,
+                seed=recipe.seed,
+                precision=recipe.precision,
+                lengths=[len(one.continuation_ids) for one in rows],
+                description=f"generating {row_id}",
+                **recipe.decoding,
+            )
+            with open(folder / "generations.jsonl", "w", encoding="utf-8") as file:
+                for row, (ids,) in zip(rows, found, strict=True):
+                    text = tokenizer.decode(ids, skip_special_tokens=True)
+                    file.write(json.dumps({"id": row.id, "ids": ids, "text": text}) + "\n")
+
+        path = self.store.get_or_make(recipe, make) / "generations.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+    def _measure(
+        self, row_id: str, model: str, recipe: MeasuresRecipe, seed: int
+    ) -> dict[str, metrics.Estimate]:
+        lines = self._generated(row_id, recipe.generations, seed)
+        tokenizer = self.tokenizer(model)
+        eos = tokenizer.eos_token_id
+        generated = [[one for one in line["ids"] if one != eos] for line in lines]
+        wanted = {example.id for example in self.test_examples}
+        truths = [one for one in self.tokenized(model, "test") if one.id in wanted]
+        recorded = [[one for one in row.continuation_ids if one != eos] for row in truths]
+        groups = [Group(row.prefix_ids, [row.continuation_ids]) for row in truths]
+        scores = score_groups(
+            self.model(row_id, seed).load(),
+            groups,
+            recipe.generations.precision,
+            recipe.scoring_batch,
+            "held-out loss",
+        )[:, 0].numpy()
+        tokens = np.array([len(row.continuation_ids) for row in truths])
+        measured = {
+            "held_out_loss": metrics.token_mean_loss(scores, tokens),
+            "tokens": metrics.mean_estimate([len(ids) for ids in generated]),
+            "repeated_4grams": metrics.mean_estimate(
+                [metrics.repeated_ngrams(ids, 4) for ids in generated]
+            ),
+            "word_f1": metrics.mean_estimate(
+                [
+                    metrics.word_f1(line["text"], example.continuation)
+                    for line, example in zip(lines, self.test_examples, strict=True)
+                ]
+            ),
+        }
+        if self.profile.judge.kind == "oracle":
+            measured["oracle_grade"] = metrics.mean_estimate(
+                [
+                    oracle_score(example.source, line["text"])
+                    for line, example in zip(lines, self.test_examples, strict=True)
+                ]
+            )
+        if self.profile.mauve.features == "base_model":
+            encoder, width = self.base_model(model).load(), self.profile.mauve.max_text_tokens
+            # One length for all: an empty generation is a single EOS, not dropped.
+            p, q = (
+                metrics.last_token_features(encoder, [(ids or [eos])[:width] for ids in texts])
+                for texts in (recorded, generated)
+            )
+            measured["mauve"] = metrics.mauve_score(
+                p, q, seeds=tuple(range(self.profile.mauve.seeds))
+            )
+        return measured
+
+
+def score_groups(
+    model: Any, groups: Sequence[Group], precision: str, batch: int, description: str
+) -> torch.Tensor:
+    """Log-probabilities of groups of K continuations, `[N, K]`, fp32, on the CPU, without
+    gradient."""
+    scorer = GroupScorer(model, precision)
+    scored = []
+    with progress_bar(len(groups), description, "prompt") as bar, torch.inference_mode():
+        for start in range(0, len(groups), batch):
+            part = collate_groups(groups[start : start + batch])
+            scored.append(
+                scorer(**{name: one.to(model.device) for name, one in part.items()}).cpu()
+            )
+            bar.update(min(batch, len(groups) - start))
+    return torch.cat(scored)
+
+
+def _micro_batch(groups: Sequence[Group], batch: int, tokens: int) -> int:
+    longest = max(len(group.prefix_ids) + max(map(len, group.continuations)) for group in groups)
+    return micro_batch(batch, len(groups[0].continuations), longest, tokens)
+
+
+def _external_folder(name: str) -> Path:
+    """The folder of a model from elsewhere: a path as it is, a hub name after fetching it.
+
+    Raises:
+        FileNotFoundError: neither a folder nor reachable on the hub; says what to do.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+        )
+    except Exception as error:
+        raise FileNotFoundError(
+            f"'{name}' is no folder here and could not be fetched from the hub ({type(error).__name__}). "
+            "Give `models.*.pretrained` the path of a transformers folder, or connect to the hub."
+        ) from error
+
+
+def _external_content(name: str) -> str:
+    folder = _external_folder(name)
+    return folder.name if not Path(name).is_dir() else hash_folder(folder)

@@ -1,7 +1,8 @@
 """From a model and groups of continuations to log-probabilities `[B, K]`: the one scoring path.
 
-Reference and policy are scored by the same module, path, precision and shapes, so that the first training
-step starts at ln K exactly. `GroupScorer` is the module that a trainer wraps: groups in, `[B, K]` out.
+Reference and policy are scored by the same module, path, precision and shapes, so that the first
+training step starts at ln K exactly. `GroupScorer` is the module that a trainer wraps: groups in,
+`[B, K]` out.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def collate_groups(groups: Sequence[Group]) -> dict[str, Tensor]:
     """Pad B groups of K continuations into tensors for `GroupScorer`.
 
     Returns:
-        `prefix_ids` `[B, P]` padded on the left and `continuation_ids` `[B, K, L]` padded on the right,
-        int64, so that a prefix ends where its continuations begin; `prefix_mask` and
+        `prefix_ids` `[B, P]` padded on the left and `continuation_ids` `[B, K, L]` padded on the
+        right, int64, so that a prefix ends where its continuations begin; `prefix_mask` and
         `continuation_mask`, bool, True on tokens. Padding is id 0 and never attended to.
 
     Raises:
@@ -40,9 +41,13 @@ def collate_groups(groups: Sequence[Group]) -> dict[str, Tensor]:
     """
     sizes = {len(group.continuations) for group in groups}
     if len(sizes) != 1:
-        raise ValueError(f"all groups of a batch need the same K, not {sorted(sizes)}; mask the rest")
+        raise ValueError(
+            f"all groups of a batch need the same K, not {sorted(sizes)}; mask the rest"
+        )
     if not all(len(group.prefix_ids) for group in groups):
-        raise ValueError("an empty prefix cannot be scored: the first token would have no condition")
+        raise ValueError(
+            "an empty prefix cannot be scored: the first token would have no condition"
+        )
     (k,) = sizes
     prefix_width = max(len(group.prefix_ids) for group in groups)
     width = max(1, max(len(one) for group in groups for one in group.continuations))
@@ -70,7 +75,8 @@ class GroupScorer(nn.Module):
 
     Args:
         model: a transformers causal language model with fp32 weights.
-        precision: "bf16" runs the transformer under autocast; the vocabulary head, its softmax and all
+        precision: "bf16" runs the transformer under autocast; the vocabulary head, its softmax and
+        all
             sums stay in fp32 either way, unless `fp32_head` is False.
         fp32_head: False lets autocast have the head too: several times faster on a processor, good
             enough for pretraining, too coarse for log-ratios.
@@ -130,10 +136,11 @@ class GroupScorer(nn.Module):
         continuation_ids: Tensor,
         continuation_mask: Tensor,
     ) -> Tensor:
-        """Teacher-forced logits for every continuation token, `[N, V]`, fp32, N the tokens in the mask.
+        """Teacher-forced logits for every continuation token, `[N, V]`, fp32, N the tokens in the
+        mask.
 
-        Row n is the distribution of token n of `continuation_ids[continuation_mask]` given what stands
-        before it. For samplers; scoring never holds this tensor whole.
+        Row n is the distribution of token n of `continuation_ids[continuation_mask]` given what
+        stands before it. For samplers; scoring never holds this tensor whole.
         """
         return self._logits(
             self._hidden_before_tokens(prefix_ids, prefix_mask, continuation_ids, continuation_mask)
@@ -149,24 +156,29 @@ class GroupScorer(nn.Module):
         """Last hidden state at the position before each continuation token, `[N, H]`."""
         k = continuation_ids.shape[1]
         # Plain repetition: every continuation carries its own copy of the prefix.
-        ids = torch.cat(
-            [prefix_ids.repeat_interleave(k, 0), continuation_ids.flatten(0, 1)], -1
-        )
+        ids = torch.cat([prefix_ids.repeat_interleave(k, 0), continuation_ids.flatten(0, 1)], -1)
         is_continuation = torch.cat(
-            [torch.zeros_like(prefix_mask).repeat_interleave(k, 0), continuation_mask.flatten(0, 1)], -1
+            [
+                torch.zeros_like(prefix_mask).repeat_interleave(k, 0),
+                continuation_mask.flatten(0, 1),
+            ],
+            -1,
         )
-        # Rotate the left padding of each row to its right end. A causal model never looks right, so no
-        # attention mask and no position ids are needed, for any architecture.
+        # Rotate the left padding of each row to its right end. A causal model never looks right, so
+        # no attention mask and no position ids are needed, for any architecture.
         offsets = (~prefix_mask).sum(-1).repeat_interleave(k, 0)
         total = int((prefix_mask.sum(-1) + continuation_mask.sum(-1).amax(-1)).amax())
-        order = (torch.arange(total, device=ids.device) + offsets[:, None]).clamp_(max=ids.shape[1] - 1)
+        order = (torch.arange(total, device=ids.device) + offsets[:, None]).clamp_(
+            max=ids.shape[1] - 1
+        )
         wrapped = torch.arange(total, device=ids.device) + offsets[:, None] >= ids.shape[1]
         ids = ids.gather(1, order)
         is_continuation = is_continuation.gather(1, order) & ~wrapped
         device = ids.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
             hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        # The state at t predicts token t + 1; a prefix is never empty, so there always is one before.
+        # The state at t predicts token t + 1; a prefix is never empty, so there always is one
+        # before.
         return hidden[:, :-1][is_continuation[:, 1:]]
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -176,7 +188,8 @@ class GroupScorer(nn.Module):
             return head(hidden.to(head.weight.dtype)).float() if not half else head(hidden).float()
 
     def _head_logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """log-softmax of the logits at `targets` `[N, C]`, fp32, in chunks recomputed in backward."""
+        """log-softmax of the logits at `targets` `[N, C]`, fp32, in chunks recomputed in
+        backward."""
 
         def chunk_logps(hidden: Tensor, targets: Tensor) -> Tensor:
             logits = self._logits(hidden)

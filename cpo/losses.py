@@ -4,9 +4,10 @@ CPO teaches a model to tell the ground truth from synthetic negatives better tha
 does: a softmax over K continuations of one prefix, each scored by beta times its log-ratio to the
 reference. Feng et al. 2025, arXiv 2502.16433; equation numbers are the paper's.
 
-Every log-probability is a *sum* over the continuation's tokens, its EOS included where it has one. All
-tensors are `[B, K]`: B prefixes, K continuations, column 0 the ground truth (or, for the ranked loss, the
-best first). Everything is computed in the dtype of its inputs. This file needs torch alone.
+Every log-probability is a *sum* over the continuation's tokens, its EOS included where it has one.
+All tensors are `[B, K]`: B prefixes, K continuations, column 0 the ground truth (or, for the ranked
+loss, the best first). Everything is computed in the dtype of its inputs. This file needs torch
+alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def cpo_loss(
         mask: `[B, K]` bool, True where a candidate is usable; column 0 has to be. None: all are.
 
     Returns:
-        Scalar, the mean over the batch. It is ln K where the policy is the reference and nothing is masked.
+        Scalar, the mean over the batch. It is ln K where the policy is the reference and nothing is
+        masked.
 
     Raises:
         ValueError: shapes differ, a row has no usable ground truth, or beta is not positive.
@@ -46,20 +48,24 @@ def ranked_cpo_loss(
     eq. 6 is meant.
 
     Args:
-        policy_logps, reference_logps, beta: as for `cpo_loss`, the columns in the order tau, best first.
+        policy_logps, reference_logps, beta: as for `cpo_loss`, the columns in the order tau, best
+        first.
         mask: `[B, K]` bool; a masked column has no factor of its own and is in no denominator.
 
     Returns:
-        Scalar, the mean over the batch; ln K! where the policy is the reference and nothing is masked.
+        Scalar, the mean over the batch; ln K! where the policy is the reference and nothing is
+        masked.
 
     Raises:
         ValueError: as `cpo_loss`.
     """
     rewards = implicit_rewards(policy_logps, reference_logps, beta)
     usable = _checked_mask(rewards, mask)
-    # A huge finite number instead of -inf: the tail may hold masked columns only, and -inf - (-inf) is NaN.
+    # A huge finite number instead of -inf: the tail may hold masked columns only, and -inf - (-inf)
+    # is NaN.
     rewards = rewards.masked_fill(~usable, torch.finfo(rewards.dtype).min / 4)
-    # logsumexp over j >= k for every k at once: a running logsumexp from the last column to the first.
+    # logsumexp over j >= k for every k at once: a running logsumexp from the last column to the
+    # first.
     log_tail_sums = rewards.flip(-1).logcumsumexp(-1).flip(-1)
     log_factors = (rewards - log_tail_sums).masked_fill(~usable, 0.0)
     return -log_factors.sum(-1).mean()  # eq. 2, as in eq. 6
@@ -103,11 +109,14 @@ def ranking_nce_loss(policy_logps: Tensor, beta: float, mask: Tensor | None = No
     """
     if beta <= 0:
         raise ValueError(f"beta must be positive, not {beta}")
-    return -_log_softmax_of_first(beta * policy_logps, mask).mean()  # eq. 1 with r_j = beta log pi_theta
+    return -_log_softmax_of_first(
+        beta * policy_logps, mask
+    ).mean()  # eq. 1 with r_j = beta log pi_theta
 
 
 def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
-    """r_j = beta * (log pi_theta(y_j|x) - log pi_ref(y_j|x)), `[B, K]`: equation 10 without its constant.
+    """r_j = beta * (log pi_theta(y_j|x) - log pi_ref(y_j|x)), `[B, K]`: equation 10 without its
+    constant.
 
     Raises:
         ValueError: shapes differ or are not `[B, K]`, or beta is not positive.

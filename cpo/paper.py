@@ -3,8 +3,8 @@
 Feng, Ram, Hawkins, Rawal, Zhao, Zha: *Sequence-level Large Language Model Training with Contrastive
 Preference Optimization*, Findings of NAACL 2025, arXiv 2502.16433.
 
-A row says *what* is trained and compared; a profile says *how large*. Both are data, so the same rows run
-at every size.
+A row says *what* is trained and compared; a profile says *how large*. Both are data, so the same
+rows run at every size.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ ReferenceName = Literal["reference", "ablation_reference"]
 class Row:
     """One bar or one cell of the paper.
 
-    `negatives` names a mixture whose counts the profile gives; `steps` names a number of training steps
-    there. `alpha` is the weight of the MLE end in the ensemble `alpha * theta_MLE + (1 - alpha) *
-    theta_CPO` (section 4), None where the row is one trained model. `paper` is the printed number, None
-    where the paper draws a bar without printing its value. `implemented` is False for rows whose
+    `negatives` names a mixture whose counts the profile gives; `steps` names a number of training
+    steps there. `alpha` is the weight of the MLE end in the ensemble `alpha * theta_MLE + (1 -
+    alpha) * theta_CPO` (section 4), None where the row is one trained model. `paper` is the printed
+    number, None where the paper draws a bar without printing its value. `implemented` is False for
+    rows whose
     method this version does not train yet: their cells stay empty.
     """
 
@@ -53,7 +54,8 @@ def _ensemble(prefix: str, model: str, values: dict[float, float]) -> list[Row]:
     ]
 
 
-# Table 1: GPT2-XL, Dolly. Table 2: OpenLlama-3B, Dolly; MLE1, ANR and AN were trained for 200 steps.
+# Table 1: GPT2-XL, Dolly. Table 2: OpenLlama-3B, Dolly; MLE1, ANR and AN were trained for 200
+# steps.
 _TABLE_1 = [
     Row("t1/MLE", "gpt2", "mle", "long", paper=0.471),
     Row("t1/PSS", "gpt2", "pss", "long", paper=0.086, implemented=False),
@@ -76,13 +78,19 @@ _TABLE_2 = [
     Row("t2/MixN", "llama", "cpo", "long", "MixN", paper=0.576),
 ]
 
-# Figure 1, negatives panel: a reference of 1,000 steps, 4 negatives, 200 steps, always ranked. The text
-# speaks of BNR, TNR and MNR; ANR, MixNR and continued MLE are added to read them against.
+# Figure 1, negatives panel: a reference of 1,000 steps, 4 negatives, 200 steps, always ranked. The
+# text speaks of BNR, TNR and MNR; ANR, MixNR and continued MLE are added to read them against.
 _FIGURE_1B = [
     Row("f1b/MLE", "llama", "mle", "ablation", reference="ablation_reference"),
     *(
-        Row(f"f1b/{kind}R", "llama", "ranked_cpo", "ablation", f"{kind}-ablation",
-            reference="ablation_reference")
+        Row(
+            f"f1b/{kind}R",
+            "llama",
+            "ranked_cpo",
+            "ablation",
+            f"{kind}-ablation",
+            reference="ablation_reference",
+        )
         for kind in ("BN", "TN", "MN", "AN", "MixN")
     ),
 ]
@@ -105,7 +113,11 @@ def continued_mle(row: Row) -> Row:
     """
     for other in ROWS.values():
         if (other.objective, other.model, other.task, other.reference, other.steps) == (
-            "mle", row.model, row.task, row.reference, row.steps
+            "mle",
+            row.model,
+            row.task,
+            row.reference,
+            row.steps,
         ):
             return other
     raise KeyError(f"no continued-MLE row goes with {row.id}")

@@ -9,9 +9,9 @@ from torch import Tensor
 def plan_batches(rows: int, steps: int, batch: int, seed: int) -> Tensor:
     """Row indices `[steps, batch]`, int64: seeded epochs, each row at most once an epoch.
 
-    No global batch holds a row twice, so that batch negatives are always other rows: the rows that do not
-    fill the last batch of an epoch sit that epoch out. The plan for fewer steps is a prefix of the plan
-    for more.
+    No global batch holds a row twice, so that batch negatives are always other rows: the rows that
+    do not fill the last batch of an epoch sit that epoch out. The plan for fewer steps is a prefix
+    of the plan for more.
 
     Raises:
         ValueError: there are fewer rows than one batch takes.

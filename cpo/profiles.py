@@ -1,7 +1,7 @@
 """Profiles: every setting of a run, in one strictly typed YAML file.
 
-A profile is a frozen value. An unknown or misspelt key is an error that names the key and the nearest
-valid one; any key can be overridden with `dotted.key=value`.
+A profile is a frozen value. An unknown or misspelt key is an error that names the key and the
+nearest valid one; any key can be overridden with `dotted.key=value`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cpo.paper import ROWS, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# Kinds of negatives that a mixture may count; registering a sampler adds its name.
+NEGATIVE_KINDS = {"AN", "BN", "MN", "TN"}
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class ProfileError(ValueError):
@@ -70,9 +76,16 @@ class Pretraining(_Settings):
 
 
 class Model(_Settings):
-    """A base model: a folder or hub name (`pretrained`), or a configuration the suite pretrains."""
+    """A base model: a folder or hub name (`pretrained`), or a configuration the suite pretrains.
+
+    The number of parameters and the speeds, measured on the profile's hardware, are for the plan's
+    estimates alone.
+    """
 
     paper_name: str
+    parameters: float = Field(gt=0)
+    training_tokens_per_second: float = Field(gt=0)
+    generated_tokens_per_second: float = Field(gt=0)
     pretrained: str | None = None
     config: dict[str, str | int | float | bool] | None = None
     pretraining: Pretraining | None = None
@@ -114,9 +127,9 @@ class Continuation(_Settings):
     """
 
     batch: int = Field(ge=2)
-    steps: dict[Literal["long", "short", "ablation"], int]
+    steps: dict[Literal["long", "short", "ablation"], Annotated[int, Field(ge=1)]]
     beta: float = Field(gt=0)
-    learning_rate: dict[Literal["mle", "cpo"], float]
+    learning_rate: dict[Literal["mle", "cpo"], Annotated[float, Field(gt=0)]]
 
 
 class Decoding(_Settings):
@@ -162,14 +175,13 @@ class Profile(_Settings):
     reference: Stage
     ablation_reference: Stage
     continuation: Continuation
-    negatives: dict[str, dict[str, int]]
+    negatives: dict[str, dict[str, Annotated[int, Field(ge=1)]]]
     embedder: Literal["minilm"] = "minilm"
     decoding: dict[str, Decoding]
     judge: Judge
     mauve: Mauve
     generation_batch: int = Field(128, ge=1)
     rows: tuple[str, ...]
-    tokens_per_second: float = Field(gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
@@ -182,11 +194,26 @@ class Profile(_Settings):
             if row.model not in self.models:
                 raise ValueError(f"rows: {row_id} needs models.{row.model}, which is missing")
             if row.negatives is not None and row.negatives not in self.negatives:
-                raise ValueError(f"rows: {row_id} needs negatives.{row.negatives}, which is missing")
+                raise ValueError(
+                    f"rows: {row_id} needs negatives.{row.negatives}, which is missing"
+                )
             if row.steps not in self.continuation.steps:
                 raise ValueError(f"rows: {row_id} needs continuation.steps.{row.steps}")
         if "greedy" not in self.decoding:
             raise ValueError("decoding: `greedy` is missing")
+        for which in ("mle", "cpo"):
+            if which not in self.continuation.learning_rate:
+                raise ValueError(f"continuation.learning_rate: `{which}` is missing")
+        for name, mixture in self.negatives.items():
+            for kind in mixture:
+                if kind not in NEGATIVE_KINDS:
+                    raise ValueError(f"negatives.{name}: {_unknown('kind', kind, NEGATIVE_KINDS)}")
+            others = self.continuation.batch - 1
+            if mixture.get("BN", 0) > others:
+                raise ValueError(
+                    f"negatives.{name}: {mixture['BN']} BN cannot be drawn from the {others} other "
+                    "rows of a global batch: raise continuation.batch or lower the count"
+                )
         return self
 
     @property
@@ -200,37 +227,54 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 
-def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:
+def load_profile(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, substitute: bool = True
+) -> Profile:
     """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
 
-    `${NAME}` in a value is replaced from the environment. Raises `ProfileError`, naming the key and the
-    nearest valid one, for an unknown profile or key, a wrong type, or an unset environment variable.
+    `${NAME}` in a value is replaced from the environment; with `substitute=False` it stays as
+    written, so that a profile can be looked at where its data are not. Raises `ProfileError`,
+    naming the key and the nearest valid one, for an unknown profile or key, a wrong type, or unset
+    environment variables.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = ROOT / "profiles" / f"{name_or_path}.yaml"
-        if not path.is_file():
-            raise ProfileError(_unknown("profile", str(name_or_path), profile_names()))
-    elif not path.is_file():
-        raise ProfileError(f"no profile file {path}")
+    path, raw = _read(name_or_path, overrides)
+    if substitute:
+        unset = missing_environment(name_or_path, overrides)
+        if unset:
+            raise ProfileError(
+                f"profile '{path.stem}' needs the environment variable{'s' * (len(unset) > 1)} "
+                f"{', '.join(unset)}, not set here. Set it, as in "
+                f"`{unset[0]}=/path ./run_all.sh --profile {name_or_path}`."
+            )
+        raw = _map_strings(
+            raw, lambda text: _VARIABLE.sub(lambda match: os.environ[match[1]], text)
+        )
+    return _validate(raw, path)
+
+
+def named_environment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Environment variables that a profile names as `${NAME}`, in order of appearance."""
+    names: list[str] = []
+
+    def collect(text: str) -> str:
+        names.extend(_VARIABLE.findall(text))
+        return text
+
+    _map_strings(_read(name_or_path, overrides)[1], collect)
+    return list(dict.fromkeys(names))
+
+
+def missing_environment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Those of `named_environment` that are unset or empty."""
+    return [name for name in named_environment(name_or_path, overrides) if not os.environ.get(name)]
+
+
+def parse_value(text: str) -> Any:
+    """A value as it would be read from a profile: `1e-5` a float, `true` a bool, `[a]` a list."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ProfileError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
-    for override in overrides:
-        _apply_override(raw, override)
-    return _validate(_substitute_environment(raw, path.stem), path)
-
-
-def missing_environment(name_or_path: str | Path) -> list[str]:
-    """Environment variables that a profile names and that are unset, in order of appearance."""
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = ROOT / "profiles" / f"{name_or_path}.yaml"
-    names = re.findall(r"\$\{(\w+)\}", _without_comments(path.read_text(encoding="utf-8")))
-    return [name for name in dict.fromkeys(names) if not os.environ.get(name)]
+        raise ProfileError(f"'{text}' is no YAML value: {' '.join(str(error).split())}") from None
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -248,7 +292,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
     list("-+0123456789."),
 )
-# Integers match that pattern too; resolvers are tried in order, so the integer rule has to stay first.
+# Integers match that pattern too; resolvers are tried in order: the integer rule has to stay first.
 for _resolvers in _Loader.yaml_implicit_resolvers.values():
     _resolvers.sort(key=lambda rule: rule[0] == "tag:yaml.org,2002:float")
 
@@ -258,54 +302,56 @@ def _unknown(what: str, word: str, choices: Iterable[str]) -> str:
     return f"unknown {what} '{word}'.{nearest(word, choices)} Known: {', '.join(choices)}."
 
 
-def _without_comments(text: str) -> str:
-    return re.sub(r"(^|\s)#.*", r"\1", text)
+def _read(name_or_path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = ROOT / "profiles" / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise ProfileError(_unknown("profile", str(name_or_path), profile_names()))
+    elif not path.is_file():
+        raise ProfileError(f"no profile file {path}")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    # A copy of its own for each place that a YAML alias stands in: an override changes one place.
+    raw = _map_strings(raw, str)
+    for override in overrides:
+        _apply_override(raw, override)
+    return path, raw
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ProfileError(f"--set takes dotted.key=value, not '{override}'")
+    if not separator or not key.strip():
+        raise ProfileError(f"an override is dotted.key=value, not '{override}'")
     target = raw
     *parents, last = key.strip().split(".")
-    for depth, parent in enumerate(parents):
-        inner = target.get(parent)
-        if not isinstance(inner, dict):
-            _check_key(parent, target, ".".join(parents[: depth + 1]))
-            inner = target[parent] = {}
-        target = inner
-    target[last] = yaml.load(text, Loader=_Loader)
+    for depth, parent in enumerate(parents, start=1):
+        # A group that the file leaves out is begun here; validation names it if there is no such.
+        if target.get(parent) is None:
+            target[parent] = {}
+        target = target[parent]
+        if not isinstance(target, dict):
+            group = ".".join(parents[:depth])
+            raise ProfileError(f"unknown key '{key}': '{group}' is one value, not a group of keys")
+    target[last] = parse_value(text)
 
 
-def _check_key(key: str, target: dict[str, Any], dotted: str) -> None:
-    if key not in target:
-        raise ProfileError(f"unknown key '{dotted}'.{nearest(key, target)}")
-
-
-def _substitute_environment(value: Any, profile: str) -> Any:
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
-        return {key: _substitute_environment(item, profile) for key, item in value.items()}
+        return {key: _map_strings(item, change) for key, item in value.items()}
     if isinstance(value, list):
-        return [_substitute_environment(item, profile) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def replace(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if not found:
-            raise ProfileError(
-                f"profile '{profile}' needs the environment variable {match[1]}, which is not set. "
-                f"Set it, as in `{match[1]}=/path ./run_all.sh --profile {profile}`."
-            )
-        return found
-
-    return re.sub(r"\$\{(\w+)\}", replace, value)
+        return [_map_strings(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _validate(raw: dict[str, Any], path: Path) -> Profile:
     try:
         # Through JSON, so that strictness means types of values, not tuples against lists.
-        return Profile.model_validate_json(json.dumps(raw))
+        return Profile.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         problems = [_explain(item) for item in error.errors()]
         raise ProfileError(f"{path.name}: " + "; ".join(problems)) from None
@@ -316,6 +362,9 @@ def _explain(problem: Any) -> str:
     dotted = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{dotted}'.{nearest(location[-1], _fields_at(location[:-1]))}"
+    if problem["type"] == "literal_error" and problem["loc"][-1] == "[key]":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        return f"unknown key '{dotted}'.{nearest(location[-1], choices)}"
     if problem["type"] == "missing":
         return f"key '{dotted}' is missing"
     message = problem["msg"].removeprefix("Value error, ")

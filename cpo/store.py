@@ -1,8 +1,8 @@
 """Recipes and the store: an artifact is made once and found again.
 
-A recipe is a frozen value with all that determines one artifact; its hash names the artifact. The store
-writes to a temporary place and promotes by atomic rename, so a kill at any moment leaves either nothing
-or all of it.
+A recipe is a frozen value with all that determines one artifact; its hash names the artifact. The
+store writes to a temporary place and promotes by atomic rename, so a kill at any moment leaves
+either nothing or all of it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ MANIFEST = "manifest.json"
 class Recipe:
     """Base of all recipes: fields are plain values or other recipes.
 
-    `version` is raised when the meaning of a stage changes, so that older artifacts are not taken for
-    the new ones. A field whose metadata has `{"identity": False}` does not enter the hash: it says how
-    the work is done (a micro-batch), not what comes out.
+    `version` is raised when the meaning of a stage changes, so that older artifacts are not taken
+    for the new ones. A field whose metadata has `{"identity": False}` does not enter the hash: it
+    says how the work is done (a micro-batch), not what comes out.
     """
 
     stage: ClassVar[str]
@@ -101,8 +101,9 @@ class Store:
     def get_or_make(self, recipe: Recipe, make: Callable[[Path], None]) -> Path:
         """The artifact's folder; calls `make(folder)` first where it does not exist yet.
 
-        `make` writes its files into the folder it is given. Two processes asking for the same recipe
-        wait for each other. If `make` raises, nothing is kept but what it put under `partial`.
+        `make` writes its files into the folder it is given. Two processes asking for the same
+        recipe wait for each other. If `make` raises, nothing is kept but what it put under
+        `partial`.
         """
         found = self.find(recipe)
         if found is not None:
@@ -149,7 +150,7 @@ def _write_manifest(folder: Path, recipe: Recipe, started: float, seconds: float
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `path` so that a reader, or a kill, sees the old content or the new, nothing between."""
+    """Write `path` so that a reader, or a kill, sees the old content or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -178,9 +179,10 @@ def provenance() -> dict[str, Any]:
     """Versions, git revision and machine, as they stand in manifests and `run.json`."""
     import torch
 
+    core = ("torch", "transformers", "accelerate")
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "transformers", "accelerate")},
+        "versions": {name: package_version(name) for name in core},
         "git": git_revision(),
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
@@ -190,6 +192,7 @@ def provenance() -> dict[str, Any]:
 
 def git_revision() -> dict[str, Any] | None:
     """Revision of the checkout and whether it was clean; None outside a checkout."""
+
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent
         return subprocess.run(
@@ -202,7 +205,8 @@ def git_revision() -> dict[str, Any] | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a package, None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

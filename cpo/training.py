@@ -1,8 +1,8 @@
 """One `transformers.Trainer` subclass for MLE, CPO and their relatives, on a fixed batch plan.
 
-Every objective sees the same thing: groups of K continuations scored to `[B, K]` by one module. MLE is a
-group of one. The trainer reads the plan in order; checkpoints, exact resume and mixed precision are
-transformers' own.
+Every objective sees the same thing: groups of K continuations scored to `[B, K]` by one module. MLE
+is a group of one. The trainer reads the plan in order; checkpoints, exact resume and mixed
+precision are transformers' own.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ from cpo.progress import progress_bar
 
 Objective = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
-# Objectives that compare continuations: (policy_logps, reference_logps, beta, mask) -> mean loss. MLE has
-# no comparison and stands apart in `SequenceTrainer.compute_loss`.
+# Objectives that compare continuations: (policy_logps, reference_logps, beta, mask) -> mean loss.
+# MLE has no comparison and stands apart in `SequenceTrainer.compute_loss`.
 OBJECTIVES: dict[str, Objective] = {
     "cpo": losses.cpo_loss,
     "ranked_cpo": losses.ranked_cpo_loss,
     "dpo": losses.dpo_loss,
-    "ranking_nce": lambda policy, reference, beta, mask: losses.ranking_nce_loss(policy, beta, mask),
+    "ranking_nce": lambda policy, reference, beta, mask: losses.ranking_nce_loss(
+        policy, beta, mask
+    ),
 }
 
-# |first loss - loss of the reference itself|: beyond this, policy and reference were scored differently.
+# |first loss - loss of the reference itself|: beyond this, policy and reference were scored
+# differently.
 FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
 
 
@@ -46,8 +49,8 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """One planned row: a prefix, its K continuations (best first for the ranked objective), and their
-    reference log-probabilities. For MLE, K = 1 and there is no reference."""
+    """One planned row: a prefix, its K continuations (best first for the ranked objective), and
+    their reference log-probabilities. For MLE, K = 1 and there is no reference."""
 
     group: Group
     mask: Sequence[bool] = (True,)
@@ -79,8 +82,8 @@ class TrainingSettings:
 class PlannedExamples(Dataset[dict[str, Any]]):
     """The planned rows in their order, `steps x batch` of them, each with its global batch's size.
 
-    The number of continuation tokens of the whole global batch travels with each row, so that a mean over
-    the tokens of the global batch needs no exchange between micro-batches or processes.
+    The number of continuation tokens of the whole global batch travels with each row, so that a
+    mean over the tokens of the global batch needs no exchange between micro-batches or processes.
     """
 
     def __init__(self, examples: Sequence[TrainingExample], batch: int) -> None:
@@ -97,7 +100,10 @@ class PlannedExamples(Dataset[dict[str, Any]]):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"example": self.examples[index], "batch_tokens": self.batch_tokens[index // self.batch]}
+        return {
+            "example": self.examples[index],
+            "batch_tokens": self.batch_tokens[index // self.batch],
+        }
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -118,8 +124,12 @@ class SequenceTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, scorer: GroupScorer, examples: PlannedExamples, settings: TrainingSettings,
-        args: TrainingArguments, **kwargs: Any,
+        self,
+        scorer: GroupScorer,
+        examples: PlannedExamples,
+        settings: TrainingSettings,
+        args: TrainingArguments,
+        **kwargs: Any,
     ) -> None:
         self.settings = settings
         self.sums: dict[str, Tensor] = {}
@@ -133,7 +143,8 @@ class SequenceTrainer(Trainer):
         """The micro-batch's share of the global batch's loss, scalar.
 
         MLE is a mean over the continuation tokens of the global batch, the others a mean over its
-        examples. Shares add up over micro-batches; several processes are averaged, hence their number.
+        examples. Shares add up over micro-batches; several processes are averaged, hence their
+        number.
         """
         mask, batch_tokens = inputs.pop("mask"), inputs.pop("batch_tokens")
         reference_logps = inputs.pop("reference_logps", None)
@@ -152,8 +163,11 @@ class SequenceTrainer(Trainer):
         self._add("loss", loss.detach())
         return loss * self.accelerator.num_processes
 
-    def _count(self, policy_logps: Tensor, reference_logps: Tensor, mask: Tensor, share: float) -> None:
-        """Rewards, margins, accuracy and log-probabilities, means over the global batch's examples."""
+    def _count(
+        self, policy_logps: Tensor, reference_logps: Tensor, mask: Tensor, share: float
+    ) -> None:
+        """Rewards, margins, accuracy and log-probabilities, means over the global batch's
+        examples."""
         rewards = losses.implicit_rewards(policy_logps, reference_logps, self.settings.beta)
         negatives = mask[:, 1:]
         count = negatives.sum(-1).clamp(min=1)
@@ -177,7 +191,8 @@ class SequenceTrainer(Trainer):
         """Transformers' log line with the means of the step in it; refuses a broken step."""
         if self.sums and "loss" in logs:
             step = {
-                name: float(self.accelerator.reduce(value, "sum")) for name, value in self.sums.items()
+                name: float(self.accelerator.reduce(value, "sum"))
+                for name, value in self.sums.items()
             }
             self.sums.clear()
             self._check(step)
@@ -214,7 +229,9 @@ class SequenceTrainer(Trainer):
         # Not strict: a tied head is stored once, under the embedding's name.
         unexpected = self._inner().load_state_dict(weights, strict=False).unexpected_keys
         if unexpected:
-            raise TrainingError(f"{resume_from_checkpoint} does not fit the model: {unexpected[:3]}")
+            raise TrainingError(
+                f"{resume_from_checkpoint} does not fit the model: {unexpected[:3]}"
+            )
 
     def _inner(self) -> Any:
         return self.accelerator.unwrap_model(self.model).model
@@ -243,32 +260,45 @@ class _Progress(TrainerCallback):
 
 
 def train(
-    model: Any, examples: Sequence[TrainingExample], settings: TrainingSettings,
-    output: Path, partial: Path,
+    model: Any,
+    examples: Sequence[TrainingExample],
+    settings: TrainingSettings,
+    output: Path,
+    partial: Path,
 ) -> list[dict[str, float]]:
     """Train `model` in place on `steps x batch` planned examples and save it under `output`.
 
-    `output` becomes a `from_pretrained` folder with `history.jsonl`, one line a step. Unfinished work
-    is kept under `partial` and taken up from there, to the same final weights.
+    `output` becomes a `from_pretrained` folder with `history.jsonl`, one line a step. Unfinished
+    work is kept under `partial` and taken up from there, to the same final weights.
 
     Raises:
         ValueError: the number of examples is not `steps x batch`, or the objective is unknown.
-        TrainingError: the loss is not finite, or does not start at its value for policy = reference.
+        TrainingError: the loss is not finite, or does not start at its value for policy =
+        reference.
     """
     if settings.objective != "mle" and settings.objective not in OBJECTIVES:
-        raise ValueError(f"unknown objective '{settings.objective}'; known: mle, {', '.join(OBJECTIVES)}")
+        raise ValueError(
+            f"unknown objective '{settings.objective}'; known: mle, {', '.join(OBJECTIVES)}"
+        )
     if len(examples) != settings.steps * settings.batch:
         raise ValueError(
             f"the plan is {settings.steps} steps of {settings.batch}, there are {len(examples)} examples"
         )
     scorer = GroupScorer(model, settings.precision, settings.fp32_head)
     trainer = SequenceTrainer(
-        scorer, PlannedExamples(examples, settings.batch), settings,
-        args=_training_arguments(settings, partial), callbacks=[_Progress(settings)],
+        scorer,
+        PlannedExamples(examples, settings.batch),
+        settings,
+        args=_training_arguments(settings, partial),
+        callbacks=[_Progress(settings)],
     )
     # Our one bar replaces the two that transformers draws.
     for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in ("ProgressCallback", "NotebookProgressCallback", "PrinterCallback"):
+        if type(callback).__name__ in (
+            "ProgressCallback",
+            "NotebookProgressCallback",
+            "PrinterCallback",
+        ):
             trainer.remove_callback(callback)
     trainer.train(resume_from_checkpoint=_last_good_checkpoint(partial))
     model.save_pretrained(output)
@@ -279,10 +309,12 @@ def train(
 
 
 def micro_batch(batch: int, k: int, longest: int, tokens: int, processes: int = 1) -> int:
-    """The largest divisor of a process's share of `batch` whose K x `longest` tokens fit in `tokens`."""
+    """The largest divisor of a process's share of `batch` whose K x `longest` tokens fit in
+    `tokens`."""
     share = batch // processes
     return max(
-        size for size in range(1, share + 1)
+        size
+        for size in range(1, share + 1)
         if share % size == 0 and (size == 1 or size * k * longest <= tokens)
     )
 
@@ -315,7 +347,8 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
 
 
 def _last_good_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: its state file, written last, can be read."""
+    """The newest checkpoint that was written to its end: its state file, written last, can be
+    read."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in reversed(found):
         try:

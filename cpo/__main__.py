@@ -1,0 +1,91 @@
+"""The command line: `python -m cpo run`, `doctor`, `profiles`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cpo.profiles import ProfileError, load_profile, nearest, profile_names
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{message}\nSee `./run_all.sh help`.", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m cpo", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the notebooks", allow_abbrev=False)
+    run.add_argument("--profile", default="tiny", help="a name, or the path of a YAML file")
+    run.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings",
+                     help="change a setting of the profile or a notebook's parameter")
+    run.add_argument("--dry-run", action="store_true",
+                     help="say what would be made, with time, memory, disk and money")
+    run.add_argument("--from", metavar="NN", dest="start_from", help="begin at this notebook")
+    run.add_argument("--only", metavar="NN", action="append", default=[],
+                     help="run this notebook alone; may be repeated")
+    doctor = commands.add_parser("doctor", help="say what is missing here", allow_abbrev=False)
+    doctor.add_argument("--profile", default="tiny")
+    doctor.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
+    commands.add_parser("profiles", help="list the profiles", allow_abbrev=False)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (failed), 2 (bad input) or 130 (stopped)."""
+    try:
+        options, unknown = _parser().parse_known_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if unknown:
+        hint = nearest(unknown[0], ("--profile", "--set", "--dry-run", "--from", "--only"))
+        print(f"unknown argument '{unknown[0]}'.{hint} See `./run_all.sh help`.", file=sys.stderr)
+        return BAD_INPUT
+    try:
+        if options.command == "profiles":
+            return _profiles()
+        if options.command == "doctor":
+            from cpo import doctor
+
+            findings = doctor.diagnose(options.profile, options.settings)
+            print(doctor.report(findings))
+            return int(any(not item.ok for item in findings))
+        return _run(options)
+    except ProfileError as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept; the same command goes on from there.",
+              file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    from cpo.data import DataError
+    from cpo.runner import BadInput, run_suite
+
+    try:
+        return run_suite(
+            options.profile, options.settings, options.only, options.start_from, options.dry_run
+        )
+    except (BadInput, DataError) as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+
+
+def _profiles() -> int:
+    for name in profile_names():
+        profile = load_profile(name, substitute=False)
+        print(f"{name:8} {profile.description}\n{'':8} {profile.hardware}; "
+              f"about {profile.minutes:g} minutes, {profile.memory_gb:g} GB of memory")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

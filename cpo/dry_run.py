@@ -1,0 +1,62 @@
+"""What a run would take, as text, said before any of it is spent: time, memory, disk and money."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cpo.costs import Planned
+from cpo.profiles import Profile
+
+
+def totals(profile: Profile, planned: Sequence[Planned]) -> list[str]:
+    """Two lines: what the profile is, and what the artifacts still to make take together.
+
+    Memory is that of the largest artifact, as they are made in turn.
+    """
+    todo = [item for item in planned if not item.made]
+    memory = max((item.memory_gb for item in todo), default=0.0)
+    return [
+        f"{profile.name}: {profile.description}. Meant for {profile.hardware}.",
+        f"{len(planned)} artifacts, {len(planned) - len(todo)} made, {len(todo)} to make: about "
+        f"{duration(sum(item.seconds for item in todo))}, up to {memory:.1f} GB of memory, "
+        f"{sum(item.disk_gb for item in todo):.2f} GB of disk, "
+        f"{sum(item.usd for item in todo):.2f} USD.",
+    ]
+
+
+def artifacts_table(planned: Sequence[Planned]) -> str:
+    """One line for each artifact: made or to make, and what making it takes."""
+    rows = [("artifact", "stage", "state", "time", "memory GB", "disk GB", "USD")]
+    for item in planned:
+        if item.made:
+            rows.append((item.name, item.stage, "made", "", "", "", ""))
+        else:
+            numbers = (f"{item.memory_gb:.2f}", f"{item.disk_gb:.3f}", f"{item.usd:.2f}")
+            rows.append((item.name, item.stage, "to make", duration(item.seconds), *numbers))
+    return table(rows)
+
+
+def stated_by(profile: Profile) -> str:
+    """What the profile itself says it takes, for where its artifacts cannot be counted."""
+    return (
+        f"Rows of the tables it fills: {', '.join(row.id for row in profile.trained_rows)}\n"
+        f"The profile states: about {duration(profile.minutes * 60)} on {profile.hardware}, "
+        f"{profile.memory_gb:g} GB of memory, {profile.disk_gb:g} GB of disk, "
+        f"{profile.usd:.2f} USD."
+    )
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of cells, the first the heading, as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

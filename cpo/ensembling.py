@@ -1,0 +1,34 @@
+"""Weight-space ensembles (section 4; Wortsman et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def interpolate(mle: Any, cpo: Any, alpha: float) -> Any:
+    """theta = alpha * theta_MLE + (1 - alpha) * theta_CPO, written into `cpo`'s weights and
+    returned.
+
+    At alpha 0 and 1 the ends come back exactly. Both models need the same architecture and
+    vocabulary.
+
+    Raises:
+        ValueError: alpha is outside [0, 1], or the models' parameters differ in name or shape.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: an ensemble lies between its ends, 0 and 1")
+    ours, theirs = dict(cpo.named_parameters()), dict(mle.named_parameters())
+    shapes = {name: value.shape for name, value in ours.items()}
+    if shapes != {name: value.shape for name, value in theirs.items()}:
+        raise ValueError(
+            "the two models have different parameters: they must share one architecture"
+        )
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            if alpha == 1:
+                parameter.copy_(theirs[name])
+            elif alpha > 0:
+                parameter.mul_(1 - alpha).add_(theirs[name], alpha=alpha)
+    return cpo

@@ -1,0 +1,595 @@
+"""Tables, plots and the report: the paper's numbers beside ours, with intervals.
+
+Tables are made from a suite; figures are drawn from tables, so that each figure's data lies beside
+it as csv; the report is made from the files in the output folder alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import yaml
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cpo.judging import Judged, Verdicts
+from cpo.metrics import Estimate, mean_over_seeds, win_rate
+from cpo.paper import JUDGED_BY, ROWS, continued_mle, rows_of
+from cpo.profiles import Profile
+
+TABLE_COLUMNS = [
+    "row", "model", "alpha", "measure", "judge", "seeds", "paper", "ours", "low", "high", "n",
+    "valid", "invalid", "ties",
+]  # fmt: skip
+MEASURE_COLUMNS = ["row", "measure", "value", "low", "high", "n"]
+NEGATIVES_COLUMNS = [
+    "negatives", "kind", "drawn", "equal_to_truth", "duplicates", "masked", "oracle_grade",
+    "tied_with_truth",
+]  # fmt: skip
+
+# Okabe and Ito's palette: told apart with any colour vision. Their yellow is too light for lines.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+COLUMN, PAGE = 3.3, 6.8  # widths in inches: one column of the paper, and both
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,
+}
+
+
+class SuiteNumbers(Protocol):
+    """What tables need of a suite; `cpo.experiments.Suite` is one."""
+
+    @property
+    def profile(self) -> Profile: ...
+    def verdicts(self, row_id: str, decoding: str, seed: int, /) -> Verdicts | None: ...
+    def measures(self, row_id: str, seed: int, /) -> Mapping[str, Estimate]: ...
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def table(suite: SuiteNumbers, name: str, decoding: str = "greedy") -> pd.DataFrame:
+    """Win rates of a table's rows (`t1`, `t2`, or the figure's panel `f1b`), beside the paper's.
+
+    Every row of the paper is there. `ours` and what goes with it are empty where the profile leaves
+    the row out, where it is not implemented, and where there is no judge. `n` is prompts planned;
+    `valid`, `invalid` and `ties` count verdicts over all training seeds, whose points are averaged
+    prompt by prompt.
+
+    Raises:
+        KeyError: no such table.
+    """
+    rows = rows_of(name)
+    if not rows:
+        known = ", ".join(sorted({row.table for row in ROWS.values()}))
+        raise KeyError(f"no table '{name}'; there are {known}")
+    records = []
+    for row in rows:
+        record: dict[str, Any] = {
+            "row": row.id, "model": row.model, "alpha": row.alpha, "measure": "win_rate",
+            "paper": row.paper,
+        }  # fmt: skip
+        if row.implemented and row.id in suite.profile.rows:
+            seeds = range(suite.profile.seeds)
+            verdicts = [suite.verdicts(row.id, decoding, seed) for seed in seeds]
+            record |= _judged([one for one in verdicts if one is not None])
+        records.append(record)
+    counts = ("seeds", "n", "valid", "invalid", "ties")
+    types = {name: "Int64" if name in counts else "float64" for name in TABLE_COLUMNS}
+    types |= dict.fromkeys(("row", "model", "measure", "judge"), "object")
+    return pd.DataFrame(records, columns=TABLE_COLUMNS).astype(types)
+
+
+def _judged(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
+    """The columns that verdicts fill; none without verdicts."""
+    if not per_seed:
+        return {}
+    counts = {
+        "judge": per_seed[0].judge,
+        "seeds": len(per_seed),
+        "n": len(per_seed[0]),
+        "valid": sum(one.valid for one in per_seed),
+        "invalid": sum(one.invalid for one in per_seed),
+        "ties": sum(one.ties for one in per_seed),
+    }
+    if not counts["valid"]:
+        return counts
+    rate = win_rate(mean_over_seeds([one.points for one in per_seed]))
+    return counts | {"ours": rate.value, "low": rate.low, "high": rate.high}
+
+
+def measures_frame(suite: SuiteNumbers, row_ids: Iterable[str]) -> pd.DataFrame:
+    """The automatic measures of some rows, one line for each row and measure.
+
+    Over training seeds, values and both ends of the intervals are averaged: too wide rather than
+    too narrow, since a mean over seeds varies less from prompt to prompt than one of them.
+    """
+    records = []
+    for row_id in row_ids:
+        per_seed = [suite.measures(row_id, seed) for seed in range(suite.profile.seeds)]
+        for measure, first in per_seed[0].items():
+            each = [measures[measure] for measures in per_seed]
+            value, low, high = (
+                math.fsum(getattr(one, end) for one in each) / len(each)
+                for end in ("value", "low", "high")
+            )
+            records.append((row_id, measure, value, low, high, first.n))
+    return pd.DataFrame(records, columns=MEASURE_COLUMNS)
+
+
+def negatives_frame(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """What became of the candidates, one line for each set of negatives and kind.
+
+    Args:
+        reports: of each set of negatives, by name: `by_kind`, for each kind the counts of
+            `negatives.DrawReport` and, where there is an oracle, `oracle_grade`, the mean grade of
+            its texts; and `tied_with_truth`, the share of negatives that the ranking's embedding
+            cannot tell from the truth.
+
+    Returns:
+        `equal_to_truth` and `duplicates` as shares of the first draw, which no redrawing has
+        coloured, `masked` as the share of columns left empty after the last; `tied_with_truth`
+        stands on the line of the kind "all".
+    """
+    records: list[dict[str, Any]] = []
+    for name, report in reports.items():
+        for kind, counts in report["by_kind"].items():
+            drawn = counts.get("first_drawn", 0)
+            record = {
+                "negatives": name,
+                "kind": kind,
+                "drawn": counts.get("drawn"),
+                "equal_to_truth": _share(counts.get("first_equal_to_truth"), drawn),
+                "duplicates": _share(counts.get("first_duplicates"), drawn),
+                "masked": _share(counts.get("masked"), counts.get("asked", 0)),
+                "oracle_grade": counts.get("oracle_grade"),
+            }
+            records.append(record)
+        if (tied := report.get("tied_with_truth")) is not None:
+            records.append({"negatives": name, "kind": "all", "tied_with_truth": tied})
+    return pd.DataFrame(records, columns=NEGATIVES_COLUMNS).astype({"drawn": "Int64"})
+
+
+def _share(count: float | None, of: float) -> float:
+    return count / of if count is not None and of else math.nan
+
+
+def write_table(frame: pd.DataFrame, folder: Path, stem: str, profile: Profile) -> None:
+    """Write `stem.csv` and `stem.md`, which has a caption and the paper's numbers beside ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / f"{stem}.csv", index=False, float_format="%.6g")
+    header, body = _readable(frame)
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    lines += [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in body]
+    text = f"{caption(frame, profile)}\n\n" + "\n".join(lines) + "\n"
+    (folder / f"{stem}.md").write_text(text, encoding="utf-8")
+
+
+def caption(frame: pd.DataFrame, profile: Profile) -> str:
+    """One line under which a table can be read alone: profile, judge, prompts, seeds, intervals."""
+    parts = [f"Profile {profile.name}."]
+    if "paper" in frame:
+        filled = frame[frame["n"].notna()]
+        if filled.empty:
+            parts.append("No row of this table was judged in this run.")
+        else:
+            judges = ", ".join(sorted(filled["judge"].unique()))
+            prompts = ", ".join(f"{n:,}" for n in sorted(filled["n"].unique()))
+            seeds = int(filled["seeds"].max())
+            parts.append(
+                f"Win rate against the recorded response, judge: {judges}; {prompts} prompts; "
+                f"{seeds} training seed{'s' if seeds > 1 else ''}; ties count one half."
+            )
+        parts.append(
+            f"The paper's numbers are for its own models and data, judged by {JUDGED_BY}: compare "
+            "order and differences, not levels."
+        )
+    if {"low", "high"} <= set(frame):
+        parts.append(
+            "Brackets are 95 % intervals over prompts (for MAUVE: the range over clustering seeds)."
+        )
+    return " ".join(parts)
+
+
+def _readable(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and cells for people: intervals in one cell, empty columns left out."""
+    frame = frame.copy()
+    if "alpha" in frame:
+        frame["alpha"] = [f"{alpha:g}" if pd.notna(alpha) else None for alpha in frame["alpha"]]
+    if {"low", "high"} <= set(frame):
+        frame["95 % interval"] = [
+            f"[{_number(low)}, {_number(high)}]" if pd.notna(low) else ""
+            for low, high in zip(frame.pop("low"), frame.pop("high"), strict=True)
+        ]
+        value = "ours" if "ours" in frame else "value" if "value" in frame else "effect"
+        columns = [name for name in frame if name != "95 % interval"]
+        if value in columns:
+            columns.insert(columns.index(value) + 1, "95 % interval")
+            frame = frame[columns]
+    # A column without any content says nothing; paper and ours are told apart by being empty.
+    kept = [name for name in frame if name in ("paper", "ours") or frame[name].notna().any()]
+    if "measure" in kept and "paper" in kept:
+        kept.remove("measure")  # the caption says it
+    rows = [
+        ["" if pd.isna(cell) else cell if isinstance(cell, str) else _number(cell) for cell in row]
+        for row in frame[kept].itertuples(index=False)
+    ]
+    return [str(name).replace("_", " ") for name in kept], rows
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    number = float(value)
+    if number.is_integer() and not isinstance(value, float):
+        return f"{int(number):,}"
+    return f"{number:.3f}" if abs(number) < 100 else f"{number:,.0f}"
+
+
+# --- Figures --------------------------------------------------------------------------------------
+
+
+def style() -> AbstractContextManager[None]:
+    """The one style of all figures, as a context: `with figures.style(): ...`."""
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def save(figure: Figure, path_stem: Path | str, description: str) -> list[Path]:
+    """Write `path_stem.png` (200 dpi) and `path_stem.pdf` (fonts embedded), and close the figure.
+
+    `description` says what is to be seen: it stands in the files, and the report shows it and gives
+    it as the image's alternative text. Neither file holds a date: same figure, same file.
+    """
+    stem = Path(path_stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf"))
+    with style():
+        figure.savefig(png, dpi=200, metadata={"Description": description, "Software": None})
+        figure.savefig(pdf, metadata={"Subject": description, "CreationDate": None})
+    plt.close(figure)
+    return [png, pdf]
+
+
+def ablation_figure(frame: pd.DataFrame) -> Figure:
+    """Figure 1, negatives panel: win rate by kind of negative, with intervals.
+
+    `frame` is `table(suite, "f1b")`; continued MLE is the line, its interval the band around it.
+    """
+    judged = frame[frame["ours"].notna()]
+    with style():
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
+        mle = judged[judged["row"] == "f1b/MLE"]
+        bars = judged[judged["row"] != "f1b/MLE"]
+        labels = [row.split("/")[1] for row in bars["row"]]
+        axes.bar(labels, bars["ours"], color=SKY, width=0.65)
+        _whiskers(axes, labels, bars, "ours", fmt="none", color=BLACK)
+        _level(axes, mle, "ours", "MLE continued")
+        _paper_marks(axes, labels, bars)
+        axes.set_ylabel("win rate")
+        axes.set_xlabel("negatives, ranked")
+        axes.grid(axis="x", visible=False)
+        _legend(axes)
+        if bars.empty:
+            _say(axes, "no row was judged in this run")
+    return figure
+
+
+def alpha_figure(frame: pd.DataFrame, measure: str = "win_rate", label: str = "") -> Figure:
+    """A measure over alpha in `alpha * theta_MLE + (1 - alpha) * theta_CPO` (section 4).
+
+    `frame` has the columns of `table` or of `measures_frame`; its rows with an alpha are drawn,
+    with continued MLE at alpha = 1 and as a line across, and the paper's values where it has them.
+    """
+    value = "ours" if "ours" in frame else "value"
+    chosen = frame[(frame["measure"] == measure) & frame["row"].isin(list(ROWS))]
+    alphas = chosen["row"].map(lambda row: ROWS[row].alpha).astype(float)
+    line = chosen.assign(alpha=alphas).dropna(subset=["alpha"]).sort_values("alpha")
+    ends = {continued_mle(ROWS[row]).id for row in line["row"]}
+    mle = chosen[chosen["row"].isin(ends)].assign(alpha=1.0)
+    with style():
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
+        whole = pd.concat([line, mle])
+        ours = whole.dropna(subset=[value])
+        if not ours.empty:
+            look = {"fmt": "o-", "color": BLUE, "label": "ours", "markersize": 3}
+            _whiskers(axes, ours["alpha"], ours, value, **look)
+        _level(axes, mle.dropna(subset=[value]), value, "MLE continued")
+        if "paper" in frame:
+            _paper_marks(axes, whole["alpha"], whole)
+        axes.set_xlabel("alpha (0: CPO, 1: continued MLE)")
+        axes.set_ylabel(label or measure.replace("_", " "))
+        axes.set_xlim(-0.05, 1.05)
+        _legend(axes)
+        if ours.empty:
+            _say(axes, "no row was run")
+    return figure
+
+
+def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Loss, margin, accuracy and log-probabilities by step, for each named history.
+
+    A history is the training's: per step `step` and `loss`, and for CPO `margin`, `accuracy`,
+    `logps_chosen`, `logps_rejected`. MLE losses (per token) and CPO losses (per example) have
+    panels of their own. Thin lines are steps, thick ones a running mean over a twentieth of them.
+    """
+    frames = {name: pd.DataFrame(list(history)) for name, history in histories.items()}
+    contrastive = {name: frame for name, frame in frames.items() if "margin" in frame}
+    plain = {name: frame for name, frame in frames.items() if "margin" not in frame}
+    panels = [
+        (plain, "loss", "MLE loss per token (nats)"),
+        (contrastive, "loss", "CPO loss per example"),
+        (contrastive, "margin", "margin: reward of y₁ − negatives"),
+        (contrastive, "accuracy", "share with y₁ above every negative"),
+        (contrastive, "logps_chosen", "log-probability of y₁"),
+        (contrastive, "logps_rejected", "log-probability of negatives"),
+    ]
+    panels = [panel for panel in panels if panel[0]]
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(frames)}
+    dashes = {
+        name: ("-", "--", ":")[index // len(COLOURS) % 3] for index, name in enumerate(frames)
+    }
+    with style():
+        columns = min(2, max(1, len(panels)))
+        height = max(1, math.ceil(len(panels) / columns))
+        figure, grid = plt.subplots(
+            height, columns, figsize=(COLUMN * columns, 1.7 * height + 0.4), squeeze=False
+        )
+        cells = list(grid.flat)
+        for axes in cells[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (group, column, title) in zip(cells, panels, strict=False):
+            for name, frame in group.items():
+                window = max(1, len(frame) // 20)
+                mean = frame[column].rolling(window, min_periods=1).mean()
+                axes.plot(frame["step"], frame[column], color=colours[name], alpha=0.25, lw=0.6)
+                axes.plot(frame["step"], mean, dashes[name], color=colours[name], label=name)
+            axes.set_title(title, loc="left")
+            axes.set_xlabel("step")
+        lines = {str(line.get_label()): line for axes in cells for line in axes.get_lines()}
+        named = {label: line for label, line in lines.items() if label in frames}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _whiskers(axes: Axes, x: Any, rows: pd.DataFrame, value: str, **look: Any) -> None:
+    """Points or bars' ends with their intervals."""
+    spread = [rows[value] - rows["low"], rows["high"] - rows[value]]
+    axes.errorbar(x, rows[value], yerr=spread, capsize=2, elinewidth=0.9, **look)
+
+
+def _level(axes: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
+    """A horizontal line with its interval as a band."""
+    for row in rows.to_dict("records"):
+        axes.axhline(row[value], color=VERMILION, lw=1, ls="--", label=label)
+        axes.axhspan(row["low"], row["high"], color=VERMILION, alpha=0.12, lw=0)
+
+
+def _paper_marks(axes: Axes, x: Any, rows: pd.DataFrame) -> None:
+    """The paper's values: open diamonds, never joined to ours."""
+    printed = rows["paper"].notna().to_numpy()
+    if printed.any():
+        where = [at for at, there in zip(x, printed, strict=True) if there]
+        look = {"facecolors": "none", "edgecolors": BLACK, "linewidths": 1.0, "zorder": 4}
+        values = rows["paper"][printed].tolist()
+        axes.scatter(where, values, marker="D", s=22, label="paper", **look)  # type: ignore[arg-type]
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="#555555")
+
+
+# --- Samples --------------------------------------------------------------------------------------
+
+
+def samples_page(
+    examples: Sequence[Judged], texts: Mapping[str, Sequence[str]], attribution: str,
+    count: int = 20,
+) -> str:  # fmt: skip
+    """A page (HTML, self-contained) of prompts, each with its recorded response and every model's.
+
+    Args:
+        examples: prompts; those shown are spread evenly over them, not chosen.
+        texts: for each name of a model its responses, aligned with `examples`.
+        attribution: whose the prompts and recorded responses are, and under what licence.
+        count: of prompts shown, at most.
+
+    Raises:
+        ValueError: a list of responses that is not aligned.
+    """
+    for name, responses in texts.items():
+        if len(responses) != len(examples):
+            raise ValueError(f"{name}: {len(responses)} responses to {len(examples)} prompts")
+    shown = min(count, len(examples))
+    indices = [index * len(examples) // shown for index in range(shown)]
+    parts = [
+        f"<p>{shown} of {len(examples):,} held-out prompts, evenly spaced, none chosen. "
+        f"{_escape(attribution)}</p>"
+    ]
+    for index in indices:
+        example = examples[index]
+        columns = {"recorded": example.continuation}
+        columns |= {name: responses[index] for name, responses in texts.items()}
+        cells = "".join(
+            f"<div><h3>{_escape(name)}</h3><pre>{_escape(text) or '<i>(empty)</i>'}</pre></div>"
+            for name, text in columns.items()
+        )
+        parts.append(
+            f"<h2>{_escape(example.id)}</h2><pre class='prompt'>{_escape(example.prefix)}</pre>"
+            f"<div class='side'>{cells}</div>"
+        )
+    return _page("Samples, side by side", "\n".join(parts))
+
+
+# --- Report ---------------------------------------------------------------------------------------
+
+_CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 Georgia, 'Times New Roman', serif; color: #1a1a1a; background: #fff;
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3, h4, th, nav { font-family: Helvetica, Arial, sans-serif; line-height: 1.25; }
+h1 { font-size: 1.8rem; }
+h2 { font-size: 1.3rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
+h4 { font-size: .85rem; margin: .2rem 0; color: #444; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e3e3e3; }
+th:first-child, td:first-child { text-align: left; }
+td.ours { font-weight: bold; }
+caption { text-align: left; caption-side: bottom; color: #444; padding-top: .4rem; }
+figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption { color: #444; font-size: .9rem; max-width: 48rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; background: #f6f6f6;
+  padding: .5rem; margin: .2rem 0; }
+pre.prompt { border-left: 3px solid #0072B2; }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .6rem; }
+@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
+"""
+_SECTIONS = {
+    "claims": "The paper's claims",
+    "measures": "Automatic measures",
+    "negatives": "The negatives",
+    "extras": "Beyond the paper",
+}
+
+
+def report(folder: Path, profile: Profile, notes: Sequence[str] = ()) -> Path:
+    """Write `report.html`: one self-contained page of what lies in `folder`, and nothing else.
+
+    It shows, in this order: what was run (`notes` are paragraphs of text), tables, figures, claims,
+    measures, negatives, samples (`samples.html`), and provenance (`run.json`). What is missing is
+    left out, but for tables, whose absence is said. Images are inside the page; it asks for nothing
+    from anywhere.
+    """
+    parts = ["<h2>What was run</h2>", f"<p>{_escape(_sentence(profile))}</p>"]
+    parts += [f"<p>{_escape(note)}</p>" for note in notes]
+    tables = sorted(folder.glob("table*.csv"))
+    parts.append("<h2>Tables: ours beside the paper's</h2>")
+    if not tables:
+        parts.append("<p>This run made no table.</p>")
+    parts += [_table_section(path, profile) for path in tables]
+    if figures := sorted(folder.glob("*.png")):
+        parts.append("<h2>Figures</h2>")
+        parts += [_figure_section(path) for path in figures]
+    for stem, title in _SECTIONS.items():
+        if (path := folder / f"{stem}.csv").is_file():
+            parts += [f"<h2>{title}</h2>", _html_table(pd.read_csv(path), profile)]
+    if (path := folder / "samples.html").is_file():
+        body = re.search(r"<main>(.*)</main>", path.read_text(encoding="utf-8"), re.DOTALL)
+        # One level down: the page's title becomes a section of the report.
+        samples = body.group(1) if body else ""
+        parts.append(re.sub(r"<(/?)h([1-5])>", lambda tag: _lowered(*tag.groups()), samples))
+    parts.append(_provenance(folder / "run.json", profile))
+    path = folder / "report.html"
+    title = f"Contrastive Preference Optimization: profile {profile.name}"
+    path.write_text(_page(title, "\n".join(parts)), encoding="utf-8")
+    return path
+
+
+def _sentence(profile: Profile) -> str:
+    models = ", ".join(f"{name} (in the paper's place of {model.paper_name})"
+                       for name, model in profile.models.items())  # fmt: skip
+    return (
+        f"Profile {profile.name}: {profile.description}. Meant for {profile.hardware}. "
+        f"Models: {models}. Prompts and responses: {profile.instructions.source}. "
+        f"Judge: {profile.judge.kind}. Training seeds: {profile.seeds}. "
+        f"{len(profile.trained_rows)} of the paper's {len(ROWS)} rows."
+    )
+
+
+def _table_section(path: Path, profile: Profile) -> str:
+    title = re.sub(r"(?<=[a-z])(?=\d)", " ", path.stem).capitalize()
+    return f"<h3>{_escape(title)}</h3>" + _html_table(pd.read_csv(path), profile)
+
+
+def _html_table(frame: pd.DataFrame, profile: Profile) -> str:
+    for name in ("n", "valid", "invalid", "ties", "seeds", "drawn"):
+        if name in frame:  # read back as a float where some are empty
+            frame[name] = frame[name].astype("Int64")
+    header, body = _readable(frame)
+    head = "".join(f"<th scope='col'>{_escape(name)}</th>" for name in header)
+    lines = "".join(
+        "<tr>" + "".join(
+            f"<td{' class=ours' if name == 'ours' else ''}>{_escape(cell)}</td>"
+            for name, cell in zip(header, row, strict=True)
+        ) + "</tr>\n"
+        for row in body
+    )  # fmt: skip
+    return (
+        f"<div class='scroll'><table><caption>{_escape(caption(frame, profile))}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>"
+    )
+
+
+def _figure_section(path: Path) -> str:
+    with Image.open(path) as image:
+        description = str(image.info.get("Description", path.stem))
+    data = base64.b64encode(path.read_bytes()).decode()
+    text = _escape(description)
+    return (
+        f"<figure><img src='data:image/png;base64,{data}' alt='{text}'>"
+        f"<figcaption>{_escape(path.stem)}. {text}</figcaption></figure>"
+    )
+
+
+def _provenance(run: Path, profile: Profile) -> str:
+    settings = yaml.safe_dump(json.loads(profile.model_dump_json()), sort_keys=False)
+    parts = ["<h2>Provenance</h2>"]
+    if run.is_file():
+        record = yaml.safe_dump(json.loads(run.read_text(encoding="utf-8")), sort_keys=False)
+        parts.append(f"<h3>Run</h3><pre>{_escape(record)}</pre>")
+    parts.append(f"<h3>Settings</h3><pre>{_escape(settings)}</pre>")
+    return "\n".join(parts)
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{_escape(title)}</title><style>{_CSS}</style></head>\n"
+        f"<body><main>\n<h1>{_escape(title)}</h1>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _lowered(slash: str, level: str) -> str:
+    return f"<{slash}h{int(level) + 1}>"
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=True)

@@ -1,0 +1,310 @@
+"""Numbers with intervals: win rates, paired differences, repetition, held-out loss, MAUVE.
+
+Every interval is over *prompts*: it says how far the number would move on other prompts of the same
+kind, with the trained models as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+DRAWS = 10_000
+# Resampled values that exist at one time; bounds a bootstrap's memory at any number of prompts.
+CHUNK_VALUES = 2_000_000
+
+
+class MetricError(ValueError):
+    """Input that a measure cannot score; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its 95 % interval (or what the function that made it says), and from how many."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+# --- Intervals ------------------------------------------------------------------------------------
+
+
+def win_rate(points: npt.ArrayLike, seed: int = 0) -> Estimate:
+    """Mean of the points per prompt: 1 for a win, 0.5 for a tie, 0 for a loss, NaN for no verdict.
+
+    With ties, or points averaged over training seeds, the interval is a percentile bootstrap over
+    prompts (10,000 draws): a tie makes the variance smaller than a binomial's. Only without any,
+    where the points are a plain count, is it Wilson's, which holds at rates near 0 and 1 too.
+
+    Args:
+        points: `[n]` in [0, 1]; NaN are left out (the caller reports how many).
+        seed: of the bootstrap's draws.
+
+    Raises:
+        MetricError: no valid point, or a value outside [0, 1].
+    """
+    valid = _valid(points, "points")
+    if valid.min() < 0 or valid.max() > 1:
+        raise MetricError(f"points lie in [0, 1], not {valid.min():g} to {valid.max():g}")
+    if not np.isin(valid, (0.0, 1.0)).all():
+        return mean_estimate(valid, seed)
+    from statsmodels.stats.proportion import proportion_confint
+
+    wins = int(valid.sum())
+    low, high = proportion_confint(wins, len(valid), alpha=1 - CONFIDENCE, method="wilson")
+    return _around(wins / len(valid), float(low), float(high), len(valid))
+
+
+def mean_estimate(values: npt.ArrayLike, seed: int = 0) -> Estimate:
+    """Mean of one value per prompt, `[n]`, with a percentile bootstrap over prompts.
+
+    NaN are left out. Raises `MetricError` where nothing is left, or on an infinite value.
+    """
+    valid = _valid(values, "values")
+    return _bootstrap(valid[None], lambda sums: sums[0] / len(valid), seed)
+
+
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, seed: int = 0) -> Estimate:
+    """Mean of `a - b` over the same prompts, with a paired bootstrap: whole prompts are drawn.
+
+    Args:
+        a, b: `[n]`, aligned; a prompt that is NaN in either is left out of both.
+
+    Raises:
+        MetricError: different lengths, or no prompt valid in both.
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.shape != second.shape:
+        raise MetricError(
+            f"a paired difference needs the same prompts: {first.shape} against {second.shape}"
+        )
+    return mean_estimate(first - second, seed)
+
+
+def mean_over_seeds(points: Sequence[npt.ArrayLike]) -> Array:
+    """Points per prompt averaged over training seeds, `[S, n]` to `[n]`; NaN where no seed has one.
+
+    A bootstrap of the result is still over prompts: S seeds are no S-fold sample of them.
+    """
+    stacked = np.asarray(points, dtype=float)
+    valid = ~np.isnan(stacked)
+    count = valid.sum(0)
+    total = np.where(valid, stacked, 0.0).sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def token_mean_loss(logps: npt.ArrayLike, tokens: npt.ArrayLike, seed: int = 0) -> Estimate:
+    """Mean loss per token in nats, `-sum(logps) / sum(tokens)`, over examples of any length.
+
+    A ratio of two sums: the bootstrap draws examples, each with its log-probability and its tokens.
+
+    Args:
+        logps: `[n]`, sum of the continuation's token log-probabilities.
+        tokens: `[n]`, how many tokens that is.
+
+    Raises:
+        MetricError: different lengths, an example without tokens, or nothing to score.
+    """
+    sums, counts = np.asarray(logps, dtype=float), np.asarray(tokens, dtype=float)
+    if sums.shape != counts.shape:
+        raise MetricError(f"{len(sums)} log-probabilities for {len(counts)} token counts")
+    if not len(sums) or counts.min() < 1 or not np.isfinite(sums).all():
+        raise MetricError("a loss needs examples of one token or more, and finite values")
+    return _bootstrap(np.stack([-sums, counts]), lambda drawn: drawn[0] / drawn[1], seed)
+
+
+def _valid(values: npt.ArrayLike, name: str) -> Array:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1:
+        raise MetricError(f"{name} are one number per prompt, not an array of shape {array.shape}")
+    valid = array[~np.isnan(array)]
+    if not len(valid):
+        raise MetricError(f"no valid {name} among {len(array)}: there is nothing to estimate")
+    if not np.isfinite(valid).all():
+        raise MetricError(f"{name} hold an infinite value")
+    return valid
+
+
+def _bootstrap(columns: Array, statistic: Callable[[Array], Array], seed: int) -> Estimate:
+    """Percentile bootstrap of a function of column sums.
+
+    `columns` is `[C, n]`; `statistic` maps sums `[C, draws]` over n drawn prompts to `[draws]`.
+    """
+    n = columns.shape[1]
+    draw = np.random.default_rng(seed)
+    chunk = max(1, min(DRAWS, CHUNK_VALUES // n))
+    drawn = []
+    for start in range(0, DRAWS, chunk):
+        prompts = draw.integers(n, size=(min(chunk, DRAWS - start), n))
+        drawn.append(statistic(np.stack([column[prompts].sum(-1) for column in columns])))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(np.concatenate(drawn), [tail, 100 - tail])
+    value = float(statistic(columns.sum(-1, keepdims=True))[0])
+    return _around(value, float(low), float(high), n)
+
+
+def _around(value: float, low: float, high: float, n: int) -> Estimate:
+    """An estimate that rounding in the last bits does not put outside its own interval."""
+    return Estimate(value, min(low, value), max(high, value), n)
+
+
+# --- Texts ----------------------------------------------------------------------------------------
+
+
+def repeated_ngrams(tokens: Sequence[Hashable], n: int = 4) -> float:
+    """Share of a text's n-grams that it has said before: 1 - distinct / total; 0 below n tokens.
+
+    `tokens` are words or token ids.
+    """
+    grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def word_f1(response: str, recorded: str) -> float:
+    """Overlap of two texts' words, as F1 over their counts, case folded; 0 where either is empty.
+
+    The measure of extractive question answering (Rajpurkar et al. 2016). It needs no model, so it
+    is not the embedding that ranks negatives.
+    """
+    counts = [Counter(re.findall(r"\w+", text.lower())) for text in (response, recorded)]
+    common = sum((counts[0] & counts[1]).values())
+    return 2 * common / (counts[0].total() + counts[1].total()) if common else 0.0
+
+
+def lengths(sequences: Sequence[Sequence[Any]]) -> Array:
+    """Length of each sequence, `[n]`, ready for `mean_estimate`."""
+    return np.array([len(sequence) for sequence in sequences], dtype=float)
+
+
+# --- MAUVE ----------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def last_token_features(
+    model: Any, sequences: Sequence[Sequence[int]], batch: int = 32, max_tokens: int | None = None
+) -> npt.NDArray[np.float32]:
+    """The last hidden state at each text's last token, `[n, H]`, fp32: what MAUVE compares.
+
+    Args:
+        model: a transformers causal language model, left in the mode that it came in.
+        sequences: token ids of n texts, in the model's own vocabulary.
+        batch: texts per forward pass.
+        max_tokens: texts are cut to it. Give both sides the same: MAUVE sees lengths.
+
+    Raises:
+        MetricError: no text, or an empty one (MAUVE's own code would drop it without a word).
+    """
+    texts = [list(text[:max_tokens]) for text in sequences]
+    empty = [index for index, text in enumerate(texts) if not text]
+    if empty or not texts:
+        raise MetricError(
+            f"{len(empty)} of {len(texts)} texts have no token (the first: {empty[:3]}). Keep the "
+            "prefix or the end-of-text token with each text, so that all are compared."
+        )
+    was_training = model.training
+    model.eval()
+    try:
+        features: list[torch.Tensor | None] = [None] * len(texts)
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            # Padded on the right, where a causal model never looks from the last token.
+            ids = torch.zeros(len(rows), len(texts[rows[-1]]), dtype=torch.long)
+            for place, row in enumerate(rows):
+                ids[place, : len(texts[row])] = torch.tensor(texts[row])
+            hidden = model.base_model(
+                input_ids=ids.to(model.device), use_cache=False
+            ).last_hidden_state
+            for place, row in enumerate(rows):
+                features[row] = hidden[place, len(texts[row]) - 1].float().cpu()
+    finally:
+        model.train(was_training)
+    return torch.stack([feature for feature in features if feature is not None]).numpy()
+
+
+def mauve_score(
+    reference_features: npt.ArrayLike,
+    generated_features: npt.ArrayLike,
+    seeds: Sequence[int] = (0, 1, 2),
+    buckets: int | None = None,
+    scaling: float = 5.0,
+    explained_variance: float = 0.9,
+    restarts: int = 5,
+    iterations: int = 500,
+) -> Estimate:
+    """MAUVE (Pillutla et al. 2021): near 1 for features of one distribution, near 0 for two apart.
+
+    The score moves with the number of texts, of buckets, the scaling and the features; compare only
+    scores that share all four. `low` and `high` are the range over the seeds of its clustering, no
+    95 % interval, and `n` is the texts on each side.
+
+    mauve-text is GPLv3 and imported here alone: nothing else of this project needs it.
+
+    Args:
+        reference_features, generated_features: `[n, H]` each; see `last_token_features`.
+        seeds: one run of the clustering each; the value is their mean.
+        buckets: clusters; None is mauve-text's choice, n / 10 rounded, at least 2.
+        scaling: the constant c of the paper.
+        explained_variance: share of the variance that the PCA before the clustering keeps.
+        restarts, iterations: of k-means; the best restart counts.
+
+    Raises:
+        MetricError: mauve-text is missing, or there is nothing to compare: sizes that differ,
+            values not finite, features that do not vary, or fewer than two texts per bucket.
+    """
+    reference = np.asarray(reference_features, dtype=np.float32)
+    generated = np.asarray(generated_features, dtype=np.float32)
+    if reference.ndim != 2 or reference.shape != generated.shape:
+        raise MetricError(
+            "MAUVE compares as many texts on both sides, in features of one size: "
+            f"{reference.shape} against {generated.shape}"
+        )
+    clusters = max(2, round(len(reference) / 10)) if buckets is None else buckets
+    if clusters < 2 or len(reference) < 2 * clusters:
+        raise MetricError(
+            f"{len(reference)} texts a side are too few for {clusters} buckets: at least 2 "
+            "buckets, and two texts for each"
+        )
+    for name, features in (("reference", reference), ("generated", generated)):
+        if not np.isfinite(features).all():
+            raise MetricError(f"the {name} features hold values that are not finite")
+        # mauve-text scales each feature vector to length 1, so only directions count.
+        norms = np.linalg.norm(features, axis=1, keepdims=True)
+        directions = features / np.where(norms > 0, norms, 1)
+        if np.ptp(directions, axis=0).max() < 1e-5:
+            raise MetricError(
+                f"the {name} features are all equal: one text many times over, or an encoder that "
+                "tells none apart. MAUVE calls two such sets alike, whatever they say."
+            )
+    if not seeds:
+        raise MetricError("MAUVE needs at least one seed")
+    try:
+        from mauve import compute_mauve
+    except ImportError as error:
+        raise MetricError("MAUVE needs the package mauve-text: pip install mauve-text") from error
+    scores = [
+        float(
+            compute_mauve(
+                p_features=reference, q_features=generated, num_buckets=clusters, seed=seed,
+                mauve_scaling_factor=scaling, kmeans_explained_var=explained_variance,
+                kmeans_num_redo=restarts, kmeans_max_iter=iterations, verbose=False,
+            ).mauve
+        )
+        for seed in seeds
+    ]
+    return Estimate(float(np.mean(scores)), min(scores), max(scores), len(reference))

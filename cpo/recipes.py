@@ -1,0 +1,153 @@
+"""The recipes: for each kind of artifact, all that determines it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cpo.store import Recipe, how
+
+
+@dataclass(frozen=True)
+class BaseModelRecipe(Recipe):
+    """A base model and its tokenizer, made from scratch on packed text with a cosine schedule."""
+
+    stage: ClassVar[str] = "base_model"
+    version: ClassVar[int] = 1
+
+    config: dict[str, str | int | float | bool]
+    texts: str
+    vocabulary: int
+    steps: int
+    batch: int
+    block_tokens: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ExternalModelRecipe(Recipe):
+    """A model folder from elsewhere: the hash of a local folder, or the revision of a hub model."""
+
+    stage: ClassVar[str] = "external_model"
+    version: ClassVar[int] = 1
+
+    content: str
+
+
+@dataclass(frozen=True)
+class ExamplesRecipe(Recipe):
+    """Which pairs, and how long they may be; the tokenizer is that of the base model.
+
+    Not an artifact of its own: it names data inside other recipes.
+    """
+
+    stage: ClassVar[str] = "examples"
+    version: ClassVar[int] = 1
+
+    base: Recipe
+    data: str
+    split: str
+    max_prefix_tokens: int
+    max_continuation_tokens: int
+    over_long: str
+
+
+@dataclass(frozen=True)
+class NegativesRecipe(Recipe):
+    """Candidates, their order and their reference log-probabilities, on a batch plan."""
+
+    stage: ClassVar[str] = "negatives"
+    version: ClassVar[int] = 1
+
+    reference: Recipe
+    examples: ExamplesRecipe
+    mixture: dict[str, int]
+    steps: int
+    batch: int
+    embedder: str
+    generation_batch: int
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ModelRecipe(Recipe):
+    """A model trained from another one on a batch plan; `negatives` is None for MLE."""
+
+    stage: ClassVar[str] = "model"
+    version: ClassVar[int] = 1
+
+    start: Recipe
+    examples: ExamplesRecipe
+    negatives: NegativesRecipe | None
+    objective: str
+    beta: float
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class EnsembleRecipe(Recipe):
+    """theta = alpha * theta_MLE + (1 - alpha) * theta_CPO."""
+
+    stage: ClassVar[str] = "ensemble"
+    version: ClassVar[int] = 1
+
+    mle: Recipe
+    cpo: Recipe
+    alpha: float
+
+
+@dataclass(frozen=True)
+class GenerationsRecipe(Recipe):
+    """One continuation of each judged prompt; `prompts` is the hash of the prompts that fit every
+    model."""
+
+    stage: ClassVar[str] = "generations"
+    version: ClassVar[int] = 1
+
+    model: Recipe
+    prompts: str
+    decoding: dict[str, str | int | float | bool]
+    max_new_tokens: int
+    batch: int
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class VerdictsRecipe(Recipe):
+    """A judge's verdicts on generations against the recorded responses."""
+
+    stage: ClassVar[str] = "verdicts"
+    version: ClassVar[int] = 1
+
+    generations: GenerationsRecipe
+    judge: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class MeasuresRecipe(Recipe):
+    """The automatic measures of one model and its generations."""
+
+    stage: ClassVar[str] = "measures"
+    version: ClassVar[int] = 1
+
+    generations: GenerationsRecipe
+    examples: ExamplesRecipe
+    base: Recipe
+    mauve: dict[str, str | int]
+    scoring_batch: int = how(default=64)

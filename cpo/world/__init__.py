@@ -1,0 +1,15 @@
+"""The embedded world: a corpus whose truth is known, and the oracle that grades texts by it."""
+
+from .corpus import WORLD_VERSION, World, build_world
+from .oracle import WorldArticle, WorldExample, oracle_parts, oracle_score, score_of
+
+__all__ = [
+    "WORLD_VERSION",
+    "World",
+    "WorldArticle",
+    "WorldExample",
+    "build_world",
+    "oracle_parts",
+    "oracle_score",
+    "score_of",
+]
