@@ -23,13 +23,27 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the notebooks", allow_abbrev=False)
     run.add_argument("--profile", default="tiny", help="a name, or the path of a YAML file")
-    run.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings",
-                     help="change a setting of the profile or a notebook's parameter")
-    run.add_argument("--dry-run", action="store_true",
-                     help="say what would be made, with time, memory, disk and money")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        dest="settings",
+        help="change a setting of the profile or a notebook's parameter",
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be made, with time, memory, disk and money",
+    )
     run.add_argument("--from", metavar="NN", dest="start_from", help="begin at this notebook")
-    run.add_argument("--only", metavar="NN", action="append", default=[],
-                     help="run this notebook alone; may be repeated")
+    run.add_argument(
+        "--only",
+        metavar="NN",
+        action="append",
+        default=[],
+        help="run this notebook alone; may be repeated",
+    )
     doctor = commands.add_parser("doctor", help="say what is missing here", allow_abbrev=False)
     doctor.add_argument("--profile", default="tiny")
     doctor.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
@@ -61,8 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("\nStopped. What was finished is kept; the same command goes on from there.",
-              file=sys.stderr)
+        print(
+            "\nStopped. What was finished is kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
 
 
@@ -82,8 +98,10 @@ def _run(options: argparse.Namespace) -> int:
 def _profiles() -> int:
     for name in profile_names():
         profile = load_profile(name, substitute=False)
-        print(f"{name:8} {profile.description}\n{'':8} {profile.hardware}; "
-              f"about {profile.minutes:g} minutes, {profile.memory_gb:g} GB of memory")
+        print(
+            f"{name:8} {profile.description}\n{'':8} {profile.hardware}; "
+            f"about {profile.minutes:g} minutes, {profile.memory_gb:g} GB of memory"
+        )
     return 0
 
 

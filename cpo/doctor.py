@@ -50,7 +50,9 @@ def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
     unset = missing_environment(profile, overrides)
     findings = [
         Finding(
-            f"environment variable {name}", False, "not set",
+            f"environment variable {name}",
+            False,
+            "not set",
             f"Set it, as in `{name}=/path ./run_all.sh --profile {profile}`",
         )
         for name in unset
@@ -98,7 +100,9 @@ def _packages() -> list[Finding]:
     running = sys.version_info[:2]
     findings = [
         Finding(
-            "Python", (3, 11) <= running < (3, 14), ".".join(map(str, sys.version_info[:3])),
+            "Python",
+            (3, 11) <= running < (3, 14),
+            ".".join(map(str, sys.version_info[:3])),
             "Use Python 3.11, 3.12 or 3.13",
         )
     ]
@@ -125,7 +129,8 @@ def _memory(settings: Profile) -> Finding:
         return Finding("memory", False, "cannot be read", "Install psutil")
     available = psutil.virtual_memory().available / 2**30
     return Finding(
-        "memory", available >= settings.memory_gb,
+        "memory",
+        available >= settings.memory_gb,
         f"{available:.1f} GB available, {settings.memory_gb:g} GB needed",
         "Close other programs, lower optimiser.micro_batch_tokens, or take a smaller profile",
     )
@@ -136,7 +141,8 @@ def _disk(settings: Profile) -> Finding:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(existing).free / 2**30
     return Finding(
-        "disk", free >= settings.disk_gb,
+        "disk",
+        free >= settings.disk_gb,
         f"{free:.0f} GB free for artifacts, {settings.disk_gb:g} GB needed",
         "Make room, or set CPO_ARTIFACTS to a folder on a larger disk",
     )
@@ -151,7 +157,9 @@ def _gpu(settings: Profile) -> Finding:
     names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(count)}))
     detail = f"{count} found ({names or 'none'}), {settings.gpus or 'none'} needed"
     return Finding(
-        "GPU", count >= settings.gpus, detail,
+        "GPU",
+        count >= settings.gpus,
+        detail,
         f"This profile is meant for {settings.hardware}; with fewer GPUs it takes longer: "
         "lower `gpus` with --set, or take a smaller profile",
     )
@@ -189,7 +197,9 @@ def _hub(kind: str, name: str, key: str) -> Finding:
         ask(name, timeout=5)
     except Exception as error:  # the hub's client raises many kinds; to a user all mean the same
         return Finding(
-            what, False, f"not reachable ({type(error).__name__})",
+            what,
+            False,
+            f"not reachable ({type(error).__name__})",
             f"Connect to the hub, or give a local copy with --set {key}=/path",
         )
     return Finding(what, True, "reachable")

@@ -36,7 +36,7 @@ def failure_in(notebook: NotebookNode) -> str:
                     message = _ESCAPE.sub("", f"{output.ename}: {output.evalue}")
                     return f"{name}: {' '.join(message.split())}"
         if cell.execution_count is None:
-            return f"{name} did not finish: the kernel died, of too little memory perhaps"
+            return f"{name} was not run"
     return ""
 
 
@@ -74,7 +74,8 @@ def _shorten(value: Any, folders: list[tuple[str, str]]) -> Any:
     if isinstance(value, dict):
         # Pictures are base64: nothing to find, and much to search.
         return {
-            key: item if str(key).startswith("image/") and key != "image/svg+xml"
+            key: item
+            if str(key).startswith("image/") and key != "image/svg+xml"
             else _shorten(item, folders)
             for key, item in value.items()
         }
@@ -112,7 +113,7 @@ def _as_shown(text: str) -> str:
     for line in _CURSOR.sub("", text).split("\n"):
         shown = ""
         for piece in line.split("\r"):
-            shown = piece + shown[len(piece):]
+            shown = piece + shown[len(piece) :]
         redrawn = "\r" in line
         if _PROGRESS_BAR.search(shown) or (redrawn and not shown.strip()):
             continue

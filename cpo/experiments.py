@@ -258,7 +258,7 @@ class Suite:
         settings = self.profile.instructions
         return ExamplesRecipe(
             base=self.base_recipe(model),
-            data=self.instructions.content_hash,
+            data=data.content_hash(getattr(self.instructions, split)),
             split=split,
             max_prefix_tokens=settings.max_prefix_tokens,
             max_continuation_tokens=settings.max_continuation_tokens,

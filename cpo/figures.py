@@ -7,6 +7,7 @@ it as csv; the report is made from the files in the output folder alone.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import json
 import math
@@ -14,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -29,6 +30,10 @@ from cpo.judging import Judged, Verdicts
 from cpo.metrics import Estimate, mean_over_seeds, win_rate
 from cpo.paper import JUDGED_BY, ROWS, continued_mle, rows_of
 from cpo.profiles import Profile
+from cpo.store import Recipe
+
+if TYPE_CHECKING:
+    from cpo.experiments import Suite
 
 TABLE_COLUMNS = [
     "row", "model", "alpha", "measure", "judge", "seeds", "paper", "ours", "low", "high", "n",
@@ -216,9 +221,9 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
             "order and differences, not levels."
         )
     if {"low", "high"} <= set(frame):
-        parts.append(
-            "Brackets are 95 % intervals over prompts (for MAUVE: the range over clustering seeds)."
-        )
+        parts.append("Brackets are 95 % intervals over prompts.")
+        if "measure" in frame and (frame["measure"].str.lower() == "mauve").any():
+            parts.append("For MAUVE they are the range over the seeds of its clustering.")
     return " ".join(parts)
 
 
@@ -255,6 +260,37 @@ def _number(value: Any) -> str:
     if number.is_integer() and not isinstance(value, float):
         return f"{int(number):,}"
     return f"{number:.3f}" if abs(number) < 100 else f"{number:,.0f}"
+
+
+def announce(suite: Suite, row_ids: Iterable[str]) -> str:
+    """One sentence to print before making rows: what is still to be made for them, and how long.
+
+    It counts models, what they start from, negatives and greedy generations, over all seeds; the
+    seconds are the plan's estimate for the profile's own hardware.
+
+    Raises:
+        KeyError: no such row.
+    """
+    wanted: set[str] = set()
+    for row_id in row_ids:
+        for seed in range(suite.profile.seeds):
+            model = suite.model_recipe(suite.row(row_id), seed)
+            wanted |= _keys_within(suite.generations_recipe(model, seed=seed))
+    lacking = [item for item in suite.plan() if item.key in wanted and not item.made]
+    if not lacking:
+        return "Everything this notebook needs is made already: it takes seconds."
+    minutes = sum(item.seconds for item in lacking) / 60
+    plural = "s are" if len(lacking) > 1 else " is"
+    return (
+        f"{len(lacking)} artifact{plural} still to be made, about {minutes:.0f} minutes on "
+        f"{suite.profile.hardware}; what is made once is found again."
+    )
+
+
+def _keys_within(recipe: Recipe) -> set[str]:
+    """The keys of a recipe and of all recipes that it is made from."""
+    parts = (getattr(recipe, field.name) for field in dataclasses.fields(recipe))
+    return {recipe.key}.union(*(_keys_within(one) for one in parts if isinstance(one, Recipe)))
 
 
 # --- Figures --------------------------------------------------------------------------------------

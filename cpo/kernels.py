@@ -19,7 +19,12 @@ class ThisInterpreter(KernelSpecManager):
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=command, display_name="CPO", language="python")
+        return KernelSpec(
+            argv=command,
+            display_name="CPO",
+            language="python",
+            metadata={"supported_encryption": ["curve"]},
+        )
 
 
 class Kernel(AsyncKernelManager):
@@ -28,7 +33,9 @@ class Kernel(AsyncKernelManager):
     signalled: int | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(kernel_spec_manager=ThisInterpreter(), **kwargs)
+        super().__init__(
+            kernel_spec_manager=ThisInterpreter(), transport_encryption="auto", **kwargs
+        )
 
     async def _async_start_kernel(self, **kwargs: Any) -> None:
         # nbclient's own handler shuts the kernel down, and the cell looks like any dead kernel.

@@ -207,7 +207,9 @@ class Profile(_Settings):
         for name, mixture in self.negatives.items():
             for kind in mixture:
                 if kind not in NEGATIVE_KINDS:
-                    raise ValueError(f"negatives.{name}: {_unknown('kind', kind, NEGATIVE_KINDS)}")
+                    raise ValueError(
+                        f"negatives.{name}: {_unknown('kind', kind, sorted(NEGATIVE_KINDS))}"
+                    )
             others = self.continuation.batch - 1
             if mixture.get("BN", 0) > others:
                 raise ValueError(

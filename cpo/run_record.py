@@ -15,9 +15,20 @@ from cpo.executed import without_machine_paths
 from cpo.profiles import ROOT, load_profile
 
 PACKAGES = (
-    "torch", "transformers", "accelerate", "tokenizers", "numpy", "datasets",
-    "sentence-transformers", "mauve-text", "openai", "papermill", "pandas",
-    "scipy", "statsmodels", "matplotlib",
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "numpy",
+    "datasets",
+    "sentence-transformers",
+    "mauve-text",
+    "openai",
+    "papermill",
+    "pandas",
+    "scipy",
+    "statsmodels",
+    "matplotlib",
 )
 
 
@@ -27,10 +38,14 @@ def artifacts_folder() -> Path:
 
 
 def write(
-    path: Path, profile: str, overrides: Sequence[str], notebook_seconds: dict[str, float],
-    started: float, planned: Sequence[Planned],
+    path: Path,
+    profile: str,
+    overrides: Sequence[str],
+    notebook_seconds: dict[str, float],
+    started: float,
+    planned: Sequence[Planned],
 ) -> None:
-    """Write `run.json` after a run of all notebooks; `planned` is `Suite.plan()` as it then is."""
+    """Write `run.json` after a run of all notebooks; `planned` lists the suite's artifacts."""
     import psutil
 
     settings = load_profile(profile, overrides, substitute=False)
@@ -62,8 +77,11 @@ def _artifact(item: Planned) -> dict[str, Any]:
     manifest = artifacts_folder() / item.stage / item.key / store.MANIFEST
     made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     return {
-        "name": item.name, "stage": item.stage, "recipe": item.key,
-        "seconds": made.get("seconds"), "made": made.get("made"),
+        "name": item.name,
+        "stage": item.stage,
+        "recipe": item.key,
+        "seconds": made.get("seconds"),
+        "made": made.get("made"),
         "machine": made.get("provenance", {}).get("machine"),
     }
 

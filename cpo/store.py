@@ -191,7 +191,10 @@ def provenance() -> dict[str, Any]:
 
 
 def git_revision() -> dict[str, Any] | None:
-    """Revision of the checkout and whether it was clean; None outside a checkout."""
+    """Revision of the checkout and whether it was clean; None outside a checkout.
+
+    What runs write under `figures/` does not make it unclean: it is a result, not a cause.
+    """
 
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent
@@ -200,7 +203,8 @@ def git_revision() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {"revision": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}
+        changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)figures")
+        return {"revision": git("rev-parse", "HEAD"), "clean": not changed}
     except (OSError, subprocess.SubprocessError):
         return None
 

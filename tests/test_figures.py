@@ -143,6 +143,8 @@ def test_measures_frame(profile: Profile) -> None:
     assert len(frame) == 4
     assert frame["value"].tolist()[:2] == pytest.approx([0.45, 30])  # mean over both seeds
     assert frame["n"].tolist()[:2] == [200, 10]
+    assert "For MAUVE they are the range" in figures.caption(frame, profile)
+    assert "MAUVE" not in figures.caption(figures.table(suite, "t1"), profile)
 
 
 def test_negatives_frame() -> None:

@@ -281,7 +281,7 @@ def realise(sentences: Sequence[Sentence], rng: Random) -> list[str]:
         match sentence:
             case Clause(subjects, phrases):
                 subject = join(name_of(s) for s in subjects)
-                if len(subjects) == 1 and subjects == previous and rng.random() < 0.6:
+                if len(subjects) == 1 and subjects == previous and rng.random() < 0.4:
                     subject = pronoun(subjects[0])
                 seasons = [v[0] for r, v in phrases if r == "left"]
                 if seasons and len(phrases) > 1 and rng.random() < 0.5:

@@ -1,0 +1,62 @@
+"""What several test files share: small notebooks to run, and a place for artifacts of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nbformat
+import pytest
+
+PARAMETERS = 'profile = "tiny"\noverrides = []\noutput = ""'
+
+MakeNotebook = Callable[..., Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "smoke: every notebook through the real runner; minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run when a marker expression asks for them, such as `-m slow`."""
+    if not config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`CPO_ARTIFACTS`, in the test's own folder."""
+    folder = tmp_path / "artifacts"
+    monkeypatch.setenv("CPO_ARTIFACTS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_notebook(tmp_path: Path) -> MakeNotebook:
+    """Writes `notebooks/<name>.ipynb`: a parameters cell, and one cell for each source given."""
+
+    def make(
+        name: str,
+        *sources: str,
+        outputs: Sequence[str] = (),
+        after: Sequence[str] = (),
+        parameters: str = PARAMETERS,
+    ) -> Path:
+        notebook = nbformat.v4.new_notebook()
+        notebook.metadata["kernelspec"] = {
+            "name": "cpo",
+            "display_name": "CPO",
+            "language": "python",
+        }
+        notebook.metadata["cpo"] = {"outputs": list(outputs), "after": list(after)}
+        cell = nbformat.v4.new_code_cell(parameters)
+        cell.metadata["tags"] = ["parameters"]
+        notebook.cells = [cell, *(nbformat.v4.new_code_cell(source) for source in sources)]
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, path)
+        return path
+
+    return make

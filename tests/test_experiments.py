@@ -1,0 +1,134 @@
+"""The road from recipes to numbers, on models of a few thousand weights."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cpo.experiments import Suite, score_groups
+from cpo.logprobs import Group
+from cpo.metrics import Estimate
+from cpo.paper import ROWS
+from cpo.store import Store
+
+SMALL = [
+    "models.llama.pretraining.steps=3",
+    "models.gpt2.pretraining.steps=3",
+    "reference={steps: 3, batch: 8, learning_rate: 1e-3}",
+    "ablation_reference={steps: 2, batch: 8, learning_rate: 1e-3}",
+    "continuation.batch=8",
+    "continuation.steps={long: 3, short: 2, ablation: 2}",
+    "instructions.test_prompts=12",
+    "instructions.validation_rows=16",
+    "optimiser.precision=fp32",
+]
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Suite:
+    root = tmp_path_factory.mktemp("suite")
+    opened = Suite.open("smoke", SMALL, root / "figures")
+    opened.store = Store(root / "artifacts")
+    return opened
+
+
+def weights(suite: Suite, row: str) -> dict[str, torch.Tensor]:
+    return load_file(suite.model(row).path / "model.safetensors")
+
+
+def test_a_row_is_made_once_and_found_again(suite):
+    first = suite.model("t2/MixNR/0")
+    made = (first.path / "manifest.json").stat().st_mtime_ns
+    assert suite.model("t2/MixNR/0") == first
+    assert (first.path / "manifest.json").stat().st_mtime_ns == made
+    # The rows of tables that share a training share its artifact; another objective does not.
+    assert suite.model("t2/MixN").path != first.path
+    assert suite.negatives_recipe(ROWS["t2/MixN"]).key == suite.negatives_recipe(
+        ROWS["t2/MixNR/0"]
+    ).key
+
+
+def test_the_ensemble_lies_between_its_ends(suite):
+    cpo, mle, mixed = (weights(suite, row) for row in ("t2/MixNR/0", "t2/MLE2", "t2/MixNR/0.3"))
+    for name, value in mixed.items():
+        torch.testing.assert_close(value, 0.3 * mle[name] + 0.7 * cpo[name])
+    assert suite.history("t2/MixNR/0.3") == suite.history("t2/MixNR/0")
+
+
+@pytest.mark.parametrize(("row", "loss"), [("t2/MixNR/0", math.lgamma), ("t2/MixN", math.log)])
+def test_training_starts_where_the_policy_is_its_reference(suite, row, loss):
+    negatives = suite.negatives(row)
+    first = suite.history(row)[0]
+    used = negatives.mask[: suite.profile.continuation.batch].sum(-1)
+    # ln K of the usable candidates, or ln K! = lgamma(K + 1).
+    expected = np.mean([loss(k + 1 if loss is math.lgamma else k) for k in used])
+    assert first["loss"] == pytest.approx(expected, abs=1e-4)
+    assert first["margin"] == pytest.approx(0, abs=1e-3)
+
+
+def test_reference_values_are_the_reference_s(suite):
+    negatives = suite.negatives("t2/MixNR/0")
+    model = suite.reference("llama").load()
+    rows = range(4)
+    groups = [Group(negatives.prefixes[row], negatives.candidates(row)) for row in rows]
+    scores = score_groups(model, groups, "fp32", 2, "again").numpy()
+    np.testing.assert_allclose(scores, negatives.reference_logps[:4], atol=1e-3)
+    assert (negatives.order[:, 0] == 0).all()
+    assert np.array_equal(np.sort(negatives.order, -1)[0], np.arange(len(negatives.kinds)))
+
+
+def test_mle_and_cpo_rows_see_the_same_planned_prompts(suite):
+    rows = suite.tokenized("llama", "train")
+    known = {one.prefix_ids for one in rows}
+    negatives = suite.negatives("t2/MixNR/0")
+    assert len(negatives) == 3 * 8 and all(tuple(p) in known for p in negatives.prefixes)
+    mle, cpo = suite.model("t2/MLE2").recipe, suite.model("t2/MixNR/0").recipe
+    for field in ("start", "examples", "steps", "batch", "seed"):
+        assert getattr(mle, field) == getattr(cpo, field)
+
+
+def test_generations_verdicts_and_measures_align_with_the_judged_prompts(suite):
+    texts = suite.generations("t2/MixNR/0")
+    verdicts = suite.verdicts("t2/MixNR/0")
+    measures = suite.measures("t2/MixNR/0")
+    assert len(texts) == len(verdicts) == len(suite.test_examples) == 12
+    assert verdicts.ids == tuple(example.id for example in suite.test_examples)
+    assert {"held_out_loss", "tokens", "repeated_4grams", "word_f1", "oracle_grade"} <= set(measures)
+    assert all(isinstance(one, Estimate) and one.n == 12 for one in measures.values())
+    assert len(suite.generations("reference/llama")) == 12
+
+
+def test_the_plan_names_everything_once_and_knows_what_is_made(suite):
+    suite.model("t2/MLE2")
+    planned = suite.plan()
+    keys = [one.key for one in planned]
+    assert len(set(keys)) == len(keys)
+    by_name = {one.name: one for one in planned}
+    assert by_name["model t2/MLE2"].made and by_name["model t2/MLE2"].seconds == 0
+    later = by_name["model t1/ANR"]
+    assert not later.made and later.seconds > 0 and later.disk_gb > 0
+    assert {f"generations of {row.id}" for row in suite.profile.trained_rows} <= set(by_name)
+
+
+def test_what_is_not_there_is_refused_by_name(suite):
+    with pytest.raises(KeyError, match=r"no row 't2/MixNR/0\.6'.*Did you mean 't2/MixNR"):
+        suite.model("t2/MixNR/0.6")
+    with pytest.raises(ValueError, match="without negatives"):
+        suite.negatives("t2/MLE2")
+
+
+def test_settings_that_matter_change_the_key_and_sizes_of_work_do_not(suite):
+    row = ROWS["t2/MixNR/0"]
+    key = suite.model_recipe(row).key
+
+    def key_with(*overrides: str) -> str:
+        other = Suite.open("smoke", [*SMALL, *overrides], suite.output)
+        return other.model_recipe(row).key
+
+    assert key_with("continuation.beta=0.7") != key
+    assert key_with("continuation.steps.long=4") != key
+    assert key_with("negatives.MixN={BN: 2, MN: 1, TN: 1}") != key
+    assert key_with("optimiser.micro_batch_tokens=4000", "rows=[t2/MixNR/0]") == key
+    assert key_with("instructions.test_prompts=13") == key  # the training rows are the same

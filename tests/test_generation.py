@@ -1,0 +1,60 @@
+"""Decoding: padding, order, EOS and limits."""
+
+import pytest
+import torch
+from models import ARCHITECTURES, EOS, tiny_model
+
+from cpo.generation import generate, up_to_eos
+
+PREFIXES = [[5, 6, 7], [9], [3, 4], [8, 8, 8, 8, 8]]
+
+
+def greedy_by_hand(model, prefix, count):
+    ids = list(prefix)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == EOS:
+            break
+    return ids[len(prefix) :]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_greedy_equals_one_sequence_at_a_time(architecture, batch):
+    model = tiny_model(architecture).eval()
+    found = generate(
+        model, PREFIXES, eos_token_id=EOS, max_new_tokens=8, batch=batch, lengths=[4, 1, 3, 2]
+    )
+    assert found == [[greedy_by_hand(model, prefix, 8)] for prefix in PREFIXES]
+
+
+def test_sampling_is_seeded_and_top_k_is_not_transformers_default():
+    model = tiny_model("llama").eval()
+
+    def sample(seed: int, **options):
+        return generate(
+            model, PREFIXES, eos_token_id=EOS, max_new_tokens=1, per_prefix=400, batch=1600,
+            seed=seed, do_sample=True, **options,
+        )
+
+    assert sample(0) == sample(0) != sample(1)
+    assert all(len(group) == 400 for group in sample(0))
+    logits = model(torch.tensor([PREFIXES[0]])).logits[0, -1]
+    drawn = {ids[0] for ids in sample(0, top_k=2)[0]}
+    assert drawn == set(logits.topk(2).indices.tolist())
+    flat = {ids[0] for ids in sample(0, temperature=100.0)[0]}
+    assert len(flat) > 50  # of 64: nothing cuts at 50
+
+
+def test_up_to_eos():
+    assert up_to_eos([4, EOS, 5, EOS], EOS) == [4, EOS]
+    assert up_to_eos([4, 5], EOS) == [4, 5]
+
+
+def test_prefixes_that_do_not_fit_are_refused():
+    model = tiny_model("gpt2").eval()
+    with pytest.raises(ValueError, match="exceed the model's 64 positions"):
+        generate(model, [[1] * 60], eos_token_id=EOS, max_new_tokens=8)
+    with pytest.raises(ValueError, match="empty prefix"):
+        generate(model, [[]], eos_token_id=EOS, max_new_tokens=8)

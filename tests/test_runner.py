@@ -1,0 +1,402 @@
+"""The runner on small notebooks: what counts as success, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cpo.costs import Planned
+from cpo.executed import make_portable, without_machine_paths
+from cpo.profiles import ROOT, ProfileError, load_profile
+from cpo.runner import BadInput, run_suite
+
+WRITE = "from pathlib import Path\nPath(output, {name!r}).write_text({text!r})"
+
+
+def write(name: str, text: str = "made") -> str:
+    return WRITE.format(name=name, text=text)
+
+
+@pytest.fixture
+def suite(tmp_path, artifacts, monkeypatch):
+    """Runs the test's notebooks at the size of `smoke`; returns the exit code."""
+
+    def run(*settings: str, profile: str = "smoke", **options) -> int:
+        return run_suite(
+            profile,
+            settings,
+            notebooks_dir=tmp_path / "notebooks",
+            figures_dir=tmp_path / "figures",
+            plan=lambda profile, overrides, output: [],
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture
+def output(artifacts):
+    return artifacts / "figures" / "smoke"
+
+
+def test_success_promotes_the_executed_copy_and_writes_the_record(suite, make_notebook, output):
+    make_notebook("00_good", write("table.csv"), "print('seen')", outputs=["table.csv"])
+    assert suite() == 0
+    assert (output / "table.csv").read_text() == "made"
+    copy = nbformat.read(output / "notebooks" / "00_good.ipynb", as_version=4)
+    assert copy.cells[-1].outputs[0].text == "seen\n"
+    assert os.listdir(output / "notebooks") == ["00_good.ipynb"]
+    record = json.loads((output / "run.json").read_text())
+    assert record["profile"] == "smoke"
+    assert record["settings"]["models"]["llama"]["config"]["hidden_size"] == 64
+    assert record["notebook_seconds"].keys() == {"00_good"}
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise ValueError('no such thing')", "cell 3: ValueError: no such thing"),
+        ("import os; os.kill(os.getpid(), 9)", "kernel died"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("pass", "declared output table.csv was not written"),
+    ],
+    ids=["exception", "dead kernel", "SystemExit(0)", "missing output"],
+)
+def test_a_failure_is_seen_kept_beside_and_does_not_stop_the_others(
+    source, reason, suite, make_notebook, output, capsys
+):
+    make_notebook("00_bad", source, outputs=["table.csv"])
+    make_notebook("01_good", "1 + 1")
+    (output / "notebooks").mkdir(parents=True)
+    (output / "notebooks" / "00_bad.ipynb").write_text("the last good copy")
+    assert suite() == 1
+    assert (output / "notebooks" / "00_bad.ipynb").read_text() == "the last good copy"
+    assert (output / "notebooks" / "00_bad.failed.ipynb").is_file()
+    assert (output / "notebooks" / "01_good.ipynb").is_file()
+    assert not (output / "run.json").exists()
+    summary = capsys.readouterr().out.split("notebook  status")[1]
+    assert reason in summary
+    bad, good = summary.splitlines()[1:3]
+    assert bad.split()[:2] == ["00_bad", "FAILED"]
+    assert good.split()[:2] == ["01_good", "ok"]
+
+
+def test_an_output_of_an_earlier_run_is_not_taken_for_this_one(
+    suite, make_notebook, output, capsys
+):
+    make_notebook("00_idle", "pass", outputs=["table.csv"])
+    output.mkdir(parents=True)
+    (output / "table.csv").write_text("old")
+    assert suite() == 1
+    assert "declared output table.csv is older than this run" in capsys.readouterr().out
+
+
+def test_a_later_success_takes_the_failed_copy_away(suite, make_notebook, output):
+    make_notebook("00_unsteady", "assert 1 == 2")
+    assert suite() == 1
+    make_notebook("00_unsteady", "assert 1 == 1")
+    assert suite() == 0
+    assert os.listdir(output / "notebooks") == ["00_unsteady.ipynb"]
+
+
+def test_what_comes_after_a_failure_is_skipped_and_named(suite, make_notebook, capsys):
+    make_notebook("00_bad", "1 / 0", outputs=["table.csv"])
+    make_notebook("01_reads_it", "print('ran')", after=["00"], outputs=["second.csv"])
+    make_notebook("02_reads_that", "print('ran')", after=["01"])
+    make_notebook("03_alone", "print('ran')")
+    assert suite() == 1
+    lines = capsys.readouterr().out.split("notebook       status")[1].splitlines()[1:5]
+    assert [line.split()[1] for line in lines] == ["FAILED", "skipped", "skipped", "ok"]
+    assert "needs what notebook 00 did not deliver" in lines[1]
+    assert "ZeroDivisionError" in lines[0]
+
+
+def test_only_a_full_unchanged_run_of_a_committed_profile_writes_to_figures(
+    suite, make_notebook, tmp_path, artifacts
+):
+    make_notebook("00_one", write("one.txt"), outputs=["one.txt"])
+    make_notebook("01_two", write("two.txt"), outputs=["two.txt"])
+    profile = load_profile("tiny")
+    assert profile.committed
+    assert suite(profile="tiny", only=["1"]) == 0
+    assert suite("seeds=2", profile="tiny") == 0
+    assert suite() == 0  # smoke is not committed
+    assert not (tmp_path / "figures").exists()
+    assert suite(profile="tiny") == 0
+    assert sorted(os.listdir(tmp_path / "figures")) == ["tiny"]
+    assert sorted(os.listdir(tmp_path / "figures" / "tiny")) == [
+        "notebooks",
+        "one.txt",
+        "run.json",
+        "two.txt",
+    ]
+    names = sorted(os.listdir(artifacts / "figures"))
+    assert names[:2] == ["smoke", "tiny"]
+    assert names[2].startswith("tiny-")
+    assert os.listdir(artifacts / "figures" / "tiny" / "notebooks") == ["01_two.ipynb"]
+
+
+def test_a_users_profile_file_never_writes_to_figures(suite, make_notebook, tmp_path, artifacts):
+    make_notebook("00_one", "pass")
+    own = tmp_path / "tiny.yaml"
+    own.write_text((ROOT / "profiles" / "tiny.yaml").read_text())
+    assert suite(profile=str(own)) == 0
+    assert not (tmp_path / "figures").exists()
+    assert (artifacts / "figures" / "tiny" / "run.json").is_file()
+
+
+def test_copies_of_notebooks_that_are_gone_are_removed_by_a_full_run(suite, make_notebook, output):
+    path = make_notebook("00_first", "pass")
+    make_notebook("01_second", "pass")
+    assert suite() == 0
+    path.unlink()
+    assert suite() == 0
+    assert os.listdir(output / "notebooks") == ["01_second.ipynb"]
+
+
+def test_parameters_arrive_typed(suite, make_notebook, artifacts):
+    source = "assert (rate, names, count) == (1e-5, ['a', 'b'], 3), (rate, names, count)"
+    parameters = "profile = ''\noverrides = []\noutput = ''\nrate = 0.5\nnames = []\ncount = 1"
+    check = "assert overrides == ['seeds=2'] and profile == 'smoke'"
+    make_notebook("00_typed", source, check, parameters=parameters)
+    assert suite("rate=1e-5", "names=[a, b]", "count=3", "seeds=2") == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["rte=1"], "unknown key or notebook parameter. Did you mean 'rate'?"),
+        (["sedes=1"], "unknown key or notebook parameter. Did you mean 'seeds'?"),
+        (["rate=fast"], "parameter 'rate' is a float, such as 0.5, not 'fast'"),
+        (["rate"], "--set takes key=value, not 'rate'"),
+        (["output=/somewhere"], "'output' is not set with --set"),
+    ],
+)
+def test_a_parameter_that_does_not_exist_or_fit_is_refused(
+    settings, message, suite, make_notebook, artifacts
+):
+    make_notebook("00_typed", "pass", parameters="profile = ''\noutput = ''\nrate = 0.5")
+    with pytest.raises(BadInput) as refused:
+        suite(*settings)
+    assert message in str(refused.value)
+    assert not artifacts.exists()
+
+
+def test_an_unknown_key_in_a_group_names_the_nearest(suite, make_notebook):
+    make_notebook("00_one", "pass")
+    with pytest.raises(ProfileError, match="'continuation.betta'. Did you mean 'beta'"):
+        suite("continuation.betta=1")
+
+
+def test_an_unknown_notebook_is_refused_with_the_nearest(suite, make_notebook):
+    make_notebook("00_one", "pass")
+    make_notebook("06_ensembling", "pass")
+    with pytest.raises(BadInput, match="unknown notebook '06_ensemble'. Did you mean '06_ens"):
+        suite(only=["06_ensemble"])
+    with pytest.raises(BadInput, match="unknown notebook '7'.*Known: 00_one, 06_ensembling"):
+        suite(start_from="7")
+
+
+def test_a_notebook_that_reads_what_is_not_there_is_refused(suite, make_notebook):
+    make_notebook("00_one", write("one.csv"), outputs=["one.csv"])
+    make_notebook("01_reader", "assert (Path := __import__('pathlib').Path)", after=["00"])
+    with pytest.raises(BadInput, match="01 reads one.csv of notebook 00"):
+        suite(only=["01"])
+    assert suite(only=["00"]) == 0
+    assert suite(only=["01"]) == 0
+
+
+def test_missing_variables_and_files_are_said_together_before_anything_runs(
+    suite, make_notebook, monkeypatch, artifacts
+):
+    make_notebook("00_one", "pass")
+    monkeypatch.delenv("CPO_DATA", raising=False)
+    with pytest.raises(BadInput, match="environment variable CPO_DATA: not set"):
+        suite(profile="small")
+    with pytest.raises(BadInput) as refused:
+        suite("articles.source=jsonl", "articles.path=/no/such.jsonl", profile="small")
+    assert "CPO_DATA" in str(refused.value)
+    assert "articles data: /no/such.jsonl does not exist" in str(refused.value)
+    assert not artifacts.exists()
+
+
+def test_a_dry_run_says_what_it_takes_and_runs_nothing(make_notebook, tmp_path, artifacts, capsys):
+    make_notebook("00_one", "pass", outputs=["one.csv"])
+    planned = [
+        Planned("reference/llama", "model", "a" * 16, False, 120, 1.5, 0.25, 0.0),
+        Planned("t2/ANR", "model", "b" * 16, False, 240, 2.5, 0.25, 1.5),
+        Planned("base/llama", "base_model", "c" * 16, True, 0, 1.0, 0.1, 0.0),
+    ]
+    code = run_suite(
+        "smoke",
+        dry_run=True,
+        notebooks_dir=tmp_path / "notebooks",
+        plan=lambda *arguments: planned,
+    )
+    shown = capsys.readouterr().out
+    assert code == 0
+    # 120 s + 240 s, the larger memory, 2 x 0.25 GB, 0 + 1.50 USD; what is made is free.
+    assert "3 artifacts, 1 made, 2 to make: about 6 min, up to 2.5 GB of memory" in shown
+    assert "0.50 GB of disk, 1.50 USD" in shown
+    assert "00_one    one.csv" in shown
+    assert not artifacts.exists()
+
+
+def test_a_dry_run_without_the_data_says_what_is_missing_and_what_the_profile_states(
+    make_notebook, tmp_path, artifacts, capsys, monkeypatch
+):
+    monkeypatch.delenv("CPO_DATA", raising=False)
+    make_notebook("00_one", "pass")
+    assert run_suite("small", dry_run=True, notebooks_dir=tmp_path / "notebooks") == 0
+    shown = capsys.readouterr().out
+    assert "Missing: environment variable CPO_DATA" in shown
+    assert "cannot be counted here: first what is missing has to be there" in shown
+    assert "t2/MixNR/0.5" in shown
+    assert not artifacts.exists()
+
+
+def run_in_background(tmp_path: Path, artifacts: Path) -> subprocess.Popen[str]:
+    """The runner in a process of its own, on the test's notebooks."""
+    code = (
+        "import sys; from pathlib import Path; from cpo import __main__ as command, runner\n"
+        "settled = runner.run_suite\n"
+        "def on_these(*given):\n"
+        "    return settled(*given, notebooks_dir=Path(sys.argv[1]), plan=lambda *_: [])\n"
+        "runner.run_suite = on_these\n"
+        "sys.exit(command.main(['run', '--profile', 'smoke']))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "notebooks")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"CPO_ARTIFACTS": str(artifacts)},
+    )
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_runner_leaves_no_kernel_and_no_half_copy(
+    number, make_notebook, tmp_path, artifacts
+):
+    note = tmp_path / "pid"
+    source = (
+        f"import os, time, pathlib\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(120)"
+    )
+    make_notebook("00_long", source)
+    make_notebook("01_never", "pass")
+    process = run_in_background(tmp_path, artifacts)
+    try:
+        wait_until(lambda: note.exists() and note.read_text(), 60)
+        kernel = int(note.read_text())
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "Stopped." in said
+    assert "[01_never]" not in said
+    wait_until(lambda: not is_alive(kernel), 15)
+    folder = artifacts / "figures" / "smoke" / "notebooks"
+    assert not (folder / "00_long.ipynb").exists()
+    if number != signal.SIGKILL:
+        assert os.listdir(folder) == []
+
+
+def test_a_kernel_streams_live(make_notebook, suite, capsys):
+    make_notebook(
+        "00_talks",
+        "import sys\nprint('to stdout')\nprint('to stderr', file=sys.stderr)",
+    )
+    assert suite() == 0
+    captured = capsys.readouterr()
+    assert "to stdout" in captured.out
+    assert "to stderr" in captured.err
+
+
+def test_the_kernel_is_this_interpreter_whatever_kernelspecs_a_user_has(
+    make_notebook, suite, tmp_path, monkeypatch
+):
+    spec = tmp_path / "user" / "kernels" / "cpo"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": ["/bin/false"], "display_name": "CPO", "language": "python"})
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "user"))
+    make_notebook("00_who", f"import sys\nassert sys.prefix == {sys.prefix!r}, sys.prefix")
+    assert suite() == 0
+
+
+def stream(name: str, text: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+def test_streams_are_joined_and_redrawn_lines_leave_no_debris():
+    notebook = nbformat.v4.new_notebook()
+    outputs = [
+        stream("stdout", "one\n"),
+        stream("stderr", "\rtraining:   0%|          | 0/9 [00:00<?, ?step/s]"),
+        stream("stdout", "two\n"),
+        stream("stderr", "\rtraining: 100%|##########| 9/9 [00:01<00:00, 9step/s]"),
+        stream("stderr", "\r                                                     \r"),
+        stream("stdout", "10\r9 \r8\n"),
+        nbformat.v4.new_output("display_data", data={"text/plain": "a plot"}),
+        stream("stderr", "UserWarning: a real one\n"),
+    ]
+    notebook.cells = [nbformat.v4.new_code_cell("f()", outputs=outputs, execution_count=1)]
+    make_portable(notebook)
+    # "10" overwritten by "9 " and then by "8" shows "8 ", the trailing blank taken off.
+    assert [(item.get("name"), item.get("text")) for item in notebook.cells[0].outputs] == [
+        ("stdout", "one\ntwo\n8\n"),
+        (None, None),
+        ("stderr", "UserWarning: a real one\n"),
+    ]
+
+
+def test_no_path_of_this_machine_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("CPO_DATA", str(tmp_path / "data"))
+    home = str(Path.home())
+    texts = {
+        f"{ROOT}/figures/tiny": "./figures/tiny",
+        f"read {tmp_path}/data/dolly.jsonl": "read $CPO_DATA/dolly.jsonl",
+        f"'{home}/cache'": "'~/cache'",
+        "/tmp/ipykernel_123/4567.py:3: UserWarning": "<cell>:3: UserWarning",
+        f"{sys.prefix}/lib/x.py": "<environment>/lib/x.py",
+        "https://arxiv.org/root/x": "https://arxiv.org/root/x",
+        f"{home}stead": f"{home}stead",
+    }
+    assert without_machine_paths(list(texts)) == list(texts.values())
+
+
+def test_executed_copies_name_no_folder_of_this_machine(make_notebook, suite, output):
+    make_notebook("00_tells", f"print({str(ROOT)!r}, profile)\noutput")
+    assert suite() == 0
+    text = (output / "notebooks" / "00_tells.ipynb").read_text()
+    assert str(ROOT) not in text
+    assert str(output) not in text
+    assert "input_path" not in text

@@ -1,0 +1,192 @@
+"""Training: where the loss starts, what it moves, and that it resumes exactly."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import ARCHITECTURES, VOCABULARY, tiny_model
+from safetensors.torch import load_file
+
+from cpo.experiments import score_groups
+from cpo.logprobs import Group
+from cpo.training import (
+    OBJECTIVES,
+    TrainingError,
+    TrainingExample,
+    TrainingSettings,
+    micro_batch,
+    train,
+)
+
+
+def random_groups(rows: int, k: int, seed: int = 0) -> list[Group]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        count = int(torch.randint(low, high, (1,), generator=generator))
+        return torch.randint(1, VOCABULARY, (count,), generator=generator).tolist()
+
+    return [Group(ids(1, 12), [ids(1, 12) for _ in range(k)]) for _ in range(rows)]
+
+
+def contrasted(model, groups, precision="fp32", micro=4) -> list[TrainingExample]:
+    reference_logps = score_groups(model, groups, precision, micro, "reference")
+    return [
+        TrainingExample(group, (True,) * len(group.continuations), logps.tolist())
+        for group, logps in zip(groups, reference_logps, strict=True)
+    ]
+
+
+def settings(objective: str, steps: int, **kwargs) -> TrainingSettings:
+    defaults = {"batch": 8, "learning_rate": 1e-2, "beta": 1.0, "micro_batch": 4}
+    return TrainingSettings(objective, steps, **{**defaults, **kwargs})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 0.1)])
+@pytest.mark.parametrize("objective", ["cpo", "ranked_cpo"])
+def test_first_loss_is_ln_k(tmp_path, architecture, precision, bound, objective):
+    k = 5
+    model = tiny_model(architecture)
+    examples = contrasted(model, random_groups(16, k), precision)
+    history = train(
+        model, examples, settings(objective, 2, precision=precision), tmp_path / "out", tmp_path / "part"
+    )
+    expected = math.log(k) if objective == "cpo" else math.log(math.factorial(k))
+    assert history[0]["loss"] == pytest.approx(expected, abs=bound)
+    assert history[1]["loss"] != history[0]["loss"]
+
+
+def test_a_reference_scored_otherwise_is_refused(tmp_path):
+    model = tiny_model("gpt2")
+    examples = contrasted(tiny_model("gpt2", seed=1), random_groups(8, 3))
+    with pytest.raises(TrainingError, match="not scored alike"):
+        train(model, examples, settings("cpo", 1), tmp_path / "out", tmp_path / "part")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cpo_raises_the_margin_and_reports_it(tmp_path):
+    model = tiny_model("llama")
+    groups = random_groups(8, 4) * 10
+    history = train(
+        model, contrasted(model, groups), settings("cpo", 10), tmp_path / "out", tmp_path / "part"
+    )
+    first, last = history[0], history[-1]
+    assert first["margin"] == pytest.approx(0, abs=1e-4)
+    assert last["margin"] > 1 and last["accuracy"] > first["accuracy"] and last["loss"] < 0.5
+    reward_gap = last["reward_chosen"] - last["reward_rejected"]
+    assert last["margin"] == pytest.approx(reward_gap, abs=1e-4)
+
+
+def test_mle_is_a_mean_over_the_tokens_of_the_global_batch(tmp_path):
+    # Two micro-batches of unequal length: a mean of their means would differ.
+    model = tiny_model("gpt2")
+    groups = [*random_groups(4, 1, seed=3), *(Group([1], [[2]]) for _ in range(4))]
+    expected_sum = score_groups(model, groups, "fp32", 8, "mle").sum()
+    tokens = sum(len(group.continuations[0]) for group in groups)
+    history = train(
+        model, [TrainingExample(group) for group in groups], settings("mle", 1),
+        tmp_path / "out", tmp_path / "part",
+    )
+    assert history[0]["loss"] == pytest.approx(float(-expected_sum / tokens), abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["mle", "ranked_cpo"])
+def test_micro_batches_do_not_change_the_result(tmp_path, objective):
+    ends = []
+    for micro in (2, 8):
+        model = tiny_model("llama")
+        groups = random_groups(24, 1 if objective == "mle" else 3)
+        examples = (
+            [TrainingExample(group) for group in groups]
+            if objective == "mle" else contrasted(model, groups, micro=micro)
+        )
+        train(
+            model, examples, settings(objective, 3, micro_batch=micro, learning_rate=1e-3),
+            tmp_path / f"out{micro}", tmp_path / f"part{micro}",
+        )
+        ends.append(load_file(tmp_path / f"out{micro}" / "model.safetensors"))
+    for name, weights in ends[0].items():
+        torch.testing.assert_close(weights, ends[1][name], atol=2e-4, rtol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    model = tiny_model("gpt2")
+    examples = contrasted(model, random_groups(16, 3))
+    with torch.no_grad():
+        model.transformer.wte.weight[3] = math.nan
+    with pytest.raises(TrainingError, match="loss is nan at step 1"):
+        train(model, examples, settings("cpo", 2), tmp_path / "out", tmp_path / "part")
+
+
+def test_wrong_plans_and_objectives_are_refused(tmp_path):
+    examples = [TrainingExample(group) for group in random_groups(8, 1)]
+    with pytest.raises(ValueError, match="2 steps of 8"):
+        train(tiny_model("gpt2"), examples, settings("mle", 2), tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="unknown objective 'simpo'"):
+        train(tiny_model("gpt2"), examples, settings("simpo", 1), tmp_path, tmp_path)
+    assert set(OBJECTIVES) == {"cpo", "ranked_cpo", "dpo", "ranking_nce"}
+
+
+def test_micro_batch_is_the_largest_divisor_that_fits():
+    assert micro_batch(64, 12, 100, 20_000) == 16  # 16 x 12 x 100 = 19,200
+    assert micro_batch(64, 12, 100, 100) == 1
+    assert micro_batch(64, 1, 100, 10**9, processes=4) == 16
+
+
+SCRIPT = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from test_training import contrasted, random_groups, settings
+    from models import tiny_model
+    from cpo.training import train
+    root = Path({root!r})
+    model = tiny_model("gpt2")
+    examples = contrasted(model, random_groups(8 * 60, 3))
+    train(model, examples, settings("cpo", 60, learning_rate=1e-3, checkpoint_minutes=1e-6),
+          root / sys.argv[1], root / ("part-" + sys.argv[1]))
+"""
+
+
+def test_resumes_bit_for_bit_after_kill_9(tmp_path: Path):
+    script = tmp_path / "run.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(textwrap.dedent(SCRIPT.format(tests=tests, root=str(tmp_path))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, str(script), name], env=environment)
+
+    assert start("whole").wait(300) == 0
+    killed = start("killed")
+    deadline = time.monotonic() + 120
+    # Somewhere between its first checkpoints and its end.
+    while not list((tmp_path / "part-killed").glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed").exists()
+    # A checkpoint that was being written when the kill came is passed over.
+    broken = tmp_path / "part-killed" / "checkpoint-59"
+    broken.mkdir(exist_ok=True)
+    (broken / "trainer_state.json").write_text('{"global_step": 5')
+    assert start("killed").wait(300) == 0
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    resumed = load_file(tmp_path / "killed" / "model.safetensors")
+    for name, weights in whole.items():
+        assert torch.equal(weights, resumed[name]), name
+    lines = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "history.jsonl").open()]
+        for name in ("whole", "killed")
+    ]
+    assert lines[0] == lines[1] and len(lines[0]) == 60
