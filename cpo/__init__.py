@@ -1,4 +1,4 @@
-"""Contrastive preference optimization (CPO): the method of arXiv 2502.16433, whole and reproducible.
+"""Contrastive preference optimization (CPO, arXiv 2502.16433), whole and reproducible.
 
 Not to be confused with TRL's `CPOTrainer`, a different method of the same acronym (Xu et al. 2024).
 """

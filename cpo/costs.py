@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cpo.paper import Row
+from cpo.paper import ModelName, Row
 from cpo.recipes import ExternalModelRecipe
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def plan(suite: Suite) -> list[Planned]:
         if isinstance(recipe, ExternalModelRecipe) or recipe.key in seen:
             continue
         made = suite.store.find(recipe) is not None
-        parameters = suite.profile.models[model].parameters  # type: ignore[index]
+        parameters = suite.profile.models[model].parameters
         keeps_weights = recipe.stage in ("base_model", "model", "ensemble")
         trains = recipe.stage in ("base_model", "model")
         seen[recipe.key] = Planned(
@@ -59,7 +59,7 @@ def plan(suite: Suite) -> list[Planned]:
     return list(seen.values())
 
 
-def _artifacts(suite: Suite) -> Iterator[tuple[str, str, Recipe, float]]:
+def _artifacts(suite: Suite) -> Iterator[tuple[str, ModelName, Recipe, float]]:
     profile = suite.profile
     prefix, continuation = _mean_tokens(suite)
     for seed in range(profile.seeds):
@@ -75,18 +75,18 @@ def _artifacts(suite: Suite) -> Iterator[tuple[str, str, Recipe, float]]:
                 base = suite.base_recipe(row.model)
                 yield f"base model {row.model}", row.model, base, tokens / trained
             stage = getattr(profile, row.reference)
-            tokens = stage.steps * stage.batch * (prefix + continuation)
+            seen = stage.steps * stage.batch * (prefix + continuation)
             reference = suite.reference_recipe(row.model, row.reference, seed)
-            yield f"{row.reference}/{row.model}", row.model, reference, tokens / trained
+            yield f"{row.reference}/{row.model}", row.model, reference, seen / trained
             yield from _row_artifacts(suite, row, seed, prefix, continuation)
             recipe = suite.generations_recipe(suite.model_recipe(row, seed), seed=seed)
-            tokens = profile.instructions.test_prompts * continuation
-            yield f"generations of {row.id}", row.model, recipe, tokens / generated
+            written = profile.instructions.test_prompts * continuation
+            yield f"generations of {row.id}", row.model, recipe, written / generated
 
 
 def _row_artifacts(
     suite: Suite, row: Row, seed: int, prefix: float, continuation: float
-) -> Iterator[tuple[str, str, Recipe, float]]:
+) -> Iterator[tuple[str, ModelName, Recipe, float]]:
     profile = suite.profile
     model = profile.models[row.model]
     rows = profile.continuation.steps[row.steps] * profile.continuation.batch

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,11 +24,11 @@ from transformers.utils import logging as transformers_logging
 from cpo import costs, data, judging, metrics
 from cpo.ensembling import interpolate
 from cpo.generation import generate
-from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
-from cpo.paper import ROWS, Row, continued_mle
+from cpo.paper import ROWS, ModelName, ReferenceName, Row, continued_mle, cpo_end
 from cpo.plan import plan_batches
 from cpo.profiles import ROOT, Profile, load_profile, nearest
 from cpo.progress import progress_bar
@@ -48,8 +48,6 @@ from cpo.store import Recipe, Store, hash_folder
 from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
 from cpo.world import oracle_score
 
-ReferenceName = Literal["reference", "ablation_reference"]
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -61,7 +59,7 @@ class Artifact:
 
     def load(self) -> Any:
         """The causal language model, fp32, in evaluation mode, on the GPU where there is one."""
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             self.path, dtype=torch.float32, use_safetensors=True
         )
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -177,11 +175,11 @@ class Suite:
             test_articles=settings.test_articles,
         )
 
-    def tokenizer(self, model: str) -> Any:
+    def tokenizer(self, model: ModelName) -> Any:
         """The tokenizer of a base model."""
         return AutoTokenizer.from_pretrained(self.base_model(model).path)
 
-    def tokenized(self, model: str, split: str) -> list[data.TokenizedExample]:
+    def tokenized(self, model: ModelName, split: str) -> list[data.TokenizedExample]:
         """A split of the pairs as ids for one model.
 
         Training rows follow the profile's `over_long`; in validation and test only an over-long
@@ -227,16 +225,34 @@ class Suite:
 
     # --- Recipes ----------------------------------------------------------------------------------
 
-    def base_recipe(self, name: str) -> BaseModelRecipe | ExternalModelRecipe:
+    def base_recipe(self, name: ModelName) -> BaseModelRecipe | ExternalModelRecipe:
         """The recipe of a base model: pretrained here, or a folder or hub name from elsewhere."""
-        model, optimiser = self.profile.models[name], self.profile.optimiser  # type: ignore[index]
+        if name not in self._base_recipes:
+            self._base_recipes[name] = self._base_recipe(name)
+        return self._base_recipes[name]
+
+    @cached_property
+    def _base_recipes(self) -> dict[str, BaseModelRecipe | ExternalModelRecipe]:
+        return {}
+
+    @cached_property
+    def _data_hashes(self) -> dict[str, str]:
+        """Content hash of each split of the pairs: every recipe asks for one, and hashing takes a
+        while."""
+        return {
+            split: data.content_hash(getattr(self.instructions, split))
+            for split in ("train", "validation", "test")
+        }
+
+    def _base_recipe(self, name: ModelName) -> BaseModelRecipe | ExternalModelRecipe:
+        model, optimiser = self.profile.models[name], self.profile.optimiser
         if model.pretrained is not None:
             return ExternalModelRecipe(_external_content(model.pretrained))
         settings = model.pretraining
         assert settings is not None and model.config is not None  # the profile's own check
         digest = data.content_hash(self.articles.train)
         if settings.instructions:
-            digest += data.content_hash(self.instructions.train)
+            digest += self._data_hashes["train"]
         return BaseModelRecipe(
             config=model.config,
             texts=digest,
@@ -253,19 +269,21 @@ class Suite:
             seed=0,
         )
 
-    def examples_recipe(self, model: str, split: str = "train") -> ExamplesRecipe:
+    def examples_recipe(self, model: ModelName, split: str = "train") -> ExamplesRecipe:
         """What names a split of the pairs, as one model tokenises it."""
         settings = self.profile.instructions
         return ExamplesRecipe(
             base=self.base_recipe(model),
-            data=data.content_hash(getattr(self.instructions, split)),
+            data=self._data_hashes[split],
             split=split,
             max_prefix_tokens=settings.max_prefix_tokens,
             max_continuation_tokens=settings.max_continuation_tokens,
             over_long=settings.over_long,
         )
 
-    def reference_recipe(self, model: str, which: ReferenceName, seed: int = 0) -> ModelRecipe:
+    def reference_recipe(
+        self, model: ModelName, which: ReferenceName, seed: int = 0
+    ) -> ModelRecipe:
         """MLE from the base model: the paper's 2,000 steps, or figure 1's 1,000."""
         stage = getattr(self.profile, which)
         return self._mle_recipe(
@@ -291,10 +309,8 @@ class Suite:
     def model_recipe(self, row: Row, seed: int = 0) -> ModelRecipe | EnsembleRecipe:
         """The recipe of a row's model: continued MLE, CPO, or an ensemble of the two."""
         if row.alpha:
-            end = dataclasses.replace(row, alpha=0.0)
-            return EnsembleRecipe(
-                self.model_recipe(continued_mle(row), seed), self.model_recipe(end, seed), row.alpha
-            )
+            mle, cpo = (self.model_recipe(end, seed) for end in (continued_mle(row), cpo_end(row)))
+            return EnsembleRecipe(mle, cpo, row.alpha)
         settings = self.profile.continuation
         steps, start = (
             settings.steps[row.steps],
@@ -314,7 +330,7 @@ class Suite:
         )
 
     def _mle_recipe(
-        self, start: Recipe, model: str, steps: int, batch: int, learning_rate: float, seed: int
+        self, start: Recipe, model: ModelName, steps: int, batch: int, learning_rate: float, seed: int
     ) -> ModelRecipe:
         optimiser = self.profile.optimiser
         return ModelRecipe(
@@ -340,7 +356,7 @@ class Suite:
         options = self.profile.decoding[decoding].model_dump(exclude_none=True)
         return GenerationsRecipe(
             model=model,
-            prompts=data.content_hash(self.instructions.test),
+            prompts=self._data_hashes["test"],
             decoding=options,
             max_new_tokens=self.profile.instructions.max_continuation_tokens,
             batch=self.profile.generation_batch,
@@ -350,13 +366,13 @@ class Suite:
 
     # --- Models -----------------------------------------------------------------------------------
 
-    def base_model(self, name: str) -> Artifact:
+    def base_model(self, name: ModelName) -> Artifact:
         """A base model with its tokenizer, pretrained here unless the profile names a folder."""
         recipe = self.base_recipe(name)
         if isinstance(recipe, ExternalModelRecipe):
             return Artifact(
                 name, recipe, _external_folder(str(self.profile.models[name].pretrained))
-            )  # type: ignore[index]
+            )
         return Artifact(
             name,
             recipe,
@@ -365,7 +381,9 @@ class Suite:
             ),
         )
 
-    def reference(self, model: str, which: ReferenceName = "reference", seed: int = 0) -> Artifact:
+    def reference(
+        self, model: ModelName, which: ReferenceName = "reference", seed: int = 0
+    ) -> Artifact:
         """The reference pi_ref: the base model after MLE on the training pairs."""
         recipe = self.reference_recipe(model, which, seed)
         name = f"{which}/{model}"
@@ -377,18 +395,17 @@ class Suite:
         Raises:
             KeyError: no such row; the message names the nearest.
         """
-        if row_id.startswith(("reference/", "ablation_reference/")):
-            which, model = row_id.split("/")
-            return self.reference(model, which, seed)  # type: ignore[arg-type]
-        row = self.row(row_id)
+        name, which, row = self._subject(row_id)
+        if row is None:
+            return self.reference(name, which, seed)
         recipe = self.model_recipe(row, seed)
         if isinstance(recipe, EnsembleRecipe):
             return self._ensemble(recipe, row, seed)
         return self._trained(
             recipe,
             row_id,
-            row.model,
-            lambda: self.reference(row.model, row.reference, seed),
+            name,
+            lambda: self.reference(name, which, seed),
             row if recipe.negatives else None,
         )
 
@@ -398,28 +415,35 @@ class Suite:
             raise KeyError(f"no row '{row_id}'.{nearest(row_id, ROWS)}")
         return ROWS[row_id]
 
+    def _subject(self, row_id: str) -> tuple[ModelName, ReferenceName, Row | None]:
+        """Model, reference and row that an id speaks of; no row for `reference/llama` and its
+        like."""
+        for which in get_args(ReferenceName):
+            for name in self.profile.models:
+                if row_id == f"{which}/{name}":
+                    return name, which, None
+        row = self.row(row_id)
+        return row.model, row.reference, row
+
     def history(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
         """What training logged, a dict a step; for an ensemble, that of its CPO end."""
-        row = ROWS.get(row_id)
+        _, _, row = self._subject(row_id)
         if row is not None and row.alpha:
-            row_id = next(
-                one.id
-                for one in ROWS.values()
-                if one == dataclasses.replace(row, id=one.id, alpha=0.0, paper=one.paper)
-            )
+            row_id = cpo_end(row).id
         path = self.model(row_id, seed).path / "history.jsonl"
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
-    def _make_base_model(self, recipe: BaseModelRecipe, name: str, folder: Path) -> None:
+    def _make_base_model(self, recipe: BaseModelRecipe, name: ModelName, folder: Path) -> None:
         texts = [article.text for article in self.articles.train]
-        if self.profile.models[name].pretraining.instructions:  # type: ignore[index, union-attr]
+        pretraining = self.profile.models[name].pretraining
+        if pretraining is not None and pretraining.instructions:
             texts += [one.prefix + one.continuation for one in self.instructions.train]
         tokenizer = data.train_tokenizer(texts, recipe.vocabulary)
         torch.manual_seed(recipe.seed)
         config = {key: value for key, value in recipe.config.items() if key != "model_type"}
         network = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(
-                recipe.config["model_type"],
+                str(recipe.config["model_type"]),
                 **config,
                 vocab_size=len(tokenizer),
                 bos_token_id=tokenizer.bos_token_id,
@@ -440,7 +464,7 @@ class Suite:
         train(network, examples, settings, folder, self.store.partial(recipe))
 
     def _trained(
-        self, recipe: ModelRecipe, name: str, model: str, start: Any, contrasted: Row | None
+        self, recipe: ModelRecipe, name: str, model: ModelName, start: Any, contrasted: Row | None
     ) -> Artifact:
         def make(folder: Path) -> None:
             if contrasted is None:
@@ -487,17 +511,9 @@ class Suite:
 
     def _ensemble(self, recipe: EnsembleRecipe, row: Row, seed: int) -> Artifact:
         def make(folder: Path) -> None:
-            end = dataclasses.replace(row, id=f"{row.id} (CPO end)", alpha=0.0)
-            cpo = self._trained(
-                recipe.cpo,
-                end.id,
-                row.model,  # type: ignore[arg-type]
-                lambda: self.reference(row.model, row.reference, seed),
-                row,
-            )
-            mle = self.model(continued_mle(row).id, seed)
-            interpolate(mle.load(), cpo_model := cpo.load(), recipe.alpha)
-            cpo_model.save_pretrained(folder)
+            cpo = self.model(cpo_end(row).id, seed).load()
+            interpolate(self.model(continued_mle(row).id, seed).load(), cpo, recipe.alpha)
+            cpo.save_pretrained(folder)
             self.tokenizer(row.model).save_pretrained(folder)
 
         return Artifact(row.id, recipe, self.store.get_or_make(recipe, make))
@@ -552,9 +568,16 @@ class Suite:
         # The training's own micro-batches: the same shapes give the same values, and a first loss
         # of ln K.
         size = _micro_batch(groups, recipe.batch, tokens_at_once)
-        reference_logps = score_groups(
-            model, groups, recipe.precision, size, "reference log-probabilities"
+        by_length = order_by_length(groups, recipe.batch)
+        scored = score_groups(
+            model,
+            [groups[i] for i in by_length],
+            recipe.precision,
+            size,
+            "reference log-probabilities",
         )
+        reference_logps = torch.empty_like(scored)
+        reference_logps[by_length] = scored
         flat = [ids for group in drawn.candidates for ids in group]
         np.savez(
             folder / "negatives.npz",
@@ -600,11 +623,7 @@ class Suite:
 
     def measures(self, row_id: str, seed: int = 0) -> dict[str, metrics.Estimate]:
         """The automatic measures of a row under greedy decoding, each with its 95 % interval."""
-        model = (
-            row_id.split("/")[1]
-            if row_id.split("/")[0].endswith("reference")
-            else self.row(row_id).model
-        )
+        model, _, _ = self._subject(row_id)
         recipe = MeasuresRecipe(
             self._generations_recipe_of(row_id, "greedy", seed),
             self.examples_recipe(model, "test"),
@@ -624,11 +643,12 @@ class Suite:
         }
 
     def _generations_recipe_of(self, row_id: str, decoding: str, seed: int) -> GenerationsRecipe:
-        if row_id.split("/")[0].endswith("reference"):
-            which, model = row_id.split("/")
-            recipe: Recipe = self.reference_recipe(model, which, seed)  # type: ignore[arg-type]
-        else:
-            recipe = self.model_recipe(self.row(row_id), seed)
+        name, which, row = self._subject(row_id)
+        recipe: Recipe = (
+            self.reference_recipe(name, which, seed)
+            if row is None
+            else self.model_recipe(row, seed)
+        )
         return self.generations_recipe(recipe, decoding, seed)
 
     def _generated(self, row_id: str, recipe: GenerationsRecipe, seed: int) -> list[dict[str, Any]]:
@@ -637,9 +657,7 @@ class Suite:
         def make(folder: Path) -> None:
             artifact = self.model(row_id, seed)
             tokenizer = AutoTokenizer.from_pretrained(artifact.path)
-            model_name = row_id.split("/")[1] if row_id not in ROWS else ROWS[row_id].model
-            wanted = {one.id for one in self.test_examples}
-            rows = [one for one in self.tokenized(model_name, "test") if one.id in wanted]
+            rows = self._judged(self._subject(row_id)[0])
             found = generate(
                 artifact.load(),
                 [one.prefix_ids for one in rows],
@@ -660,15 +678,19 @@ class Suite:
         path = self.store.get_or_make(recipe, make) / "generations.jsonl"
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
+    def _judged(self, model: ModelName) -> list[data.TokenizedExample]:
+        """The judged prompts as one model's ids, aligned with `test_examples`."""
+        wanted = {example.id for example in self.test_examples}
+        return [one for one in self.tokenized(model, "test") if one.id in wanted]
+
     def _measure(
-        self, row_id: str, model: str, recipe: MeasuresRecipe, seed: int
+        self, row_id: str, model: ModelName, recipe: MeasuresRecipe, seed: int
     ) -> dict[str, metrics.Estimate]:
         lines = self._generated(row_id, recipe.generations, seed)
         tokenizer = self.tokenizer(model)
         eos = tokenizer.eos_token_id
         generated = [[one for one in line["ids"] if one != eos] for line in lines]
-        wanted = {example.id for example in self.test_examples}
-        truths = [one for one in self.tokenized(model, "test") if one.id in wanted]
+        truths = self._judged(model)
         recorded = [[one for one in row.continuation_ids if one != eos] for row in truths]
         groups = [Group(row.prefix_ids, [row.continuation_ids]) for row in truths]
         scores = score_groups(
@@ -750,7 +772,8 @@ def _external_folder(name: str) -> Path:
         )
     except Exception as error:
         raise FileNotFoundError(
-            f"'{name}' is no folder here and could not be fetched from the hub ({type(error).__name__}). "
+            f"'{name}' is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}). "
             "Give `models.*.pretrained` the path of a transformers folder, or connect to the hub."
         ) from error
 

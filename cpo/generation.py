@@ -49,8 +49,8 @@ def generate(
         raise ValueError("an empty prefix cannot be continued")
     if limit is not None and longest + max_new_tokens > limit:
         raise ValueError(
-            f"a prefix of {longest} tokens and {max_new_tokens} new ones exceed the model's {limit} "
-            "positions: drop long prefixes or lower max_new_tokens"
+            f"a prefix of {longest} tokens and {max_new_tokens} new ones exceed the model's "
+            f"{limit} positions: drop long prefixes or lower max_new_tokens"
         )
     # top_k is named even when unused: transformers' default of 50 would apply to every sampling.
     options = {

@@ -142,7 +142,8 @@ def _checked_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if mask.shape != scores.shape or mask.dtype != torch.bool:
         raise ValueError(
-            f"mask must be bool of shape {tuple(scores.shape)}, not {mask.dtype} {tuple(mask.shape)}"
+            f"mask must be bool of shape {tuple(scores.shape)}, "
+            f"not {mask.dtype} {tuple(mask.shape)}"
         )
     if not mask[:, 0].all():
         raise ValueError("column 0, the ground truth, is masked in some row; drop such rows")

@@ -11,7 +11,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large blocks instead of returning them to the system after every operation.
+    """Tell glibc to reuse large blocks instead of handing them back after every operation.
 
     Returns whether it could; elsewhere than on Linux with glibc nothing changes.
     """

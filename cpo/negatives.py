@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cpo.generation import generate
 from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.profiles import NEGATIVE_KINDS
 from cpo.progress import progress_bar
 
 Continuation = tuple[int, ...]
@@ -65,6 +66,7 @@ def register(name: str) -> Callable[[Sampler], Sampler]:
 
     def add(sampler: Sampler) -> Sampler:
         SAMPLERS[name] = sampler
+        NEGATIVE_KINDS.add(name)
         return sampler
 
     return add

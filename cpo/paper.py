@@ -9,10 +9,11 @@ rows run at every size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Task = Literal["instructions", "articles"]
+ModelName = Literal["gpt2", "llama"]
 Steps = Literal["long", "short", "ablation"]
 ReferenceName = Literal["reference", "ablation_reference"]
 
@@ -30,7 +31,7 @@ class Row:
     """
 
     id: str
-    model: Literal["gpt2", "llama"]
+    model: ModelName
     objective: Literal["mle", "cpo", "ranked_cpo", "dpo", "pss"]
     steps: Steps
     negatives: str | None = None
@@ -46,10 +47,10 @@ class Row:
         return self.id.split("/")[0]
 
 
-def _ensemble(prefix: str, model: str, values: dict[float, float]) -> list[Row]:
+def _ensemble(prefix: str, model: ModelName, values: dict[float, float]) -> list[Row]:
     """The rows `prefix/alpha`: MixNR models of one table, from the CPO end (alpha = 0) upwards."""
     return [
-        Row(f"{prefix}/{alpha:g}", model, "ranked_cpo", "long", "MixN", alpha, paper)  # type: ignore[arg-type]
+        Row(f"{prefix}/{alpha:g}", model, "ranked_cpo", "long", "MixN", alpha, paper)
         for alpha, paper in values.items()
     ]
 
@@ -121,3 +122,12 @@ def continued_mle(row: Row) -> Row:
         ):
             return other
     raise KeyError(f"no continued-MLE row goes with {row.id}")
+
+
+def cpo_end(row: Row) -> Row:
+    """The trained CPO model of an ensemble row: its row with alpha = 0."""
+    end = replace(row, alpha=0, id="", paper=None)
+    for other in ROWS.values():
+        if replace(other, id="", paper=None) == end:
+            return other
+    raise KeyError(f"no CPO row goes with {row.id}")

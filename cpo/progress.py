@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+from tqdm import tqdm as plain_tqdm
 from tqdm.auto import tqdm
 
 
-def progress_bar(total: int, description: str, unit: str = "step") -> tqdm:
-    """A bar that vanishes when done; outside a terminal it is drawn every ten seconds at most."""
+def progress_bar(total: int, description: str, unit: str = "step") -> plain_tqdm:
+    """A bar that vanishes when done; outside a terminal it is drawn every ten seconds at most.
+
+    In a notebook it is a widget, unless CPO_PLAIN_PROGRESS is set: the runner sets it, to show the
+    bars of the notebooks it executes in its own terminal.
+    """
+    bar = plain_tqdm if os.environ.get("CPO_PLAIN_PROGRESS") else tqdm
     every = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=description, unit=unit, mininterval=every, leave=False)
+    return bar(total=total, desc=description, unit=unit, mininterval=every, leave=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cpo.store import Recipe, how
 
@@ -120,7 +120,7 @@ class GenerationsRecipe(Recipe):
 
     model: Recipe
     prompts: str
-    decoding: dict[str, str | int | float | bool]
+    decoding: dict[str, Any]
     max_new_tokens: int
     batch: int
     precision: str

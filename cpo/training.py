@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cpo import losses
-from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.progress import progress_bar
 
 Objective = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
@@ -80,7 +80,7 @@ class TrainingSettings:
 
 
 class PlannedExamples(Dataset[dict[str, Any]]):
-    """The planned rows in their order, `steps x batch` of them, each with its global batch's size.
+    """The planned rows, `steps x batch` of them, in order of length within each global batch.
 
     The number of continuation tokens of the whole global batch travels with each row, so that a
     mean over the tokens of the global batch needs no exchange between micro-batches or processes.
@@ -91,6 +91,7 @@ class PlannedExamples(Dataset[dict[str, Any]]):
             raise ValueError(f"{len(examples)} planned rows are not whole batches of {batch}")
         self.examples = examples
         self.batch = batch
+        self.order = order_by_length([example.group for example in examples], batch)
         tokens = [len(example.group.continuations[0]) for example in examples]
         self.batch_tokens = [
             sum(tokens[start : start + batch]) for start in range(0, len(examples), batch)
@@ -101,7 +102,7 @@ class PlannedExamples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
-            "example": self.examples[index],
+            "example": self.examples[self.order[index]],
             "batch_tokens": self.batch_tokens[index // self.batch],
         }
 
@@ -211,14 +212,15 @@ class SequenceTrainer(Trainer):
             bound = FIRST_LOSS_BOUND[self.settings.precision]
             if gap > bound and self.settings.objective != "ranking_nce":
                 raise TrainingError(
-                    f"{self.settings.description}: the first loss is {step['loss']:.4f}, but a policy that "
-                    f"equals its reference has {step['loss_at_reference']:.4f} (ln K, or ln K! when ranked, "
-                    f"if nothing is masked). Their distance {gap:.2g} is above {bound:g}: policy and "
-                    "reference were not scored alike."
+                    f"{self.settings.description}: the first loss is {step['loss']:.4f}, but a policy "
+                    f"that equals its reference has {step['loss_at_reference']:.4f} (ln K, or ln K! "
+                    f"when ranked, if nothing is masked). Their distance {gap:.2g} is above "
+                    f"{bound:g}: policy and reference were not scored alike."
                 )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(self.train_dataset)  # the plan is the order
+        planned: Any = self.train_dataset
+        return SequentialSampler(planned)  # the plan is the order
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # The inner model's own format: a from_pretrained folder, tied weights stored once.
@@ -282,7 +284,8 @@ def train(
         )
     if len(examples) != settings.steps * settings.batch:
         raise ValueError(
-            f"the plan is {settings.steps} steps of {settings.batch}, there are {len(examples)} examples"
+            f"the plan is {settings.steps} steps of {settings.batch}, "
+            f"there are {len(examples)} examples"
         )
     scorer = GroupScorer(model, settings.precision, settings.fp32_head)
     trainer = SequenceTrainer(

@@ -95,7 +95,8 @@ def test_generations_verdicts_and_measures_align_with_the_judged_prompts(suite):
     measures = suite.measures("t2/MixNR/0")
     assert len(texts) == len(verdicts) == len(suite.test_examples) == 12
     assert verdicts.ids == tuple(example.id for example in suite.test_examples)
-    assert {"held_out_loss", "tokens", "repeated_4grams", "word_f1", "oracle_grade"} <= set(measures)
+    expected = {"held_out_loss", "tokens", "repeated_4grams", "word_f1", "oracle_grade"}
+    assert expected <= set(measures)
     assert all(isinstance(one, Estimate) and one.n == 12 for one in measures.values())
     assert len(suite.generations("reference/llama")) == 12
 

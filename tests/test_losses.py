@@ -1,4 +1,4 @@
-"""The objectives against numbers derived by hand, independent implementations and their own laws."""
+"""The objectives against numbers derived by hand, explicit forms and their own laws."""
 
 import math
 

@@ -58,7 +58,11 @@ def test_first_loss_is_ln_k(tmp_path, architecture, precision, bound, objective)
     model = tiny_model(architecture)
     examples = contrasted(model, random_groups(16, k), precision)
     history = train(
-        model, examples, settings(objective, 2, precision=precision), tmp_path / "out", tmp_path / "part"
+        model,
+        examples,
+        settings(objective, 2, precision=precision),
+        tmp_path / "out",
+        tmp_path / "part",
     )
     expected = math.log(k) if objective == "cpo" else math.log(math.factorial(k))
     assert history[0]["loss"] == pytest.approx(expected, abs=bound)

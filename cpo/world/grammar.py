@@ -529,4 +529,4 @@ def read_sentence(sentence: str) -> Reading:
         found, good = _read_clause(piece)
         facts += found
         well_formed = well_formed and good
-    return Reading(tuple(dict.fromkeys(facts)), well_formed and bool(facts))
+    return Reading(tuple(facts), well_formed and bool(facts))

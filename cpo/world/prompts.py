@@ -248,12 +248,12 @@ def _general_count(rng: Random, facts: Facts) -> Draft | None:
     (kind, _), relation = rng.choice(list(LABELLED.items()))
     value = rng.choice(WORDS[RELATIONS[relation].value])
     having = facts.having(kind, relation, value)
-    many = rng.randint(1, 3)
+    many = rng.randint(1, 2)
     if len(having) < many:
         return None
     chosen = rng.sample(having, many)
     rest = [name for name in WORDS[kind] if name not in having]
-    others = rng.sample(rest, rng.randint(1, 3))
+    others = rng.sample(rest, rng.randint(1, 2))
     everyone = chosen + others
     rng.shuffle(everyone)
     phrase = verb_phrase(relation, (value,), True, rng)
@@ -300,9 +300,9 @@ def classification(rng: Random, facts: Facts) -> Draft | None:
         having = facts.having(kind, relation, value)
         if not having:
             return None
-        groups.append((value, tuple(rng.sample(having, min(len(having), rng.randint(1, 3))))))
+        groups.append((value, tuple(rng.sample(having, min(len(having), rng.randint(1, 2))))))
     everyone = [name for _, members in groups for name in members]
-    if not 4 <= len(everyone) <= 6:
+    if not 3 <= len(everyone) <= 5:
         return None
     rng.shuffle(everyone)
     listed = join(name_of(name) for name in everyone)
@@ -372,10 +372,11 @@ def _local(journeys: dict[str, list[tuple[str, str]]]) -> list[Fact]:
 
 def closed_qa(rng: Random, facts: Facts) -> Draft:
     """Questions on a text about one or two travellers."""
-    people, journeys, context = _travellers(rng, 2, 3, 4)
+    alone = rng.random() < 0.4
+    people, journeys, context = _travellers(rng, 1, 4, 5) if alone else _travellers(rng, 2, 2, 3)
     who = rng.choice(people)
-    if rng.random() < 0.7:
-        names = _subset(rng, [name for name, _ in journeys[who]], 2, 4)
+    if alone or rng.random() < 0.6:
+        names = _subset(rng, [name for name, _ in journeys[who]], 2, 4 if alone else 3)
         asked = {who: names}
         instruction = _ask(rng, who, names) if rng.random() < 0.5 else (
             capital(join([
@@ -410,14 +411,14 @@ def closed_qa(rng: Random, facts: Facts) -> Draft:
 
 def information_extraction(rng: Random, facts: Facts) -> Draft | None:
     """Lists of what a text names."""
-    people, journeys, context = _travellers(rng, 2, 3, 4)
+    people, journeys, context = _travellers(rng, 2, 2, 3)
     words = [word for fact in _local(journeys) for word in (fact.subject, fact.value)]
     found = {
         label: list(dict.fromkeys(word for word in words if KIND[word] == kind))
         for label, kind in EXTRACTED.items()
         if any(KIND[word] == kind for word in words)
     }
-    labels = _subset(rng, list(found), 2, 4)
+    labels = _subset(rng, list(found), 2, 3)
     if len(labels) < 2:
         return None
     instruction = rng.choice((
@@ -440,7 +441,7 @@ def information_extraction(rng: Random, facts: Facts) -> Draft | None:
 def summarization(rng: Random, facts: Facts) -> Draft:
     """A journey in short: where to, how it ended, and some of what lies between."""
     who = rng.choice(WORDS["person"])
-    between = _subset(rng, [n for n in EVENTS if n not in ("went", "returned")], 4, 5)
+    between = _subset(rng, [n for n in EVENTS if n not in ("went", "returned")], 3, 4)
     journey = _journey(rng, who, ("went", *between, "returned"), {who})
     context = " ".join(realise(clauses(who, journey, rng), rng))
     events = dict(journey)
@@ -499,7 +500,7 @@ def _brainstorm_ideas(rng: Random, facts: Facts) -> Draft:
             "How could I please {a} and {b}? Give {n} for each.",
             "I will meet {a} and {b}. Suggest {n} to do with each.",
         ))  # fmt: skip
-    need = rng.choice((2, 3))
+    need = rng.choice((2, 2, 3))
     a, b = subjects
 
     def plan(r: Random) -> list[Sentence]:
@@ -529,7 +530,7 @@ def _brainstorm_names(rng: Random, facts: Facts) -> Draft | None:
     ), 2):  # fmt: skip
         value = rng.choice(WORDS[RELATIONS[relation].value])
         having = facts.having(kind, relation, value)
-        need = rng.choice((2, 2, 3))
+        need = rng.choice((2, 2, 2, 3))
         if len(having) < need:
             return None
         wanted.append((kind, relation, value, need, having))
