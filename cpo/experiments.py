@@ -330,7 +330,13 @@ class Suite:
         )
 
     def _mle_recipe(
-        self, start: Recipe, model: ModelName, steps: int, batch: int, learning_rate: float, seed: int
+        self,
+        start: Recipe,
+        model: ModelName,
+        steps: int,
+        batch: int,
+        learning_rate: float,
+        seed: int,
     ) -> ModelRecipe:
         optimiser = self.profile.optimiser
         return ModelRecipe(

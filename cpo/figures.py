@@ -262,21 +262,27 @@ def _number(value: Any) -> str:
     return f"{number:.3f}" if abs(number) < 100 else f"{number:,.0f}"
 
 
-def announce(suite: Suite, row_ids: Iterable[str]) -> str:
-    """One sentence to print before making rows: what is still to be made for them, and how long.
+def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
+    """One sentence to print before making things: what is still to be made, and how long it takes.
 
-    It counts models, what they start from, negatives and greedy generations, over all seeds; the
-    seconds are the plan's estimate for the profile's own hardware.
+    Args:
+        wanted: rows by id, each with its model, negatives and greedy generations over all seeds, or
+            single recipes; what they are made from counts too.
+
+    The minutes are the plan's estimate, for the hardware that the profile names.
 
     Raises:
         KeyError: no such row.
     """
-    wanted: set[str] = set()
-    for row_id in row_ids:
+    keys: set[str] = set()
+    for item in wanted:
+        if isinstance(item, Recipe):
+            keys |= _keys_within(item)
+            continue
         for seed in range(suite.profile.seeds):
-            model = suite.model_recipe(suite.row(row_id), seed)
-            wanted |= _keys_within(suite.generations_recipe(model, seed=seed))
-    lacking = [item for item in suite.plan() if item.key in wanted and not item.made]
+            model = suite.model_recipe(suite.row(item), seed)
+            keys |= _keys_within(suite.generations_recipe(model, seed=seed))
+    lacking = [item for item in suite.plan() if item.key in keys and not item.made]
     if not lacking:
         return "Everything this notebook needs is made already: it takes seconds."
     minutes = sum(item.seconds for item in lacking) / 60
@@ -344,32 +350,43 @@ def ablation_figure(frame: pd.DataFrame) -> Figure:
 def alpha_figure(frame: pd.DataFrame, measure: str = "win_rate", label: str = "") -> Figure:
     """A measure over alpha in `alpha * theta_MLE + (1 - alpha) * theta_CPO` (section 4).
 
-    `frame` has the columns of `table` or of `measures_frame`; its rows with an alpha are drawn,
-    with continued MLE at alpha = 1 and as a line across, and the paper's values where it has them.
+    `frame` has the columns of `table` or of `measures_frame`; its rows with an alpha are drawn, a
+    panel for each of the paper's tables, with continued MLE at alpha = 1 and as a line across, and
+    the paper's values where it has them.
     """
     value = "ours" if "ours" in frame else "value"
     chosen = frame[(frame["measure"] == measure) & frame["row"].isin(list(ROWS))]
     alphas = chosen["row"].map(lambda row: ROWS[row].alpha).astype(float)
     line = chosen.assign(alpha=alphas).dropna(subset=["alpha"]).sort_values("alpha")
-    ends = {continued_mle(ROWS[row]).id for row in line["row"]}
-    mle = chosen[chosen["row"].isin(ends)].assign(alpha=1.0)
+    tables = sorted({ROWS[row].table for row in line["row"]})
     with style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
-        whole = pd.concat([line, mle])
-        ours = whole.dropna(subset=[value])
-        if not ours.empty:
-            look = {"fmt": "o-", "color": BLUE, "label": "ours", "markersize": 3}
-            _whiskers(axes, ours["alpha"], ours, value, **look)
-        _level(axes, mle.dropna(subset=[value]), value, "MLE continued")
-        if "paper" in frame:
-            _paper_marks(axes, whole["alpha"], whole)
-        axes.set_xlabel("alpha (0: CPO, 1: continued MLE)")
-        axes.set_ylabel(label or measure.replace("_", " "))
-        axes.set_xlim(-0.05, 1.05)
-        _legend(axes)
-        if ours.empty:
-            _say(axes, "no row was run")
+        width = max(1, len(tables))
+        figure, grid = plt.subplots(1, width, figsize=(COLUMN * width, 2.3), squeeze=False)
+        for axes, name in zip(grid.flat, tables or [""], strict=True):
+            own = line[line["row"].map(lambda row: ROWS[row].table) == name]
+            ends = {continued_mle(ROWS[row]).id for row in own["row"]}
+            mle = chosen[chosen["row"].isin(ends)].assign(alpha=1.0)
+            _alpha_panel(axes, own, mle, value)
+            axes.set_ylabel(label or measure.replace("_", " "))
+            if len(tables) > 1:
+                axes.set_title(f"table {name[1:]}, {ROWS[own['row'].iloc[0]].model}", loc="right")
     return figure
+
+
+def _alpha_panel(axes: Axes, line: pd.DataFrame, mle: pd.DataFrame, value: str) -> None:
+    whole = pd.concat([line, mle])
+    ours = whole.dropna(subset=[value])
+    if not ours.empty:
+        look = {"fmt": "o-", "color": BLUE, "label": "ours", "markersize": 3}
+        _whiskers(axes, ours["alpha"], ours, value, **look)
+    _level(axes, mle.dropna(subset=[value]), value, "MLE continued")
+    if "paper" in whole:
+        _paper_marks(axes, whole["alpha"], whole)
+    axes.set_xlabel("alpha (0: CPO, 1: continued MLE)")
+    axes.set_xlim(-0.05, 1.05)
+    _legend(axes)
+    if ours.empty:
+        _say(axes, "no row was run")
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -519,6 +536,7 @@ pre.prompt { border-left: 3px solid #0072B2; }
 """
 _SECTIONS = {
     "claims": "The paper's claims",
+    "reference": "The references, before any contrast",
     "measures": "Automatic measures",
     "negatives": "The negatives",
     "extras": "Beyond the paper",
@@ -605,13 +623,19 @@ def _figure_section(path: Path) -> str:
 
 
 def _provenance(run: Path, profile: Profile) -> str:
-    settings = yaml.safe_dump(json.loads(profile.model_dump_json()), sort_keys=False)
+    settings = json.loads(profile.model_dump_json())
     parts = ["<h2>Provenance</h2>"]
     if run.is_file():
-        record = yaml.safe_dump(json.loads(run.read_text(encoding="utf-8")), sort_keys=False)
-        parts.append(f"<h3>Run</h3><pre>{_escape(record)}</pre>")
-    parts.append(f"<h3>Settings</h3><pre>{_escape(settings)}</pre>")
+        record = json.loads(run.read_text(encoding="utf-8"))
+        # The record's own settings name no folder of this machine.
+        settings = record.pop("settings", settings)
+        parts.append(f"<h3>Run</h3><pre>{_escape(_yaml(record))}</pre>")
+    parts.append(f"<h3>Settings</h3><pre>{_escape(_yaml(settings))}</pre>")
     return "\n".join(parts)
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, width=100)
 
 
 def _page(title: str, body: str) -> str:

@@ -95,6 +95,8 @@ def run_suite(
     results: list[Result] = []
     try:
         for notebook in run.notebooks:
+            if notebook.after:  # it may show the record of what it reads
+                _write_record(run, results, started, planned)
             results.append(_run_or_skip(notebook, run, results))
     finally:
         if results:
@@ -102,16 +104,18 @@ def run_suite(
     succeeded = all(result.status == "ok" for result in results)
     if succeeded and run.whole:
         _remove_stale_copies(run)
-        seconds = {result.notebook.path.stem: round(result.seconds, 1) for result in results}
-        run_record.write(
-            run.output / "run.json",
-            run.profile,
-            run.overrides,
-            seconds,
-            started,
-            planned,
-        )
+    _write_record(run, results, started, planned)
     return 0 if succeeded else 1
+
+
+def _write_record(
+    run: Run, results: Sequence[Result], started: float, planned: Sequence[Planned]
+) -> None:
+    """`run.json`, of runs of all notebooks alone, and only while none has failed."""
+    if run.whole and all(result.status == "ok" for result in results):
+        seconds = {result.notebook.path.stem: round(result.seconds, 1) for result in results}
+        path = run.output / "run.json"
+        run_record.write(path, run.profile, run.overrides, seconds, started, planned)
 
 
 def _suite_plan(profile: str, overrides: Sequence[str], output: str) -> list[Planned]:

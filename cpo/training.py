@@ -212,10 +212,10 @@ class SequenceTrainer(Trainer):
             bound = FIRST_LOSS_BOUND[self.settings.precision]
             if gap > bound and self.settings.objective != "ranking_nce":
                 raise TrainingError(
-                    f"{self.settings.description}: the first loss is {step['loss']:.4f}, but a policy "
-                    f"that equals its reference has {step['loss_at_reference']:.4f} (ln K, or ln K! "
-                    f"when ranked, if nothing is masked). Their distance {gap:.2g} is above "
-                    f"{bound:g}: policy and reference were not scored alike."
+                    f"{self.settings.description}: the first loss is {step['loss']:.4f}, but a "
+                    f"policy that equals its reference has {step['loss_at_reference']:.4f} "
+                    f"(ln K, or ln K! when ranked, if nothing is masked). Their distance {gap:.2g} "
+                    f"is above {bound:g}: policy and reference were not scored alike."
                 )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

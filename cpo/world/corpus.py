@@ -152,12 +152,10 @@ def _less_right(example: WorldExample, sentences: list[str]) -> Callable[[list[s
     return lambda changed: oracle_parts(example, " ".join(changed))["right"] < before
 
 
-def record(
+def spoil(
     example: WorldExample, sentences: list[str], asides: list[str], rng: Random
 ) -> list[str]:
-    """The answer as one of the varying writers left it: most leave it alone."""
-    if rng.random() >= FAULTY:
-        return sentences
+    """The answer as a writer with one fault or two left it."""
     for _ in range(2 if rng.random() < TWICE else 1):
         kind = rng.choices(list(_FAULT_WEIGHTS), list(_FAULT_WEIGHTS.values()))[0]
         changed: list[str] | None
@@ -198,9 +196,16 @@ def _pairs(seed: int, facts: Facts, articles: list[WorldArticle]) -> list[WorldE
         example = _example(draft, f"pair-{len(examples):05d}", category, split, seed)
         if (example.instruction, example.context) in prompts:
             return None
+        faulty: bool | None = None
         for _ in range(20):
             ideal = " ".join(realise(draft.plan(rng), rng))
-            written = record(example, realise(draft.plan(rng), rng), train_asides, rng)
+            written = realise(draft.plan(rng), rng)
+            if faulty is None:
+                # Drawn once: an answer worded again is by the same writer, so that training and
+                # test answers have faults equally often.
+                faulty = rng.random() < FAULTY
+            if faulty:
+                written = spoil(example, written, train_asides, rng)
             response = " ".join(written)
             if split == "train" or not (ideal in told or response in told):
                 return WorldExample(**{**vars(example), "ideal": ideal, "response": response})
