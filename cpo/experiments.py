@@ -286,9 +286,10 @@ class Suite:
     ) -> ModelRecipe:
         """MLE from the base model: the paper's 2,000 steps, or figure 1's 1,000."""
         stage = getattr(self.profile, which)
-        return self._mle_recipe(
+        recipe = self._mle_recipe(
             self.base_recipe(model), model, stage.steps, stage.batch, stage.learning_rate, seed
         )
+        return dataclasses.replace(recipe, schedule=stage.schedule)
 
     def negatives_recipe(self, row: Row, seed: int = 0) -> NegativesRecipe:
         """The negatives of a CPO row, drawn from its reference on its batch plan."""
@@ -464,9 +465,7 @@ class Suite:
         rows = [blocks[index].tolist() for index in plan.flatten()]
         examples = [TrainingExample(Group(row[:1], [row[1:]])) for row in rows]
         settings = self._settings(recipe, examples, f"pretraining {name}")
-        settings = dataclasses.replace(
-            settings, schedule="cosine", warmup_steps=recipe.warmup_steps, fp32_head=False
-        )
+        settings = dataclasses.replace(settings, warmup_steps=recipe.warmup_steps, fp32_head=False)
         train(network, examples, settings, folder, self.store.partial(recipe))
 
     def _trained(
@@ -503,6 +502,7 @@ class Suite:
             recipe.batch,
             recipe.learning_rate,
             beta=contrast.beta if contrast else 0.0,
+            schedule=contrast.schedule if contrast else "cosine",
             weight_decay=recipe.weight_decay,
             betas=recipe.betas,
             clip=recipe.clip,

@@ -282,6 +282,8 @@ def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
         for seed in range(suite.profile.seeds):
             model = suite.model_recipe(suite.row(item), seed)
             keys |= _keys_within(suite.generations_recipe(model, seed=seed))
+        # The judged prompts are those that fit every model: each one's tokenizer has to be there.
+        keys |= {suite.base_recipe(name).key for name in suite.profile.models}
     lacking = [item for item in suite.plan() if item.key in keys and not item.made]
     if not lacking:
         return "Everything this notebook needs is made already: it takes seconds."
@@ -367,9 +369,8 @@ def alpha_figure(frame: pd.DataFrame, measure: str = "win_rate", label: str = ""
             ends = {continued_mle(ROWS[row]).id for row in own["row"]}
             mle = chosen[chosen["row"].isin(ends)].assign(alpha=1.0)
             _alpha_panel(axes, own, mle, value)
-            axes.set_ylabel(label or measure.replace("_", " "))
-            if len(tables) > 1:
-                axes.set_title(f"table {name[1:]}, {ROWS[own['row'].iloc[0]].model}", loc="right")
+            which = f"\ntable {name[1:]}, {ROWS[own['row'].iloc[0]].model}" * (len(tables) > 1)
+            axes.set_ylabel((label or measure.replace("_", " ")) + which)
     return figure
 
 

@@ -113,11 +113,15 @@ class Optimiser(_Settings):
 
 
 class Stage(_Settings):
-    """One training stage: `steps` global batches of `batch` examples."""
+    """One training stage: `steps` global batches of `batch` examples.
+
+    The paper's rate is constant; a reference trained from scratch needs one that falls (cosine).
+    """
 
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
 
 
 class Continuation(_Settings):

@@ -96,6 +96,7 @@ class ModelRecipe(Recipe):
     clip: float
     precision: str
     seed: int
+    schedule: str = "constant"
 
 
 @dataclass(frozen=True)

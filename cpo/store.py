@@ -34,7 +34,8 @@ class Recipe:
 
     `version` is raised when the meaning of a stage changes, so that older artifacts are not taken
     for the new ones. A field whose metadata has `{"identity": False}` does not enter the hash: it
-    says how the work is done (a micro-batch), not what comes out.
+    says how the work is done (a micro-batch), not what comes out. A field at its default does not
+    either, so that a setting added later, with the old behaviour as its default, keeps old names.
     """
 
     stage: ClassVar[str]
@@ -45,7 +46,7 @@ class Recipe:
         return {"stage": self.stage, "version": self.version} | {
             field.name: _canonical(getattr(self, field.name))
             for field in dataclasses.fields(self)
-            if field.metadata.get("identity", True)
+            if field.metadata.get("identity", True) and getattr(self, field.name) != field.default
         }
 
     @cached_property

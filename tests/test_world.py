@@ -65,7 +65,7 @@ def test_sizes_categories_and_splits_are_dollys(world: World) -> None:
 
 
 def test_ids_and_prompts_are_unique(world: World) -> None:
-    ids = [item.id for item in (*world.pairs, *world.articles)]
+    ids = [p.id for p in world.pairs] + [a.id for a in world.articles]
     assert len(set(ids)) == len(ids)
     prompts = [(p.instruction, p.context) for p in world.pairs]
     assert len(set(prompts)) == len(prompts)
@@ -73,8 +73,8 @@ def test_ids_and_prompts_are_unique(world: World) -> None:
 
 
 def test_keys_are_plain_json(world: World) -> None:
-    for item in (*world.pairs, *world.articles):
-        assert json.loads(json.dumps(item.key)) == item.key
+    for key in [p.key for p in world.pairs] + [a.key for a in world.articles]:
+        assert json.loads(json.dumps(key)) == key
 
 
 def test_the_content_is_the_frozen_one(world: World) -> None:

@@ -152,9 +152,7 @@ def _less_right(example: WorldExample, sentences: list[str]) -> Callable[[list[s
     return lambda changed: oracle_parts(example, " ".join(changed))["right"] < before
 
 
-def spoil(
-    example: WorldExample, sentences: list[str], asides: list[str], rng: Random
-) -> list[str]:
+def spoil(example: WorldExample, sentences: list[str], asides: list[str], rng: Random) -> list[str]:
     """The answer as a writer with one fault or two left it."""
     for _ in range(2 if rng.random() < TWICE else 1):
         kind = rng.choices(list(_FAULT_WEIGHTS), list(_FAULT_WEIGHTS.values()))[0]

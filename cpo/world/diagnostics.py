@@ -50,11 +50,9 @@ def diagnose(examples: Sequence[WorldExample], texts: Sequence[str]) -> list[Row
             groups.setdefault(group, []).append(parts)
 
     def order(group: str) -> tuple[int, str]:
-        first = ("all", "ideal", "no fault", "worst")
-        place = next((i for i, word in enumerate(first) if group.startswith(word)), 0)
-        return (
-            (place or (0 if group == "all" else -1) + 1, group) if group != "all" else (-1, group)
-        )
+        starts = ("", "ideal", "no fault", "worst")
+        place = max(i for i, start in enumerate(starts) if group.startswith(start))
+        return (-1 if group == "all" else place), group
 
     return [_row(group, groups[group]) for group in sorted(groups, key=order)]
 
