@@ -635,6 +635,7 @@ class Suite:
             self.examples_recipe(model, "test"),
             self.base_recipe(model),
             self.profile.mauve.model_dump(),
+            self.profile.judge.kind,
         )
 
         def make(folder: Path) -> None:

@@ -151,4 +151,5 @@ class MeasuresRecipe(Recipe):
     examples: ExamplesRecipe
     base: Recipe
     mauve: dict[str, str | int]
+    judge: str = "none"
     scoring_batch: int = how(default=64)

@@ -341,6 +341,17 @@ def test_report_is_one_self_contained_page(
     assert "0.778" in page.text and "0.471" in page.text and "<td class=ours>0.778" in source
 
 
+def test_report_shows_the_settings_of_the_record_rather_than_this_machines(
+    profile: Profile, tmp_path: Path
+) -> None:
+    run = {"profile": "tiny", "settings": {"instructions": {"path": "${CPO_DATA}"}}}
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    instructions = profile.instructions.model_copy(update={"path": "/home/somebody/data"})
+    local = profile.model_copy(update={"instructions": instructions})
+    source = figures.report(tmp_path, local).read_text(encoding="utf-8")
+    assert "${CPO_DATA}" in source and "/home/somebody" not in source
+
+
 def test_report_of_an_empty_folder_says_so(profile: Profile, tmp_path: Path) -> None:
     page = Page(figures.report(tmp_path, profile).read_text(encoding="utf-8"))
     assert "no table" in page.text

@@ -89,6 +89,19 @@ def test_a_failure_is_seen_kept_beside_and_does_not_stop_the_others(
     assert good.split()[:2] == ["01_good", "ok"]
 
 
+def test_a_notebook_that_reads_others_finds_the_record_of_their_run(suite, make_notebook, output):
+    read = (
+        "import json, pathlib\n"
+        "record = json.loads((pathlib.Path(output) / 'run.json').read_text())\n"
+        "assert list(record['notebook_seconds']) == ['00_first'], record"
+    )
+    make_notebook("00_first", "pass")
+    make_notebook("01_report", read, after=["00"])
+    assert suite() == 0
+    record = json.loads((output / "run.json").read_text())
+    assert list(record["notebook_seconds"]) == ["00_first", "01_report"]
+
+
 def test_an_output_of_an_earlier_run_is_not_taken_for_this_one(
     suite, make_notebook, output, capsys
 ):
