@@ -36,7 +36,7 @@ def failure_in(notebook: NotebookNode) -> str:
                     message = _ESCAPE.sub("", f"{output.ename}: {output.evalue}")
                     return f"{name}: {' '.join(message.split())}"
         if cell.execution_count is None:
-            return f"{name} was not run"
+            return f"{name} was not run: the kernel died, of too little memory perhaps"
     return ""
 
 

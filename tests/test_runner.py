@@ -272,7 +272,7 @@ def test_a_dry_run_without_the_data_says_what_is_missing_and_what_the_profile_st
     shown = capsys.readouterr().out
     assert "Missing: environment variable CPO_DATA" in shown
     assert "cannot be counted here: first what is missing has to be there" in shown
-    assert "t2/MixNR/0.5" in shown
+    assert "t2/MixNR/0.3" in shown
     assert not artifacts.exists()
 
 
