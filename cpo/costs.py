@@ -97,13 +97,12 @@ def _row_artifacts(
         k = 1 + sum(mixture.values())
         seconds = (
             rows
-            * k
-            * (prefix + continuation)
+            * (prefix + k * continuation)
             / (SCORING_SPEEDUP * model.training_tokens_per_second)
         )
         seconds += rows * mixture.get("AN", 0) * continuation / model.generated_tokens_per_second
         yield f"negatives of {row.id}", row.model, suite.negatives_recipe(row, seed), seconds
-    tokens = 0 if row.alpha else rows * k * (prefix + continuation)
+    tokens = 0 if row.alpha else rows * (prefix + k * continuation)
     yield f"model {row.id}", row.model, recipe, tokens / model.training_tokens_per_second
 
 

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -177,7 +178,7 @@ def load_instructions(
 ) -> InstructionTask:
     """Instruction pairs from the embedded world, Dolly, or a file of one's own.
 
-    * `world`: its own split into train and test.
+    * `world`: its own split into train and test; built, or read from where `World.save` put it.
     * `dolly`: a local `.jsonl`, `.jsonl.gz` or `.parquet` file, or a folder that holds
       `databricks-dolly-15k.*`, there or in `dolly/`; without a path, the hub's. A seeded half
       trains: 7,505 of 15,011 rows.
@@ -487,6 +488,13 @@ def _article(row: _Row) -> Article:
     return Article(row.id, row.value("title"), row.value("text"), row.source)
 
 
+@lru_cache(maxsize=2)  # pairs and articles ask for the same one
+def _world(path: str | Path | None) -> Any:
+    from cpo.world import World, build_world
+
+    return build_world(seed=0) if path is None else World.load(Path(path))
+
+
 def _load(
     kind: _Kind,
     source: str,
@@ -500,9 +508,7 @@ def _load(
     """The train, validation and test rows of a source."""
     report = LoadReport(f"{source} {kind.name}")
     if source == "world":
-        from cpo.world import build_world
-
-        world = build_world(seed=0)
+        world = _world(path)
         items: Sequence[Any] = world.pairs if kind is _INSTRUCTIONS else world.articles
         report.read = len(items[:limit])
         rows = [

@@ -83,9 +83,12 @@ def _shorten(value: Any, folders: list[tuple[str, str]]) -> Any:
         return [_shorten(item, folders) for item in value]
     if not isinstance(value, str):
         return value
-    value = _CELL_FILE.sub("<cell>", value)
+    # Looking first is cheap; the expressions are slow on the long lines of an embedded picture.
+    if "/ipykernel_" in value:
+        value = _CELL_FILE.sub("<cell>", value)
     for folder, short in folders:
-        value = re.sub(rf"(?<![\w/.-]){re.escape(folder)}(?![\w.-])", short, value)
+        if folder in value:
+            value = re.sub(rf"(?<![\w/.-]){re.escape(folder)}(?![\w.-])", short, value)
     return value
 
 

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from cpo import costs, data, judging, metrics
+from cpo import costs, data, judging, metrics, world
 from cpo.ensembling import interpolate
 from cpo.generation import generate
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
@@ -30,7 +30,7 @@ from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
 from cpo.paper import ROWS, ModelName, ReferenceName, Row, continued_mle, cpo_end
 from cpo.plan import plan_batches
-from cpo.profiles import ROOT, Profile, load_profile, nearest
+from cpo.profiles import ROOT, Articles, Instructions, Profile, load_profile, nearest
 from cpo.progress import progress_bar
 from cpo.ranking import embed_texts, minilm, rank_candidates
 from cpo.recipes import (
@@ -43,10 +43,10 @@ from cpo.recipes import (
     ModelRecipe,
     NegativesRecipe,
     VerdictsRecipe,
+    WorldRecipe,
 )
 from cpo.store import Recipe, Store, hash_folder
 from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
-from cpo.world import oracle_score
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Suite:
         settings = self.profile.instructions
         return data.load_instructions(
             settings.source,
-            settings.path,
+            self._path(settings),
             seed=0,
             validation_rows=settings.validation_rows,
             test_prompts=settings.test_prompts,
@@ -169,11 +169,20 @@ class Suite:
         settings = self.profile.articles
         return data.load_articles(
             settings.source,
-            settings.path,
+            self._path(settings),
             seed=0,
             validation_articles=settings.validation_articles,
             test_articles=settings.test_articles,
         )
+
+    def _path(self, settings: Instructions | Articles) -> str | Path | None:
+        if settings.source != "world":
+            return settings.path
+        recipe = WorldRecipe(hash_folder(Path(world.__file__).parent, "*.py"), seed=0)
+        folder = self.store.get_or_make(
+            recipe, lambda folder: world.build_world(seed=0).save(folder / "world.json")
+        )
+        return folder / "world.json"
 
     def tokenizer(self, model: ModelName) -> Any:
         """The tokenizer of a base model."""
@@ -724,7 +733,7 @@ class Suite:
         if self.profile.judge.kind == "oracle":
             measured["oracle_grade"] = metrics.mean_estimate(
                 [
-                    oracle_score(example.source, line["text"])
+                    world.oracle_score(example.source, line["text"])
                     for line, example in zip(lines, self.test_examples, strict=True)
                 ]
             )
@@ -759,8 +768,8 @@ def score_groups(
 
 
 def _micro_batch(groups: Sequence[Group], batch: int, tokens: int) -> int:
-    longest = max(len(group.prefix_ids) + max(map(len, group.continuations)) for group in groups)
-    return micro_batch(batch, len(groups[0].continuations), longest, tokens)
+    longest = max(len(group.prefix_ids) + sum(map(len, group.continuations)) for group in groups)
+    return micro_batch(batch, longest, tokens)
 
 
 def _external_folder(name: str) -> Path:

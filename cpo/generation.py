@@ -1,4 +1,8 @@
-"""Decoding: continuations of tokenised prefixes, by transformers' own `generate`."""
+"""Decoding: continuations of tokenised prefixes.
+
+Greedy and top-k decoding run here, from one pass over each prefix; everything else is transformers'
+own `generate`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from cpo.logprobs import continues_from_cache, select_rows
 from cpo.progress import progress_bar
+
+# Finished rows leave the batch when no more than this share of it is still going on: leaving copies
+# the cache of those who stay.
+KEPT_ROWS = 0.8
 
 
 def generate(
@@ -43,6 +53,134 @@ def generate(
     Raises:
         ValueError: a prefix is empty, or with `max_new_tokens` does not fit the model's positions.
     """
+    _check_lengths(model, prefixes, max_new_tokens)
+    # top_k is named even when unused: transformers' default of 50 would apply to every sampling.
+    options = {
+        "do_sample": False,
+        "top_k": 0,
+        **{k: v for k, v in decoding.items() if v is not None},
+    }
+    if not options["do_sample"]:
+        options = {key: options[key] for key in ("do_sample", "num_beams") if key in options}
+    top_k = _top_k_of(options) if continues_from_cache(model) else None
+    generator = torch.Generator(model.device).manual_seed(seed)
+    guess = lengths or [0] * len(prefixes)
+    order = sorted(range(len(prefixes)), key=lambda row: (guess[row], len(prefixes[row])))
+    rows_together = max(1, batch // per_prefix)
+    found: list[list[list[int]]] = [[] for _ in prefixes]
+    model.eval()
+    torch.manual_seed(seed)
+    with (
+        progress_bar(len(prefixes), description, "prompt") as bar,
+        torch.inference_mode(),
+        torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        for start in range(0, len(order), rows_together):
+            rows = order[start : start + rows_together]
+            together = [prefixes[row] for row in rows]
+            if top_k is None:
+                ids = _by_transformers(
+                    model, together, per_prefix, max_new_tokens, eos_token_id, options
+                )
+            else:
+                ids = _top_k(
+                    model, together, per_prefix, max_new_tokens, eos_token_id, top_k, generator
+                )
+            for index, continuation in enumerate(ids.tolist()):
+                found[rows[index // per_prefix]].append(up_to_eos(continuation, eos_token_id))
+            bar.update(len(rows))
+    return found
+
+
+def _top_k_of(options: dict[str, Any]) -> int | None:
+    """How many tokens a step chooses among, 1 if greedy; None if it is not that simple."""
+    others = {name: options.get(name) for name in options.keys() - {"do_sample", "top_k"}}
+    if any(value != 1 for value in others.values()):  # beams, top-p, another temperature
+        return None
+    return (options["top_k"] or None) if options["do_sample"] else 1
+
+
+def _top_k(
+    model: Any,
+    prefixes: list[Sequence[int]],
+    per_prefix: int,
+    max_new_tokens: int,
+    eos_token_id: int,
+    top_k: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """`[B x per_prefix, max_new_tokens]` ids, drawn among the `top_k` most probable; EOS to the end
+    after an EOS.
+
+    A prefix is computed once for all its continuations, and a finished one leaves the batch.
+    """
+    device = model.device
+    position = torch.tensor([len(one) for one in prefixes], device=device)
+    width = max(map(len, prefixes))
+    ids = torch.tensor([[*one, *[eos_token_id] * (width - len(one))] for one in prefixes])
+    output = model.base_model(input_ids=ids.to(device), use_cache=True)
+    states = output.last_hidden_state[torch.arange(len(prefixes), device=device), position - 1]
+    # From here on a row is a continuation; `row` says which, for those still in the batch.
+    row = torch.arange(len(prefixes) * per_prefix, device=device)
+    states, position = (one.repeat_interleave(per_prefix, 0) for one in (states, position))
+    mask = (torch.arange(width, device=device) < position[:, None]).long()
+    cache = select_rows(output.past_key_values, row // per_prefix)
+    drawn = torch.full((len(row), max_new_tokens), eos_token_id, device=device)
+    alive = torch.ones_like(row, dtype=torch.bool)
+    for step in range(max_new_tokens):
+        best = model.get_output_embeddings()(states).float().topk(top_k)
+        choice = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
+        token = best.indices.gather(-1, choice)[:, 0].masked_fill(~alive, eos_token_id)
+        drawn[row, step] = token
+        alive = token != eos_token_id
+        going_on = int(alive.sum())
+        if going_on == 0 or step + 1 == max_new_tokens:
+            break
+        if going_on <= KEPT_ROWS * len(row):
+            kept = alive.nonzero()[:, 0]
+            row, token, position, mask, alive = (
+                one[kept] for one in (row, token, position, mask, alive)
+            )
+            cache = select_rows(cache, kept)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
+        states = model.base_model(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        position = position + 1
+    return drawn
+
+
+def _by_transformers(
+    model: Any,
+    prefixes: list[Sequence[int]],
+    per_prefix: int,
+    max_new_tokens: int,
+    eos_token_id: int,
+    options: dict[str, Any],
+) -> Tensor:
+    """What `_top_k` returns, by any of transformers' ways of decoding."""
+    width = max(map(len, prefixes))
+    padding = [width - len(one) for one in prefixes]
+    ids = [[eos_token_id] * pad + list(one) for pad, one in zip(padding, prefixes, strict=True)]
+    mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+    output = model.generate(
+        torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=per_prefix,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
+        use_cache=True,
+        **options,
+    )
+    return output[:, width:]
+
+
+def _check_lengths(model: Any, prefixes: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prefixes), default=1)
     if not all(map(len, prefixes)):
@@ -52,46 +190,6 @@ def generate(
             f"a prefix of {longest} tokens and {max_new_tokens} new ones exceed the model's "
             f"{limit} positions: drop long prefixes or lower max_new_tokens"
         )
-    # top_k is named even when unused: transformers' default of 50 would apply to every sampling.
-    options = {
-        "do_sample": False,
-        "top_k": 0,
-        **{k: v for k, v in decoding.items() if v is not None},
-    }
-    if not options["do_sample"]:
-        options = {key: options[key] for key in ("do_sample", "num_beams") if key in options}
-    guess = lengths or [0] * len(prefixes)
-    order = sorted(range(len(prefixes)), key=lambda row: (guess[row], len(prefixes[row])))
-    rows_together = max(1, batch // per_prefix)
-    found: list[list[list[int]]] = [[] for _ in prefixes]
-    model.eval()
-    torch.manual_seed(seed)
-    device = model.device
-    with progress_bar(len(prefixes), description, "prompt") as bar, torch.inference_mode():
-        for start in range(0, len(order), rows_together):
-            rows = order[start : start + rows_together]
-            width = max(len(prefixes[row]) for row in rows)
-            ids = torch.tensor(
-                [[eos_token_id] * (width - len(prefixes[r])) + list(prefixes[r]) for r in rows]
-            )
-            mask = torch.tensor(
-                [[0] * (width - len(prefixes[r])) + [1] * len(prefixes[r]) for r in rows]
-            )
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                output = model.generate(
-                    ids.to(device),
-                    attention_mask=mask.to(device),
-                    max_new_tokens=max_new_tokens,
-                    num_return_sequences=per_prefix,
-                    eos_token_id=eos_token_id,
-                    pad_token_id=eos_token_id,
-                    use_cache=True,
-                    **options,
-                )
-            for index, continuation in enumerate(output[:, width:].tolist()):
-                found[rows[index // per_prefix]].append(up_to_eos(continuation, eos_token_id))
-            bar.update(len(rows))
-    return found
 
 
 def up_to_eos(ids: Sequence[int], eos_token_id: int) -> list[int]:

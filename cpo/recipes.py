@@ -9,6 +9,17 @@ from cpo.store import Recipe, how
 
 
 @dataclass(frozen=True)
+class WorldRecipe(Recipe):
+    """The embedded world, written down; `code` is the hash of the package that builds it."""
+
+    stage: ClassVar[str] = "world"
+    version: ClassVar[int] = 1
+
+    code: str
+    seed: int
+
+
+@dataclass(frozen=True)
 class BaseModelRecipe(Recipe):
     """A base model and its tokenizer, made from scratch on packed text with a cosine schedule."""
 
@@ -63,7 +74,7 @@ class NegativesRecipe(Recipe):
     """Candidates, their order and their reference log-probabilities, on a batch plan."""
 
     stage: ClassVar[str] = "negatives"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     reference: Recipe
     examples: ExamplesRecipe

@@ -173,8 +173,10 @@ def _execute(notebook: Notebook, run: Run) -> str:
     given = {
         "profile": run.profile,
         "overrides": run.overrides,
-        # Relative, so that executed copies do not name the machine's folders.
-        "output": os.path.relpath(run.output, notebook.path.parent),
+        # Relative within the checkout, so that executed copies do not name the machine's folders.
+        "output": os.path.relpath(run.output, notebook.path.parent)
+        if run.output.is_relative_to(ROOT)
+        else str(run.output),
     } | run.parameters
     reason = ""
     running.unlink(missing_ok=True)

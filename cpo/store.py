@@ -166,10 +166,10 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's files, in order of name."""
+def hash_folder(folder: Path, pattern: str = "*") -> str:
+    """SHA-256 over the names and contents of a folder's files, in order of name."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob(pattern)):
         if path.is_file() and path.name != MANIFEST:
             digest.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
     return digest.hexdigest()

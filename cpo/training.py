@@ -311,14 +311,14 @@ def train(
     return history
 
 
-def micro_batch(batch: int, k: int, longest: int, tokens: int, processes: int = 1) -> int:
-    """The largest divisor of a process's share of `batch` whose K x `longest` tokens fit in
-    `tokens`."""
+def micro_batch(batch: int, longest: int, tokens: int, processes: int = 1) -> int:
+    """The largest divisor of a process's share of `batch` that fits in `tokens` if every group has
+    `longest`, its prefix and its K continuations together."""
     share = batch // processes
     return max(
         size
         for size in range(1, share + 1)
-        if share % size == 0 and (size == 1 or size * k * longest <= tokens)
+        if share % size == 0 and (size == 1 or size * longest <= tokens)
     )
 
 

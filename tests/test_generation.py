@@ -47,6 +47,29 @@ def test_sampling_is_seeded_and_top_k_is_not_transformers_default():
     assert len(flat) > 50  # of 64: nothing cuts at 50
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_top_k_draws_from_the_models_own_distribution(architecture):
+    model = tiny_model(architecture).eval()
+    count = 4000
+    groups = generate(
+        model, PREFIXES[:2], eos_token_id=EOS, max_new_tokens=2, per_prefix=count, batch=5000,
+        do_sample=True, top_k=3,
+    )
+    for prefix, group in zip(PREFIXES, groups, strict=False):
+        # Expected: softmax over the three best, for the first token and, given it, for the second.
+        first = model(torch.tensor([prefix])).logits[0, -1].topk(3)
+        for token, chance in zip(first.indices.tolist(), first.values.softmax(-1), strict=True):
+            began = [ids for ids in group if ids[0] == token]
+            assert abs(len(began) / count - chance) < 4 * (0.25 / count) ** 0.5  # 4 sigma
+            if token == EOS or len(began) < 200:
+                continue
+            second = model(torch.tensor([[*prefix, token]])).logits[0, -1].topk(3)
+            seen = [sum(ids[1] == one for ids in began) for one in second.indices.tolist()]
+            assert sum(seen) == len(began)
+            for times, expected in zip(seen, second.values.softmax(-1), strict=True):
+                assert abs(times / len(began) - expected) < 4 * (0.25 / len(began)) ** 0.5
+
+
 def test_up_to_eos():
     assert up_to_eos([4, EOS, 5, EOS], EOS) == [4, EOS]
     assert up_to_eos([4, 5], EOS) == [4, 5]

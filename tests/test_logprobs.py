@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models import ARCHITECTURES, EOS, VOCABULARY, tiny_model
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cpo import logprobs
 from cpo.logprobs import Group, GroupScorer, collate_groups
@@ -53,19 +55,81 @@ def test_dropout_is_off_even_in_training_mode(architecture):
         torch.testing.assert_close(scorer(**batch), scorer(**batch), atol=0, rtol=0)
 
 
-def test_token_logps_sum_up_and_give_eos_before_every_token():
-    model = tiny_model("llama").eval()
-    groups = ragged_groups()
-    batch = collate_groups(groups)
-    scorer = GroupScorer(model)
-    tokens, eos = scorer.token_logps(**batch, eos_token_id=EOS)
-    torch.testing.assert_close(tokens.sum(-1), scorer(**batch))
-    # A truncation after two tokens, scored by itself, is their partial sum plus EOS at the third.
-    group = groups[0]
-    cut = Group(group.prefix_ids, [[*group.continuations[2][:2], EOS]])
-    expected = plain_logps(model, cut)[0]
-    assert float(tokens[0, 2, :2].sum() + eos[0, 2, 2]) == pytest.approx(expected, abs=1e-4)
-    assert tokens[0, 1, 1:].eq(0).all()  # nothing on padding
+def candidates(k: int, truth: list[int], generator: torch.Generator) -> list[list[int]]:
+    """The truth, truncations of it (one to its full length), and free ones; one is empty."""
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(1, VOCABULARY, (count,), generator=generator).tolist()
+
+    cut = [[*truth[:length], EOS] for length in range(1, len(truth) - 1)]
+    alike = [*truth[:-1], truth[-1] % (VOCABULARY - 1) + 1]
+    free = [ids(count) for count in (1, 12, 5, 3, 7)]
+    return [truth, *[*cut[:1], [], free[0], alike, *free[1:], *cut[1:], *free] * 3][:k]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 12, 16])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_shared_prefix_gives_the_values_and_gradients_of_a_repeated_one(
+    architecture, k, side, monkeypatch
+):
+    # Transformers' RMSNorm computes in fp32 whatever it is given.
+    monkeypatch.setattr(
+        LlamaRMSNorm,
+        "forward",
+        lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon),
+    )
+    model = tiny_model(architecture).double()
+    generator = torch.Generator().manual_seed(k)
+    truths = [[*range(2, 9), EOS], [5, EOS], list(range(10, 23))]
+    batch = collate_groups(
+        [
+            Group(list(range(3, 3 + width)), candidates(k, truth, generator))
+            for width, truth in zip((2, 11, 5), truths, strict=True)
+        ]
+    )
+    if side == "right":
+        batch["prefix_ids"], batch["prefix_mask"] = logprobs._left_aligned(
+            batch["prefix_ids"], batch["prefix_mask"]
+        )
+    weights = torch.randn(batch["continuation_mask"].shape, generator=generator).double()
+
+    def run(share_prefix: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        scorer = GroupScorer(model, share_prefix=share_prefix)
+        logps = scorer.token_logps(**batch)
+        (logps * weights).sum().backward()
+        return [logps.detach(), *[parameter.grad.clone() for parameter in model.parameters()]]
+
+    shared, repeated = run(True), run(False)
+    assert shared[0].dtype == torch.float64
+    for one, other in zip(shared, repeated, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+    assert shared[0][~batch["continuation_mask"]].eq(0).all()  # nothing on padding
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_prefix_is_computed_once_and_truncations_never(architecture):
+    model = tiny_model(architecture)
+    truth = [*range(2, 9), EOS]
+    group = Group([3, 4, 5, 6], [truth, [2, 3, EOS], [2, EOS], [9, 10, 11]])
+    tokens = []
+    model.base_model.register_forward_hook(
+        lambda module, args, kwargs, output: tokens.append(kwargs["input_ids"].numel()),
+        with_kwargs=True,
+    )
+    GroupScorer(model)(**collate_groups([group]))
+    # 4 of the prefix; of a continuation all but its last token: 7 of the truth, 2 of the last one.
+    assert tokens == [4, 7, 2]
+
+
+def test_a_model_that_drops_its_cache_repeats_the_prefix_and_says_so():
+    model = tiny_model("llama").train()
+    model.gradient_checkpointing_enable()
+    batch = collate_groups(ragged_groups())
+    with pytest.warns(UserWarning, match="gradient checkpointing drops the key/value cache"):
+        found = GroupScorer(model)(**batch)
+    torch.testing.assert_close(found, GroupScorer(model, share_prefix=False)(**batch))
 
 
 def test_next_token_logits_are_those_before_each_token():

@@ -141,9 +141,9 @@ def test_wrong_plans_and_objectives_are_refused(tmp_path):
 
 
 def test_micro_batch_is_the_largest_divisor_that_fits():
-    assert micro_batch(64, 12, 100, 20_000) == 16  # 16 x 12 x 100 = 19,200
-    assert micro_batch(64, 12, 100, 100) == 1
-    assert micro_batch(64, 1, 100, 10**9, processes=4) == 16
+    assert micro_batch(64, 1200, 20_000) == 16  # 16 x 1,200 = 19,200
+    assert micro_batch(64, 1200, 100) == 1
+    assert micro_batch(64, 100, 10**9, processes=4) == 16
 
 
 SCRIPT = """

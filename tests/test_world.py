@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -438,3 +439,8 @@ def test_diagnose_groups_and_refuses(world: World) -> None:
     assert "| all |" in markdown(list(rows.values()))
     with pytest.raises(ValueError, match="one text per example"):
         diagnose(pairs, [])
+
+
+def test_a_saved_world_is_the_same_world(world: World, tmp_path: Path) -> None:
+    world.save(tmp_path / "world.json")
+    assert World.load(tmp_path / "world.json") == world

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -44,6 +45,25 @@ class World:
         content = [WORLD_VERSION, *map(vars, self.pairs), *map(vars, self.articles)]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the world as JSON: reading it is several times faster than building it."""
+        content = {
+            "seed": self.seed,
+            "pairs": [vars(one) for one in self.pairs],
+            "articles": [vars(one) for one in self.articles],
+        }
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> World:
+        """The world that `save` wrote."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            content["seed"],
+            tuple(WorldExample(**one) for one in content["pairs"]),
+            tuple(WorldArticle(**one) for one in content["articles"]),
+        )
 
 
 class Shelf:
