@@ -154,21 +154,27 @@ class GroupScorer(nn.Module):
         prefix_mask: Tensor,
         continuation_ids: Tensor,
         continuation_mask: Tensor,
+        inputs: Tensor | None = None,
     ) -> Tensor:
         """Log-probability of every continuation token, `[B, K, L]`, fp32, 0 on padding.
 
-        `prefix_ids` may be padded on either side, `continuation_ids` on the right.
+        `prefix_ids` may be padded on either side, `continuation_ids` on the right. `inputs`, of the
+        shape of `continuation_ids`, are tokens to condition on in place of the continuation's own.
         """
         truncated = _truncations(continuation_ids, continuation_mask) & self.share_prefix
+        if inputs is not None:
+            truncated = torch.zeros_like(truncated)
         own = continuation_mask & ~truncated[..., None]
-        states = self._states_before_tokens(prefix_ids, prefix_mask, continuation_ids, own)
+        states = self._states_before_tokens(
+            prefix_ids, prefix_mask, continuation_ids if inputs is None else inputs, own
+        )
         # A truncation ends in a token of its own, expected by the state in which column 0 goes on.
         end = (continuation_mask.sum(-1, keepdim=True) - 1).clamp_(min=0)
         state_number = (own.flatten().cumsum(0) - 1).view_as(own)
         cut_state = state_number[:, :1].expand_as(own).gather(-1, end)[..., 0][truncated]
         cut_token = continuation_ids.gather(-1, end)[..., 0][truncated]
         logps = self._head_logps(
-            torch.cat([states, states[cut_state]]),
+            torch.cat([states, states.index_select(0, cut_state)]),
             torch.cat([continuation_ids[own], cut_token]),
         )
         at_own, at_cuts = logps.split([len(states), len(cut_state)])
@@ -234,7 +240,7 @@ class GroupScorer(nn.Module):
             pool.append(states.last_hidden_state[:, :-1][here])
             found[rows, : longest - 1] = filled + here.flatten().cumsum(0).view_as(here) - 1
             filled += len(pool[-1])
-        return torch.cat(pool)[found[asked]]
+        return torch.cat(pool).index_select(0, found[asked])
 
     def _shared_prefix(
         self, prefix_ids: Tensor, prefix_mask: Tensor, continuation_ids: Tensor, mask: Tensor
@@ -262,7 +268,7 @@ class GroupScorer(nn.Module):
             pool.append(states)
             found[rows, 1 : 1 + longest] = filled + fed.flatten().cumsum(0).view_as(fed) - 1
             filled += len(states)
-        return torch.cat(pool)[found[asked]]
+        return torch.cat(pool).index_select(0, found[asked])
 
     def _logits(self, states: Tensor) -> Tensor:
         """`[N, V]`, at least fp32."""
@@ -305,10 +311,16 @@ def continues_from_cache(model: Any) -> bool:
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A cache with these rows of another one, which stays as it is; differentiable."""
+    """A cache with these rows of another one, which stays as it is; differentiable.
+
+    By `index_select`, as everywhere where a row may be taken several times: on a processor, the
+    gradient of plain indexing adds up in whatever order its threads come, and two equal trainings
+    would end in different weights.
+    """
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
-    selected.batch_select_indices(rows)
+    for layer in selected.layers:
+        layer.keys, layer.values = (one.index_select(0, rows) for one in (layer.keys, layer.values))
     return selected
 
 

@@ -108,6 +108,27 @@ def test_a_shared_prefix_gives_the_values_and_gradients_of_a_repeated_one(
     assert shared[0][~batch["continuation_mask"]].eq(0).all()  # nothing on padding
 
 
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread adds up in one order")
+def test_gradients_are_the_same_bit_for_bit_every_time():
+    # Large enough for torch to share work among threads (32,768 values).
+    generator = torch.Generator().manual_seed(0)
+    truth = list(range(1, 24))
+    free = torch.randint(1, VOCABULARY, (10, 24), generator=generator).tolist()
+    group = Group(list(range(1, 30)), [truth, [*truth[:9], EOS], *free])
+    batch = collate_groups([group] * 16)
+    model = tiny_model("llama")
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        torch.logsumexp(GroupScorer(model)(**batch), -1).sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    first = gradients()
+    for _ in range(5):
+        for one, other in zip(gradients(), first, strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_prefix_is_computed_once_and_truncations_never(architecture):
     model = tiny_model(architecture)
