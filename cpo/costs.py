@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cpo.paper import ModelName, Row
+from cpo.paper import ModelName, Row, Task
 from cpo.recipes import ExternalModelRecipe
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ def plan(suite: Suite) -> list[Planned]:
 
 def _artifacts(suite: Suite) -> Iterator[tuple[str, ModelName, Recipe, float]]:
     profile = suite.profile
-    prefix, continuation = _mean_tokens(suite)
+    of_task = _mean_tokens(suite)
     for seed in range(profile.seeds):
         for row in profile.trained_rows:
+            prefix, continuation = of_task[row.task]
             model = profile.models[row.model]
             trained, generated = model.training_tokens_per_second, model.generated_tokens_per_second
             if model.pretraining is not None:
@@ -79,8 +80,14 @@ def _artifacts(suite: Suite) -> Iterator[tuple[str, ModelName, Recipe, float]]:
             reference = suite.reference_recipe(row.model, row.reference, seed)
             yield f"{row.reference}/{row.model}", row.model, reference, seen / trained
             yield from _row_artifacts(suite, row, seed, prefix, continuation)
-            recipe = suite.generations_recipe(suite.model_recipe(row, seed), seed=seed)
-            written = profile.instructions.test_prompts * continuation
+            recipe = suite.generations_recipe(
+                suite.model_recipe(row, seed), row.decoding, seed, row.task
+            )
+            articles = row.task == "articles"
+            asked = (
+                profile.articles.test_articles if articles else profile.instructions.test_prompts
+            )
+            written = asked * continuation * profile.decoding[row.decoding].num_beams
             yield f"generations of {row.id}", row.model, recipe, written / generated
 
 
@@ -103,18 +110,24 @@ def _row_artifacts(
         seconds += rows * mixture.get("AN", 0) * continuation / model.generated_tokens_per_second
         yield f"negatives of {row.id}", row.model, suite.negatives_recipe(row, seed), seconds
     tokens = 0 if row.alpha else rows * (prefix + k * continuation)
+    if row.objective == "pss":  # passes without gradient before the one that counts
+        tokens *= 1 + profile.continuation.scheduled_sampling.passes / SCORING_SPEEDUP
     yield f"model {row.id}", row.model, recipe, tokens / model.training_tokens_per_second
 
 
-def _mean_tokens(suite: Suite) -> tuple[float, float]:
-    """Mean tokens of a training prefix and continuation, by their characters and the limits."""
-    settings = suite.profile.instructions
+def _mean_tokens(suite: Suite) -> dict[Task, tuple[float, float]]:
+    """Of each task the mean tokens of a training prefix and continuation, by their characters and
+    the limits; articles are taken to fill their cap."""
+    settings, cap = suite.profile.instructions, suite.profile.articles.max_tokens
     sample = suite.instructions.train[:1000]
 
     def mean(lengths: list[int], limit: int) -> float:
         return sum(min(one / CHARACTERS_A_TOKEN, limit) for one in lengths) / len(lengths)
 
-    return (
-        mean([len(one.prefix) for one in sample], settings.max_prefix_tokens),
-        mean([len(one.continuation) for one in sample], settings.max_continuation_tokens),
-    )
+    return {
+        "instructions": (
+            mean([len(one.prefix) for one in sample], settings.max_prefix_tokens),
+            mean([len(one.continuation) for one in sample], settings.max_continuation_tokens),
+        ),
+        "articles": (0.15 * cap, 0.85 * cap),
+    }

@@ -255,8 +255,8 @@ def tokenize(
     bos, eos = _bos(tokenizer), _eos(tokenizer)
     report = LoadReport("tokenised examples", read=len(examples))
     kept = []
-    prefixes = _encode([example.prefix for example in examples], tokenizer)
-    continuations = _encode([example.continuation for example in examples], tokenizer)
+    prefixes = encode([example.prefix for example in examples], tokenizer)
+    continuations = encode([example.continuation for example in examples], tokenizer)
     for example, prefix, continuation in zip(examples, prefixes, continuations, strict=True):
         prefix_ids, continuation_ids = (*bos, *prefix), (*continuation, eos)
         room = max_continuation_tokens
@@ -314,7 +314,7 @@ def tokenize_articles(
         raise DataError(f"max_tokens is {max_tokens}: raise it to {least} or more")
     report = LoadReport("tokenised articles", read=len(articles))
     kept = []
-    encoded = _encode([article.text for article in articles], tokenizer)
+    encoded = encode([article.text for article in articles], tokenizer)
     for article, ids in zip(articles, encoded, strict=True):
         if len(ids) < FEWEST_ARTICLE_TOKENS:
             report.drop(f"fewer than {FEWEST_ARTICLE_TOKENS} tokens", article.id)
@@ -376,7 +376,7 @@ def pack_articles(
     remaining = iter(texts)
     # By the thousand: Python's lists of ids take several times the memory of the tensor.
     while chunk := list(islice(remaining, 1000)):
-        ids = [one for text_ids in _encode(chunk, tokenizer) for one in (*text_ids, eos)]
+        ids = [one for text_ids in encode(chunk, tokenizer) for one in (*text_ids, eos)]
         pieces.append(torch.tensor(ids, dtype=torch.long))
     stream = torch.cat(pieces)
     blocks = len(stream) // block_tokens
@@ -388,7 +388,7 @@ def pack_articles(
     return stream[: blocks * block_tokens].view(blocks, block_tokens)
 
 
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids of each text alone: no special token is added, and none is read out of the text."""
     if not texts:
         return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
-from cpo.paper import ROWS, ModelName, ReferenceName, Row, continued_mle, cpo_end
+from cpo.paper import ROWS, ModelName, ReferenceName, Row, Task, continued_mle, cpo_end
 from cpo.plan import plan_batches
 from cpo.profiles import ROOT, Articles, Instructions, Profile, load_profile, nearest
 from cpo.progress import progress_bar
@@ -42,11 +43,13 @@ from cpo.recipes import (
     MeasuresRecipe,
     ModelRecipe,
     NegativesRecipe,
+    UnhelpfulRecipe,
     VerdictsRecipe,
     WorldRecipe,
 )
 from cpo.store import Recipe, Store, hash_folder
 from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
+from cpo.unhelpful import ChatWriter, write_unhelpful
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,13 @@ class Negatives:
                 )
             )
         return examples
+
+
+TASK_OF: dict[ReferenceName, Task] = {
+    "reference": "instructions",
+    "ablation_reference": "instructions",
+    "articles_reference": "articles",
+}
 
 
 class Suite:
@@ -188,15 +198,25 @@ class Suite:
         """The tokenizer of a base model."""
         return AutoTokenizer.from_pretrained(self.base_model(model).path)
 
-    def tokenized(self, model: ModelName, split: str) -> list[data.TokenizedExample]:
-        """A split of the pairs as ids for one model.
+    def tokenized(
+        self, model: ModelName, split: str, task: Task = "instructions"
+    ) -> list[data.TokenizedExample]:
+        """A split of the pairs, or of the articles, as ids for one model.
 
         Training rows follow the profile's `over_long`; in validation and test only an over-long
         prefix drops a row, so that the judged prompts do not depend on how long their recorded
         response is.
         """
-        key = (model, split)
-        if key not in self._tokenized:
+        key = (model, split, task)
+        if key in self._tokenized:
+            pass
+        elif task == "articles":
+            self._tokenized[key], self.token_reports[key] = data.tokenize_articles(
+                getattr(self.articles, split),
+                self.tokenizer(model),
+                max_tokens=self.profile.articles.max_tokens,
+            )
+        else:
             settings = self.profile.instructions
             self._tokenized[key], self.token_reports[key] = data.tokenize(
                 getattr(self.instructions, split),
@@ -208,12 +228,12 @@ class Suite:
         return self._tokenized[key]
 
     @cached_property
-    def _tokenized(self) -> dict[tuple[str, str], list[data.TokenizedExample]]:
+    def _tokenized(self) -> dict[tuple[str, str, str], list[data.TokenizedExample]]:
         return {}
 
     @cached_property
-    def token_reports(self) -> dict[tuple[str, str], data.LoadReport]:
-        """What tokenising dropped or cut, by (model, split), for the splits asked for so far."""
+    def token_reports(self) -> dict[tuple[str, str, str], data.LoadReport]:
+        """What tokenising dropped or cut, by (model, split, task), of what was asked for so far."""
         return {}
 
     @cached_property
@@ -225,6 +245,35 @@ class Suite:
     def validation_examples(self) -> list[data.Example]:
         """The validation prompts that fit every model; the only ones a setting is chosen on."""
         return self._fitting("validation")
+
+    def prompts(
+        self, model: ModelName, task: Task = "instructions", split: str = "test"
+    ) -> list[data.Example]:
+        """What a row is judged on: the prompts of a split, or the articles as prefix and rest.
+
+        The rest of an article is as long as the profile caps it to.
+        """
+        if task == "instructions":
+            return self.test_examples if split == "test" else self.validation_examples
+        key = (model, split)
+        if key not in self._continued_articles:
+            tokenizer = self.tokenizer(model)
+            sources = {one.id: one.source for one in getattr(self.articles, split)}
+            self._continued_articles[key] = [
+                data.Example(
+                    one.id,
+                    tokenizer.decode(one.prefix_ids, skip_special_tokens=True),
+                    tokenizer.decode(one.continuation_ids, skip_special_tokens=True),
+                    "article",
+                    sources[one.id],
+                )
+                for one in self.tokenized(model, split, "articles")
+            ]
+        return self._continued_articles[key]
+
+    @cached_property
+    def _continued_articles(self) -> dict[tuple[str, str], list[data.Example]]:
+        return {}
 
     def _fitting(self, split: str) -> list[data.Example]:
         kept = [{one.id for one in self.tokenized(model, split)} for model in self.profile.models]
@@ -249,9 +298,12 @@ class Suite:
         """Content hash of each split of the pairs: every recipe asks for one, and hashing takes a
         while."""
         return {
-            split: data.content_hash(getattr(self.instructions, split))
-            for split in ("train", "validation", "test")
+            split: data.content_hash(getattr(self.instructions, split)) for split in data.SPLITS
         }
+
+    @cached_property
+    def _article_hashes(self) -> dict[str, str]:
+        return {split: data.content_hash(getattr(self.articles, split)) for split in data.SPLITS}
 
     def _base_recipe(self, name: ModelName) -> BaseModelRecipe | ExternalModelRecipe:
         model, optimiser = self.profile.models[name], self.profile.optimiser
@@ -259,7 +311,7 @@ class Suite:
             return ExternalModelRecipe(_external_content(model.pretrained))
         settings = model.pretraining
         assert settings is not None and model.config is not None  # the profile's own check
-        digest = data.content_hash(self.articles.train)
+        digest = self._article_hashes["train"]
         if settings.instructions:
             digest += self._data_hashes["train"]
         return BaseModelRecipe(
@@ -278,8 +330,19 @@ class Suite:
             seed=0,
         )
 
-    def examples_recipe(self, model: ModelName, split: str = "train") -> ExamplesRecipe:
-        """What names a split of the pairs, as one model tokenises it."""
+    def examples_recipe(
+        self, model: ModelName, split: str = "train", task: Task = "instructions"
+    ) -> ExamplesRecipe:
+        """What names a split of the pairs or articles, as one model tokenises it."""
+        if task == "articles":
+            return ExamplesRecipe(
+                base=self.base_recipe(model),
+                data=self._article_hashes[split],
+                split=split,
+                max_prefix_tokens=0,
+                max_continuation_tokens=self.profile.articles.max_tokens,
+                over_long="truncate",
+            )
         settings = self.profile.instructions
         return ExamplesRecipe(
             base=self.base_recipe(model),
@@ -295,10 +358,15 @@ class Suite:
     ) -> ModelRecipe:
         """MLE from the base model: the paper's 2,000 steps, or figure 1's 1,000."""
         stage = getattr(self.profile, which)
-        recipe = self._mle_recipe(
-            self.base_recipe(model), model, stage.steps, stage.batch, stage.learning_rate, seed
+        return self._training_recipe(
+            start=self.base_recipe(model),
+            examples=self.examples_recipe(model, task=TASK_OF[which]),
+            steps=stage.steps,
+            batch=stage.batch,
+            learning_rate=stage.learning_rate,
+            schedule=stage.schedule,
+            seed=seed,
         )
-        return dataclasses.replace(recipe, schedule=stage.schedule)
 
     def negatives_recipe(self, row: Row, seed: int = 0) -> NegativesRecipe:
         """The negatives of a CPO row, drawn from its reference on its batch plan."""
@@ -306,13 +374,26 @@ class Suite:
         mixture = self.profile.negatives[row.negatives]
         return NegativesRecipe(
             reference=self.reference_recipe(row.model, row.reference, seed),
-            examples=self.examples_recipe(row.model),
+            examples=self.examples_recipe(row.model, task=row.task),
             mixture={sampler_identity(kind): count for kind, count in mixture.items()},
             steps=self.profile.continuation.steps[row.steps],
             batch=self.profile.continuation.batch,
             embedder=self.profile.embedder,
             generation_batch=self.profile.generation_batch,
             precision=self.profile.optimiser.precision,
+            seed=seed,
+            unhelpful=self._unhelpful_recipe(row, seed) if "UN" in mixture else None,
+        )
+
+    def _unhelpful_recipe(self, row: Row, seed: int) -> UnhelpfulRecipe:
+        settings = self.profile.unhelpful
+        asked = settings.writer == "chat"
+        return UnhelpfulRecipe(
+            examples=self.examples_recipe(row.model),
+            steps=self.profile.continuation.steps[row.steps],
+            batch=self.profile.continuation.batch,
+            writer=settings.writer,
+            chat={"model": settings.model, "base_url": settings.base_url} if asked else {},
             seed=seed,
         )
 
@@ -322,59 +403,55 @@ class Suite:
             mle, cpo = (self.model_recipe(end, seed) for end in (continued_mle(row), cpo_end(row)))
             return EnsembleRecipe(mle, cpo, row.alpha)
         settings = self.profile.continuation
-        steps, start = (
-            settings.steps[row.steps],
-            self.reference_recipe(row.model, row.reference, seed),
-        )
-        if row.objective == "mle":
-            return self._mle_recipe(
-                start, row.model, steps, settings.batch, settings.learning_rate["mle"], seed
-            )
-        return dataclasses.replace(
-            self._mle_recipe(
-                start, row.model, steps, settings.batch, settings.learning_rate["cpo"], seed
-            ),
-            negatives=self.negatives_recipe(row, seed),
+        recipe = self._training_recipe(
+            start=self.reference_recipe(row.model, row.reference, seed),
+            examples=self.examples_recipe(row.model, task=row.task),
             objective=row.objective,
-            beta=settings.beta,
+            beta=settings.beta_of(row.objective),
+            steps=settings.steps[row.steps],
+            batch=settings.batch,
+            learning_rate=settings.rate_of(row.objective),
+            mle_weight=row.mle_weight,
+            seed=seed,
         )
+        if row.objective == "pss":
+            sampling = settings.scheduled_sampling
+            return dataclasses.replace(
+                recipe,
+                sampling_probability=sampling.probability,
+                sampling_passes=sampling.passes,
+            )
+        if row.negatives is not None:
+            return dataclasses.replace(recipe, negatives=self.negatives_recipe(row, seed))
+        return recipe
 
-    def _mle_recipe(
-        self,
-        start: Recipe,
-        model: ModelName,
-        steps: int,
-        batch: int,
-        learning_rate: float,
-        seed: int,
-    ) -> ModelRecipe:
+    def _training_recipe(self, **settings: Any) -> ModelRecipe:
         optimiser = self.profile.optimiser
+        defaults: dict[str, Any] = {"negatives": None, "objective": "mle", "beta": 0.0}
         return ModelRecipe(
-            start=start,
-            examples=self.examples_recipe(model),
-            negatives=None,
-            objective="mle",
-            beta=0.0,
-            steps=steps,
-            batch=batch,
-            learning_rate=learning_rate,
+            **(defaults | settings),
             weight_decay=optimiser.weight_decay,
             betas=optimiser.betas,
             clip=optimiser.clip,
             precision=optimiser.precision,
-            seed=seed,
         )
 
     def generations_recipe(
-        self, model: Recipe, decoding: str = "greedy", seed: int = 0
+        self,
+        model: Recipe,
+        decoding: str = "greedy",
+        seed: int = 0,
+        task: Task = "instructions",
+        split: str = "test",
     ) -> GenerationsRecipe:
-        """One continuation of each judged prompt by a model."""
-        options = self.profile.decoding[decoding].model_dump(exclude_none=True)
+        """One continuation of each judged prompt, or article, by a model."""
+        articles = task == "articles"
+        longest = self.profile.instructions.max_continuation_tokens
         return GenerationsRecipe(
             model=model,
-            prompts=self._data_hashes["test"],
-            decoding=options,
-            max_new_tokens=self.profile.instructions.max_continuation_tokens,
+            prompts=(self._article_hashes if articles else self._data_hashes)[split],
+            decoding=self.profile.decoding[decoding].model_dump(exclude_none=True),
+            max_new_tokens=self.profile.articles.max_tokens if articles else longest,
             batch=self.profile.generation_batch,
             precision=self.profile.optimiser.precision,
             seed=seed,
@@ -403,7 +480,7 @@ class Suite:
         """The reference pi_ref: the base model after MLE on the training pairs."""
         recipe = self.reference_recipe(model, which, seed)
         name = f"{which}/{model}"
-        return self._trained(recipe, name, model, lambda: self.base_model(model), None)
+        return self._trained(recipe, name, model, lambda: self.base_model(model), TASK_OF[which])
 
     def model(self, row_id: str, seed: int = 0) -> Artifact:
         """The model of a row of the paper; also `reference/llama` and `ablation_reference/gpt2`.
@@ -422,6 +499,7 @@ class Suite:
             row_id,
             name,
             lambda: self.reference(name, which, seed),
+            row.task,
             row if recipe.negatives else None,
         )
 
@@ -478,15 +556,19 @@ class Suite:
         train(network, examples, settings, folder, self.store.partial(recipe))
 
     def _trained(
-        self, recipe: ModelRecipe, name: str, model: ModelName, start: Any, contrasted: Row | None
+        self,
+        recipe: ModelRecipe,
+        name: str,
+        model: ModelName,
+        start: Any,
+        task: Task,
+        contrasted: Row | None = None,
     ) -> Artifact:
         def make(folder: Path) -> None:
             if contrasted is None:
-                rows = self.tokenized(model, "train")
-                plan = plan_batches(len(rows), recipe.steps, recipe.batch, recipe.seed).flatten()
                 examples: Sequence[TrainingExample] = [
-                    TrainingExample(Group(rows[i].prefix_ids, [rows[i].continuation_ids]))
-                    for i in plan
+                    TrainingExample(Group(one.prefix_ids, [one.continuation_ids]))
+                    for one in self._planned(model, task, recipe.steps, recipe.batch, recipe.seed)
                 ]
             else:
                 negatives = self.negatives(contrasted.id, recipe.seed)
@@ -511,6 +593,9 @@ class Suite:
             recipe.batch,
             recipe.learning_rate,
             beta=contrast.beta if contrast else 0.0,
+            mle_weight=contrast.mle_weight if contrast else 0.0,
+            sampling_probability=contrast.sampling_probability if contrast else 0.0,
+            sampling_passes=contrast.sampling_passes if contrast else 0,
             schedule=contrast.schedule if contrast else "cosine",
             weight_decay=recipe.weight_decay,
             betas=recipe.betas,
@@ -549,19 +634,51 @@ class Suite:
         folder = self.store.get_or_make(
             recipe, lambda path: self._make_negatives(recipe, row, seed, path)
         )
-        rows = self.tokenized(row.model, "train")
-        plan = plan_batches(len(rows), recipe.steps, recipe.batch, recipe.seed).flatten()
-        return Negatives(folder, [rows[i].prefix_ids for i in plan], self.tokenizer(row.model))
+        rows = self._planned(row.model, row.task, recipe.steps, recipe.batch, recipe.seed)
+        return Negatives(folder, [one.prefix_ids for one in rows], self.tokenizer(row.model))
+
+    def _planned(
+        self, model: ModelName, task: Task, steps: int, batch: int, seed: int
+    ) -> list[data.TokenizedExample]:
+        """The rows of a batch plan, `steps x batch` of them, in its order."""
+        rows = self.tokenized(model, "train", task)
+        return [rows[i] for i in plan_batches(len(rows), steps, batch, seed).flatten()]
+
+    def _unhelpful(self, row: Row, seed: int) -> list[tuple[int, ...]]:
+        """An unhelpful response to each planned row of a DPO training, as ids, EOS included."""
+        recipe = self._unhelpful_recipe(row, seed)
+        planned = self._planned(row.model, row.task, recipe.steps, recipe.batch, seed)
+
+        def make(folder: Path) -> None:
+            by_id = {one.id: one for one in self.instructions.train}
+            settings = self.profile.unhelpful
+            asked = ChatWriter(settings.base_url, settings.model, settings.api_key_variable)
+            texts = write_unhelpful(
+                settings.writer,
+                [by_id[one.id] for one in planned],
+                seed=seed,
+                partial=self.store.partial(recipe),
+                others=self.instructions.train,
+                chat=asked if settings.writer == "chat" else None,
+            )
+            lines = json.dumps(texts, ensure_ascii=False, indent=0)
+            (folder / "unhelpful.json").write_text(lines, encoding="utf-8")
+
+        path = self.store.get_or_make(recipe, make) / "unhelpful.json"
+        tokenizer = self.tokenizer(row.model)
+        limit = self.profile.instructions.max_continuation_tokens
+        encoded = data.encode(json.loads(path.read_text("utf-8")), tokenizer)
+        return [(*ids, tokenizer.eos_token_id)[:limit] for ids in encoded]
 
     def _make_negatives(self, recipe: NegativesRecipe, row: Row, seed: int, folder: Path) -> None:
         model = self.reference(row.model, row.reference, seed).load()
         tokenizer = self.tokenizer(row.model)
-        rows = self.tokenized(row.model, "train")
-        plan = plan_batches(len(rows), recipe.steps, recipe.batch, recipe.seed).flatten()
+        rows = self._planned(row.model, row.task, recipe.steps, recipe.batch, recipe.seed)
         planned = PlannedRows(
-            prefixes=[rows[i].prefix_ids for i in plan],
-            continuations=[rows[i].continuation_ids for i in plan],
-            has_eos=[rows[i].has_eos for i in plan],
+            prefixes=[one.prefix_ids for one in rows],
+            continuations=[one.continuation_ids for one in rows],
+            has_eos=[one.has_eos for one in rows],
+            unhelpful=self._unhelpful(row, seed) if recipe.unhelpful else None,
             batch=recipe.batch,
             model=model,
             eos_token_id=tokenizer.eos_token_id,
@@ -613,35 +730,43 @@ class Suite:
 
     # --- Generations, verdicts, measures ----------------------------------------------------------
 
-    def generations(self, row_id: str, decoding: str = "greedy", seed: int = 0) -> list[str]:
-        """What a row's model answers to the judged prompts, aligned with `test_examples`."""
-        recipe = self._generations_recipe_of(row_id, decoding, seed)
-        return [one["text"] for one in self._generated(row_id, recipe, seed)]
+    def generations(
+        self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
+    ) -> list[str]:
+        """What a row's model answers to the judged prompts, aligned with `prompts` of its task.
+
+        Decoded as the row says, or as `decoding`. With `split="validation"` the prompts on which
+        settings may be chosen.
+        """
+        return [one["text"] for one in self._generated(row_id, decoding, seed, split)]
 
     def verdicts(
-        self, row_id: str, decoding: str = "greedy", seed: int = 0
+        self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
     ) -> judging.Verdicts | None:
         """The profile's judge on a row's generations against the recorded responses; None without
         one."""
-        if self.profile.judge.kind == "none":
-            return None
         judge = self.profile.judge.kind
-        recipe = VerdictsRecipe(self._generations_recipe_of(row_id, decoding, seed), judge, seed)
+        if judge == "none":
+            return None
+        recipe = VerdictsRecipe(
+            self._generations_recipe_of(row_id, decoding, seed, split), judge, seed
+        )
 
         def make(folder: Path) -> None:
-            texts = self.generations(row_id, decoding, seed)
-            judging.judge_responses(judge, self.test_examples, texts, seed).to_jsonl(
+            model, task = self._subject(row_id)[0], self._task(row_id)
+            texts = self.generations(row_id, decoding, seed, split)
+            judging.judge_responses(judge, self.prompts(model, task, split), texts, seed).to_jsonl(
                 folder / "verdicts.jsonl"
             )
 
         return judging.Verdicts.from_jsonl(self.store.get_or_make(recipe, make) / "verdicts.jsonl")
 
     def measures(self, row_id: str, seed: int = 0) -> dict[str, metrics.Estimate]:
-        """The automatic measures of a row under greedy decoding, each with its 95 % interval."""
-        model, _, _ = self._subject(row_id)
+        """The automatic measures of a row, each with its 95 % interval."""
+        model = self._subject(row_id)[0]
         recipe = MeasuresRecipe(
-            self._generations_recipe_of(row_id, "greedy", seed),
-            self.examples_recipe(model, "test"),
+            self._generations_recipe_of(row_id, None, seed, "test"),
+            self.examples_recipe(model, "test", self._task(row_id)),
             self.base_recipe(model),
             self.profile.mauve.model_dump(),
             self.profile.judge.kind,
@@ -658,22 +783,32 @@ class Suite:
             for name, one in json.loads(path.read_text("utf-8")).items()
         }
 
-    def _generations_recipe_of(self, row_id: str, decoding: str, seed: int) -> GenerationsRecipe:
+    def _task(self, row_id: str) -> Task:
+        _, which, row = self._subject(row_id)
+        return TASK_OF[which] if row is None else row.task
+
+    def _generations_recipe_of(
+        self, row_id: str, decoding: str | None, seed: int, split: str
+    ) -> GenerationsRecipe:
         name, which, row = self._subject(row_id)
         recipe: Recipe = (
             self.reference_recipe(name, which, seed)
             if row is None
             else self.model_recipe(row, seed)
         )
-        return self.generations_recipe(recipe, decoding, seed)
+        decoding = decoding or ("greedy" if row is None else row.decoding)
+        return self.generations_recipe(recipe, decoding, seed, self._task(row_id), split)
 
-    def _generated(self, row_id: str, recipe: GenerationsRecipe, seed: int) -> list[dict[str, Any]]:
+    def _generated(
+        self, row_id: str, decoding: str | None, seed: int, split: str = "test"
+    ) -> list[dict[str, Any]]:
         """Lines of `generations.jsonl`: id, ids, text."""
+        recipe = self._generations_recipe_of(row_id, decoding, seed, split)
 
         def make(folder: Path) -> None:
             artifact = self.model(row_id, seed)
             tokenizer = AutoTokenizer.from_pretrained(artifact.path)
-            rows = self._judged(self._subject(row_id)[0])
+            rows = self._judged(self._subject(row_id)[0], self._task(row_id), split)
             found = generate(
                 artifact.load(),
                 [one.prefix_ids for one in rows],
@@ -694,19 +829,23 @@ class Suite:
         path = self.store.get_or_make(recipe, make) / "generations.jsonl"
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
-    def _judged(self, model: ModelName) -> list[data.TokenizedExample]:
-        """The judged prompts as one model's ids, aligned with `test_examples`."""
-        wanted = {example.id for example in self.test_examples}
-        return [one for one in self.tokenized(model, "test") if one.id in wanted]
+    def _judged(
+        self, model: ModelName, task: Task, split: str = "test"
+    ) -> list[data.TokenizedExample]:
+        """The judged prompts as one model's ids, aligned with `prompts`."""
+        wanted = {example.id for example in self.prompts(model, task, split)}
+        return [one for one in self.tokenized(model, split, task) if one.id in wanted]
 
     def _measure(
         self, row_id: str, model: ModelName, recipe: MeasuresRecipe, seed: int
     ) -> dict[str, metrics.Estimate]:
-        lines = self._generated(row_id, recipe.generations, seed)
+        task = self._task(row_id)
+        lines = self._generated(row_id, None, seed)
+        prompts = self.prompts(model, task)
         tokenizer = self.tokenizer(model)
         eos = tokenizer.eos_token_id
         generated = [[one for one in line["ids"] if one != eos] for line in lines]
-        truths = self._judged(model)
+        truths = self._judged(model, task)
         recorded = [[one for one in row.continuation_ids if one != eos] for row in truths]
         groups = [Group(row.prefix_ids, [row.continuation_ids]) for row in truths]
         scores = score_groups(
@@ -726,27 +865,30 @@ class Suite:
             "word_f1": metrics.mean_estimate(
                 [
                     metrics.word_f1(line["text"], example.continuation)
-                    for line, example in zip(lines, self.test_examples, strict=True)
+                    for line, example in zip(lines, prompts, strict=True)
                 ]
             ),
         }
         if self.profile.judge.kind == "oracle":
             measured["oracle_grade"] = metrics.mean_estimate(
                 [
-                    world.oracle_score(example.source, line["text"])
-                    for line, example in zip(lines, self.test_examples, strict=True)
+                    world.oracle_score(example.source, line["text"], example.prefix)
+                    for line, example in zip(lines, prompts, strict=True)
                 ]
             )
-        if self.profile.mauve.features == "base_model":
+        if self.profile.mauve.features == "base_model" and task in self.profile.mauve.tasks:
             encoder, width = self.base_model(model).load(), self.profile.mauve.max_text_tokens
             # One length for all: an empty generation is a single EOS, not dropped.
             p, q = (
                 metrics.last_token_features(encoder, [(ids or [eos])[:width] for ids in texts])
                 for texts in (recorded, generated)
             )
-            measured["mauve"] = metrics.mauve_score(
-                p, q, seeds=tuple(range(self.profile.mauve.seeds))
-            )
+            try:
+                measured["mauve"] = metrics.mauve_score(
+                    p, q, seeds=tuple(range(self.profile.mauve.seeds))
+                )
+            except metrics.MetricError as error:  # one row's degenerate texts, not the others'
+                warnings.warn(f"{row_id} has no MAUVE: {error}", stacklevel=2)
         return measured
 
 

@@ -26,9 +26,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cpo.claims import CLAIMS, MARGIN, Outcome, combined
 from cpo.judging import Judged, Verdicts
 from cpo.metrics import Estimate, mean_over_seeds, win_rate
-from cpo.paper import JUDGED_BY, ROWS, continued_mle, rows_of
+from cpo.paper import DECODINGS, JUDGED_BY, ROWS, continued_mle, rows_of
 from cpo.profiles import Profile
 from cpo.store import Recipe
 
@@ -44,6 +45,13 @@ NEGATIVES_COLUMNS = [
     "negatives", "kind", "drawn", "equal_to_truth", "duplicates", "masked", "oracle_grade",
     "tied_with_truth",
 ]  # fmt: skip
+
+# Who wrote DPO's rejected responses, as captions say it.
+WRITERS = {
+    "chat": "by a chat model, as in the paper",
+    "world": "by the embedded world's own writer of unhelpful answers, in place of a chat model",
+    "other_response": "a stand-in, the recorded responses to other prompts",
+}
 
 # Okabe and Ito's palette: told apart with any colour vision. Their yellow is too light for lines.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
@@ -77,20 +85,21 @@ class SuiteNumbers(Protocol):
 
     @property
     def profile(self) -> Profile: ...
-    def verdicts(self, row_id: str, decoding: str, seed: int, /) -> Verdicts | None: ...
+    def verdicts(self, row_id: str, decoding: str | None, seed: int, /) -> Verdicts | None: ...
     def measures(self, row_id: str, seed: int, /) -> Mapping[str, Estimate]: ...
 
 
 # --- Tables ---------------------------------------------------------------------------------------
 
 
-def table(suite: SuiteNumbers, name: str, decoding: str = "greedy") -> pd.DataFrame:
-    """Win rates of a table's rows (`t1`, `t2`, or the figure's panel `f1b`), beside the paper's.
+def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
+    """What a table reports of its rows (`t1` to `t4`, a figure's panel, or ours, `x`), beside the
+    paper's numbers: win rates, and MAUVE for `t4`.
 
-    Every row of the paper is there. `ours` and what goes with it are empty where the profile leaves
-    the row out, where it is not implemented, and where there is no judge. `n` is prompts planned;
-    `valid`, `invalid` and `ties` count verdicts over all training seeds, whose points are averaged
-    prompt by prompt.
+    Every row is there. `ours` and what goes with it are empty where the profile leaves the row out,
+    and where there is no judge, or no features for MAUVE. `n` is prompts planned; `valid`,
+    `invalid` and `ties` count verdicts over all training seeds, whose points are averaged prompt by
+    prompt. Over training seeds, MAUVE and its range are averaged.
 
     Raises:
         KeyError: no such table.
@@ -102,12 +111,15 @@ def table(suite: SuiteNumbers, name: str, decoding: str = "greedy") -> pd.DataFr
     records = []
     for row in rows:
         record: dict[str, Any] = {
-            "row": row.id, "model": row.model, "alpha": row.alpha, "measure": "win_rate",
+            "row": row.id, "model": row.model, "alpha": row.alpha, "measure": row.measure,
             "paper": row.paper,
         }  # fmt: skip
-        if row.implemented and row.id in suite.profile.rows:
-            seeds = range(suite.profile.seeds)
-            verdicts = [suite.verdicts(row.id, decoding, seed) for seed in seeds]
+        seeds = range(suite.profile.seeds)
+        if row.id in suite.profile.rows and row.measure == "mauve":
+            measures = [suite.measures(row.id, seed) for seed in seeds]
+            record |= _scored([one["mauve"] for one in measures if "mauve" in one])
+        elif row.id in suite.profile.rows:
+            verdicts = [suite.verdicts(row.id, None, seed) for seed in seeds]
             record |= _judged([one for one in verdicts if one is not None])
         records.append(record)
     counts = ("seeds", "n", "valid", "invalid", "ties")
@@ -132,6 +144,21 @@ def _judged(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
         return counts
     rate = win_rate(mean_over_seeds([one.points for one in per_seed]))
     return counts | {"ours": rate.value, "low": rate.low, "high": rate.high}
+
+
+def _scored(per_seed: Sequence[Estimate]) -> dict[str, Any]:
+    """The columns that a measure without a judge fills; none without estimates."""
+    if not per_seed:
+        return {}
+    ours, low, high = (
+        math.fsum(getattr(one, end) for one in per_seed) / len(per_seed)
+        for end in ("value", "low", "high")
+    )
+    n = per_seed[0].n
+    return {
+        "judge": "MAUVE, features of the base model", "seeds": len(per_seed), "ours": ours,
+        "low": low, "high": high, "n": n, "valid": n, "invalid": 0, "ties": 0,
+    }  # fmt: skip
 
 
 def measures_frame(suite: SuiteNumbers, row_ids: Iterable[str]) -> pd.DataFrame:
@@ -212,15 +239,23 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
             judges = ", ".join(sorted(filled["judge"].unique()))
             prompts = ", ".join(f"{n:,}" for n in sorted(filled["n"].unique()))
             seeds = int(filled["seeds"].max())
-            parts.append(
-                f"Win rate against the recorded response, judge: {judges}; {prompts} prompts; "
-                f"{seeds} training seed{'s' if seeds > 1 else ''}; ties count one half."
-            )
+            trained = f"{seeds} training seed{'s' if seeds > 1 else ''}"
+            if set(filled["measure"]) == {"mauve"}:
+                parts.append(f"{judges}; {prompts} articles; {trained}.")
+            else:
+                parts.append(
+                    f"Win rate against the recorded response, judge: {judges}; {prompts} prompts; "
+                    f"{trained}; ties count one half."
+                )
+        if frame["row"].str.endswith("/DPO").any():
+            parts.append(f"DPO's rejected responses: {WRITERS[profile.unhelpful.writer]}.")
         parts.append(
             f"The paper's numbers are for its own models and data, judged by {JUDGED_BY}: compare "
             "order and differences, not levels."
         )
-    if {"low", "high"} <= set(frame):
+    if "verdict" in frame:
+        parts.append("Brackets are the intervals of the comparisons, 95 % after Holm's adjustment.")
+    elif {"low", "high"} <= set(frame):
         parts.append("Brackets are 95 % intervals over prompts.")
         if "measure" in frame and (frame["measure"].str.lower() == "mauve").any():
             parts.append("For MAUVE they are the range over the seeds of its clustering.")
@@ -266,8 +301,8 @@ def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
     """One sentence to print before making things: what is still to be made, and how long it takes.
 
     Args:
-        wanted: rows by id, each with its model, negatives and greedy generations over all seeds, or
-            single recipes; what they are made from counts too.
+        wanted: rows by id, each with its model, negatives and generations over all seeds, or single
+            recipes; what they are made from counts too.
 
     The minutes are the plan's estimate, for the hardware that the profile names.
 
@@ -280,8 +315,9 @@ def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
             keys |= _keys_within(item)
             continue
         for seed in range(suite.profile.seeds):
-            model = suite.model_recipe(suite.row(item), seed)
-            keys |= _keys_within(suite.generations_recipe(model, seed=seed))
+            row = suite.row(item)
+            model = suite.model_recipe(row, seed)
+            keys |= _keys_within(suite.generations_recipe(model, row.decoding, seed, row.task))
         # The judged prompts are those that fit every model: each one's tokenizer has to be there.
         keys |= {suite.base_recipe(name).key for name in suite.profile.models}
     lacking = [item for item in suite.plan() if item.key in keys and not item.made]
@@ -299,6 +335,40 @@ def _keys_within(recipe: Recipe) -> set[str]:
     """The keys of a recipe and of all recipes that it is made from."""
     parts = (getattr(recipe, field.name) for field in dataclasses.fields(recipe))
     return {recipe.key}.union(*(_keys_within(one) for one in parts if isinstance(one, Recipe)))
+
+
+def claims_frame(outcomes: Mapping[int, Sequence[Outcome]]) -> pd.DataFrame:
+    """One line for each of the paper's claims, with the comparison that decided it.
+
+    That is, of the comparisons with the claim's verdict, the one with the smallest effect; the note
+    holds all of them.
+    """
+    records = []
+    for number, found in outcomes.items():
+        verdict = combined(found)
+        deciding = [one for one in found if one.verdict == verdict] or found
+        chosen = min(deciding, key=lambda one: one.effect, default=Outcome("", verdict))
+        each = [
+            f"{one.comparison}: {one.verdict}"
+            + (f" {one.effect:+.3f}" if math.isfinite(one.effect) else "")
+            + (f" [{one.low:+.3f}, {one.high:+.3f}]" if math.isfinite(one.low) else "")
+            + (f" ({one.note})" if one.note else "")
+            for one in found
+        ]
+        note = "; ".join(each) or "the profile names no comparison"
+        records.append(
+            (
+                number,
+                verdict,
+                chosen.comparison,
+                chosen.effect,
+                chosen.low,
+                chosen.high,
+                f"{CLAIMS[number]}. {note}",
+            )
+        )
+    columns = ["claim", "verdict", "comparison", "effect", "low", "high", "note"]
+    return pd.DataFrame(records, columns=columns)
 
 
 # --- Figures --------------------------------------------------------------------------------------
@@ -325,27 +395,104 @@ def save(figure: Figure, path_stem: Path | str, description: str) -> list[Path]:
     return [png, pdf]
 
 
-def ablation_figure(frame: pd.DataFrame) -> Figure:
-    """Figure 1, negatives panel: win rate by kind of negative, with intervals.
+def figure_1(decoding: pd.DataFrame, negatives: pd.DataFrame) -> Figure:
+    """Figure 1: win rate by way of decoding (a) and by kind of negative (b), with intervals.
 
-    `frame` is `table(suite, "f1b")`; continued MLE is the line, its interval the band around it.
+    The frames are `table(suite, "f1a")` and `table(suite, "f1b")`. Both panels have one scale; in
+    (b) continued MLE is the line, its interval the band around it.
     """
-    judged = frame[frame["ours"].notna()]
     with style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
-        mle = judged[judged["row"] == "f1b/MLE"]
-        bars = judged[judged["row"] != "f1b/MLE"]
-        labels = [row.split("/")[1] for row in bars["row"]]
+        figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5), sharey=True)
+        _decoding_panel(left, decoding[decoding["ours"].notna()])
+        _negatives_panel(right, negatives[negatives["ours"].notna()])
+        left.set_ylabel("win rate")
+        for axes, label in ((left, "(a) decoding"), (right, "(b) negatives, ranked")):
+            axes.set_xlabel(label)
+            axes.grid(axis="x", visible=False)
+            _legend(axes)
+            if not axes.containers:
+                _say(axes, "no row was judged in this run")
+    return figure
+
+
+def _decoding_panel(axes: Axes, judged: pd.DataFrame) -> None:
+    # Hatched as well as coloured: told apart in grey print, too.
+    looks: dict[str, dict[str, Any]] = {
+        "MLE": {"color": "white", "edgecolor": VERMILION, "hatch": "////", "linewidth": 1.0},
+        "ANR": {"color": SKY},
+    }
+    for offset, (name, look) in zip((-0.2, 0.2), looks.items(), strict=True):
+        rows = judged[judged["row"].str.startswith(f"f1a/{name}/")]
+        if rows.empty:
+            continue
+        places = [DECODINGS.index(row.split("/")[2]) + offset for row in rows["row"]]
+        label = {"MLE": "MLE continued", "ANR": "CPO, ANR"}[name]
+        axes.bar(places, rows["ours"], width=0.38, label=label, **look)
+        _whiskers(axes, places, rows, "ours", fmt="none", color=BLACK)
+        _paper_marks(axes, places, rows)
+    axes.set_xticks(range(len(DECODINGS)), [name.replace("_", "-") for name in DECODINGS])
+    axes.set_xlim(-0.6, len(DECODINGS) - 0.4)
+
+
+def _negatives_panel(axes: Axes, judged: pd.DataFrame) -> None:
+    mle = judged[judged["row"] == "f1b/MLE"]
+    bars = judged[judged["row"] != "f1b/MLE"]
+    labels = [row.split("/")[1] for row in bars["row"]]
+    if labels:
         axes.bar(labels, bars["ours"], color=SKY, width=0.65)
         _whiskers(axes, labels, bars, "ours", fmt="none", color=BLACK)
-        _level(axes, mle, "ours", "MLE continued")
         _paper_marks(axes, labels, bars)
-        axes.set_ylabel("win rate")
-        axes.set_xlabel("negatives, ranked")
-        axes.grid(axis="x", visible=False)
+    _level(axes, mle, "ours", "MLE continued")
+
+
+def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
+    """The comparisons behind the claims' verdicts: effects with their adjusted intervals.
+
+    One line for each comparison, a block for each claim; to the right of 0 speaks for the claim,
+    for `~` closeness to 0. What has no interval (not run, or a ratio of times) is said in words.
+    """
+    lines = [
+        (number, one)
+        for number, found in outcomes.items()
+        for one in (found or [Outcome("no comparison named", "not run")])
+    ]
+    looks: dict[str, dict[str, Any]] = {
+        "holds": {"color": BLUE, "fmt": "o"},
+        "fails": {"color": VERMILION, "fmt": "s"},
+        "undecided": {"color": "#777777", "fmt": "o", "markerfacecolor": "white"},
+    }
+    with style():
+        height = 0.8 + 0.17 * len(lines)
+        figure, axes = plt.subplots(figsize=(PAGE, height))
+        for place, (number, one) in enumerate(lines):
+            if list(outcomes).index(number) % 2 == 0:
+                axes.axhspan(place - 0.5, place + 0.5, color="#f2f2f2", lw=0)
+            if math.isfinite(one.low):
+                spread = [[one.effect - one.low], [one.high - one.effect]]
+                look = looks[one.verdict] | {"markersize": 3.5, "capsize": 2, "elinewidth": 0.9}
+                axes.errorbar([one.effect], [place], xerr=spread, **look)
+                continue
+            words: str = one.verdict
+            if math.isfinite(one.effect):
+                words += f": {one.effect:.2f} times the seconds that its tokens explain"
+            look = {"va": "center", "fontsize": 6.5, "color": "#333333"}
+            axes.text(0.02, place, words, transform=axes.get_yaxis_transform(), **look)
+        axes.axvline(0, color=BLACK, lw=0.8)
+        for margin in (-MARGIN, MARGIN):
+            axes.axvline(margin, color="#999999", lw=0.6, ls=":")
+        for verdict, look in looks.items():  # in the legend even where no comparison has it
+            axes.errorbar([], [], xerr=[], label=verdict, markersize=3.5, **look)
+        numbers = [number for number, _ in lines]
+        labels = [
+            f"{number}   {one.comparison}" if numbers.index(number) == place else one.comparison
+            for place, (number, one) in enumerate(lines)
+        ]
+        axes.set_yticks(range(len(lines)), labels, fontsize=6.5)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("left side - right side; dotted: the margin of >= and ~")
         _legend(axes)
-        if bars.empty:
-            _say(axes, "no row was judged in this run")
     return figure
 
 
@@ -526,6 +673,8 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e3e3e3; }
 th:first-child, td:first-child { text-align: left; }
 td.ours { font-weight: bold; }
+td.comparison, td.note { text-align: left; min-width: 11rem; }
+td.note { min-width: 22rem; }
 caption { text-align: left; caption-side: bottom; color: #444; padding-top: .4rem; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #444; font-size: .9rem; max-width: 48rem; }
@@ -535,8 +684,8 @@ pre.prompt { border-left: 3px solid #0072B2; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .6rem; }
 @media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
 """
+_STYLED = ("ours", "comparison", "note")  # columns with a style of their own
 _SECTIONS = {
-    "claims": "The paper's claims",
     "reference": "The references, before any contrast",
     "measures": "Automatic measures",
     "negatives": "The negatives",
@@ -547,19 +696,24 @@ _SECTIONS = {
 def report(folder: Path, profile: Profile, notes: Sequence[str] = ()) -> Path:
     """Write `report.html`: one self-contained page of what lies in `folder`, and nothing else.
 
-    It shows, in this order: what was run (`notes` are paragraphs of text), tables, figures, claims,
+    It shows, in this order: what was run (`notes` are paragraphs of text), claims, tables, figures,
     measures, negatives, samples (`samples.html`), and provenance (`run.json`). What is missing is
     left out, but for tables, whose absence is said. Images are inside the page; it asks for nothing
     from anywhere.
     """
     parts = ["<h2>What was run</h2>", f"<p>{_escape(_sentence(profile))}</p>"]
     parts += [f"<p>{_escape(note)}</p>" for note in notes]
+    figures = sorted(folder.glob("*.png"))
+    if (path := folder / "claims.csv").is_file():
+        parts += ["<h2>The paper's claims</h2>", _html_table(pd.read_csv(path), profile)]
+        parts += [_figure_section(one) for one in figures if one.stem == "claims"]
+        figures = [one for one in figures if one.stem != "claims"]
     tables = sorted(folder.glob("table*.csv"))
     parts.append("<h2>Tables: ours beside the paper's</h2>")
     if not tables:
         parts.append("<p>This run made no table.</p>")
     parts += [_table_section(path, profile) for path in tables]
-    if figures := sorted(folder.glob("*.png")):
+    if figures:
         parts.append("<h2>Figures</h2>")
         parts += [_figure_section(path) for path in figures]
     for stem, title in _SECTIONS.items():
@@ -601,7 +755,7 @@ def _html_table(frame: pd.DataFrame, profile: Profile) -> str:
     head = "".join(f"<th scope='col'>{_escape(name)}</th>" for name in header)
     lines = "".join(
         "<tr>" + "".join(
-            f"<td{' class=ours' if name == 'ours' else ''}>{_escape(cell)}</td>"
+            f"<td{f' class={name}' if name in _STYLED else ''}>{_escape(cell)}</td>"
             for name, cell in zip(header, row, strict=True)
         ) + "</tr>\n"
         for row in body

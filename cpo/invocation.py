@@ -37,6 +37,10 @@ class Notebook:
     def number(self) -> str:
         return self.path.stem.split("_")[0]
 
+    @property
+    def appendix(self) -> bool:
+        return self.number.startswith("A")
+
 
 @dataclass
 class Run:
@@ -52,9 +56,10 @@ class Run:
 
 
 def find_notebooks(folder: Path) -> list[Notebook]:
-    """The notebooks `NN_name.ipynb` of a folder in their order, with their declared outputs."""
+    """The notebooks `NN_name.ipynb` of a folder in their order, then its appendices
+    `An_name.ipynb`, with their declared outputs."""
     found = []
-    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted(folder.glob("[0-9A][0-9]_*.ipynb")):
         try:
             metadata = nbformat.read(path, as_version=4).metadata.get("cpo", {})
             inspected = papermill.inspect_notebook(literal_path(path))
@@ -117,7 +122,9 @@ def _select(
             raise BadInput(f"unknown notebook '{word}'.{hint} Known: {', '.join(stems)}.")
         return found
 
-    wanted = {find(word).path for word in only} or {notebook.path for notebook in every}
+    # An appendix runs only when it is named: it makes settings, which are chosen beforehand.
+    usual = {notebook.path for notebook in every if not notebook.appendix}
+    wanted = {find(word).path for word in only} or usual
     first = find(start_from).path.name if start_from is not None else ""
     selected = [item for item in every if item.path in wanted and item.path.name >= first]
     if not selected:

@@ -86,7 +86,10 @@ def oracle(example: Judged, response_a: str, response_b: str) -> Verdict:
             f"the oracle knows the embedded world alone, and {example.id} is not of it: use "
             "another judge for real data (judge.kind in the profile)"
         )
-    a, b = (oracle_score(example.source, response) for response in (response_a, response_b))
+    a, b = (
+        oracle_score(example.source, response, example.prefix)
+        for response in (response_a, response_b)
+    )
     # Grades are products of small fractions: without rounding, 0.02 apart could come out as more.
     if round(abs(a - b), 9) <= TIE_MARGIN:
         return "tie"
@@ -167,9 +170,7 @@ class Verdicts:
     def to_jsonl(self, path: Path) -> None:
         """One line per prompt: id, judge, model_side, verdict, points (null where invalid)."""
         with path.open("w", encoding="utf-8") as lines:
-            for item, side, verdict in zip(
-                self.ids, self.model_sides, self.verdicts, strict=True
-            ):
+            for item, side, verdict in zip(self.ids, self.model_sides, self.verdicts, strict=True):
                 won = points(verdict, side)
                 line = {
                     "id": item,
@@ -218,8 +219,14 @@ def judge_responses(
         raise JudgeError(f"{len(responses)} responses to {len(examples)} prompts")
     sides = tuple(model_side(example.id, seed) for example in examples)
     verdicts = tuple(
-        judge(example, *((response, example.continuation) if side == "A" else
-                         (example.continuation, response)))
+        judge(
+            example,
+            *(
+                (response, example.continuation)
+                if side == "A"
+                else (example.continuation, response)
+            ),
+        )
         for example, response, side in zip(examples, responses, sides, strict=True)
     )
     return Verdicts(name, tuple(example.id for example in examples), sides, verdicts)

@@ -318,8 +318,9 @@ def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     would end in different weights.
     """
     selected = copy.copy(cache)
-    selected.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in selected.layers:
+    layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
+    selected.layers = layers
+    for layer in layers:
         layer.keys, layer.values = (one.index_select(0, rows) for one in (layer.keys, layer.values))
     return selected
 

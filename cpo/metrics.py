@@ -300,9 +300,15 @@ def mauve_score(
     scores = [
         float(
             compute_mauve(
-                p_features=reference, q_features=generated, num_buckets=clusters, seed=seed,
-                mauve_scaling_factor=scaling, kmeans_explained_var=explained_variance,
-                kmeans_num_redo=restarts, kmeans_max_iter=iterations, verbose=False,
+                p_features=reference,
+                q_features=generated,
+                num_buckets=clusters,
+                seed=seed,
+                mauve_scaling_factor=scaling,
+                kmeans_explained_var=explained_variance,
+                kmeans_num_redo=restarts,
+                kmeans_max_iter=iterations,
+                verbose=False,
             ).mauve
         )
         for seed in seeds

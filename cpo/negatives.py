@@ -34,7 +34,8 @@ class Planned:
     """The planned rows a sampler draws for, in plan order, and what it may draw with.
 
     `prefixes` and `continuations` are ids, N = steps x batch of each; rows `[i * batch, (i + 1) *
-    batch)` are one global batch. `has_eos` says which continuations end in EOS.
+    batch)` are one global batch. `has_eos` says which continuations end in EOS; `unhelpful` are
+    responses that somebody wrote for DPO, one a row.
     """
 
     prefixes: Sequence[Sequence[int]]
@@ -44,6 +45,7 @@ class Planned:
     model: Any
     eos_token_id: int
     max_continuation_tokens: int
+    unhelpful: Sequence[Continuation] | None = None
     precision: str = "fp32"
     micro_batch: int = 16
     generation_batch: int = 256
@@ -201,6 +203,20 @@ def truncation(
         cuts = 1 + torch.randperm(max(0, len(body) - 1), generator=generator)[:count]
         drawn[row] = [(*body[:cut], planned.eos_token_id) for cut in cuts.tolist()]
     return drawn
+
+
+@register("UN")
+def unhelpful(
+    planned: Planned, wanted: Mapping[int, int], seed: int
+) -> dict[int, list[Continuation]]:
+    """UN: the unhelpful response that was written for the row, DPO's rejected one (section 4).
+
+    Raises:
+        ValueError: nobody wrote any.
+    """
+    if planned.unhelpful is None:
+        raise ValueError("UN negatives need unhelpful responses, and none were written")
+    return {row: [planned.unhelpful[row]] for row in wanted}
 
 
 @dataclass

@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cpo.paper import ROWS, Row
+from cpo.comparison import Comparison
+from cpo.paper import ROWS, ModelName, Objective, Row, Steps, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 # Kinds of negatives that a mixture may count; registering a sampler adds its name.
-NEGATIVE_KINDS = {"AN", "BN", "MN", "TN"}
+NEGATIVE_KINDS = {"AN", "BN", "MN", "TN", "UN"}
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -51,12 +52,16 @@ class Instructions(_Settings):
 
 
 class Articles(_Settings):
-    """Where the articles come from that a base model is pretrained on."""
+    """Where the articles come from that a base model is pretrained on and continues.
+
+    An article is capped to `max_tokens`, of which the first 15 % are its prefix (section 5.2).
+    """
 
     source: Literal["world", "wikipedia", "jsonl"]
     path: str | None = None
     validation_articles: int = Field(64, ge=1)
     test_articles: int = Field(1000, ge=1)
+    max_tokens: int = Field(128, ge=16)
 
 
 class Pretraining(_Settings):
@@ -124,16 +129,49 @@ class Stage(_Settings):
     schedule: Literal["constant", "cosine"] = "constant"
 
 
+class ScheduledSampling(_Settings):
+    """PSS: with what probability a token is replaced by a sampled one, and in how many passes."""
+
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    passes: Annotated[int, Field(ge=1)] = 3
+
+
 class Continuation(_Settings):
     """The continued MLE and CPO rows: the same plan of prompts, from the same reference.
 
-    `batch` is the global batch; BN are drawn from it.
+    `batch` is the global batch; BN are drawn from it. DPO's beta is CPO's, and the rates of PSS and
+    DPO are those of MLE and CPO, unless given.
     """
 
     batch: int = Field(ge=2)
-    steps: dict[Literal["long", "short", "ablation"], Annotated[int, Field(ge=1)]]
+    steps: dict[Steps, Annotated[int, Field(ge=1)]]
     beta: float = Field(gt=0)
-    learning_rate: dict[Literal["mle", "cpo"], Annotated[float, Field(gt=0)]]
+    dpo_beta: float | None = Field(None, gt=0)
+    learning_rate: dict[Literal["mle", "cpo", "pss", "dpo"], Annotated[float, Field(gt=0)]]
+    scheduled_sampling: ScheduledSampling = ScheduledSampling()
+
+    def rate_of(self, objective: Objective) -> float:
+        """The learning rate of an objective."""
+        rates = self.learning_rate
+        if objective in ("mle", "pss"):
+            return rates["mle"] if objective == "mle" else rates.get("pss", rates["mle"])
+        return rates.get("dpo", rates["cpo"]) if objective == "dpo" else rates["cpo"]
+
+    def beta_of(self, objective: Objective) -> float:
+        """The scale of the rewards of an objective; 0 where it has none."""
+        if objective in ("mle", "pss"):
+            return 0.0
+        return self.dpo_beta or self.beta if objective == "dpo" else self.beta
+
+
+class Unhelpful(_Settings):
+    """Who writes DPO's rejected responses: a chat model as in the paper (A.4), the embedded world's
+    own writer, or a stand-in for real data without either: the response to another prompt."""
+
+    writer: Literal["chat", "world", "other_response"] = "other_response"
+    model: str = "gpt-3.5-turbo"
+    base_url: str = "https://api.openai.com/v1"
+    api_key_variable: str = "OPENAI_API_KEY"
 
 
 class Decoding(_Settings):
@@ -152,9 +190,13 @@ class Judge(_Settings):
 
 
 class Mauve(_Settings):
-    """MAUVE settings: what features, how many seeds of its clustering."""
+    """MAUVE settings: what features, how many seeds of its clustering, and for which task.
+
+    The features are the base model's, never those of the encoder that ranks negatives.
+    """
 
     features: Literal["base_model", "none"] = "none"
+    tasks: tuple[Task, ...] = ("instructions", "articles")
     seeds: int = Field(3, ge=1)
     max_text_tokens: int = Field(64, ge=4)
 
@@ -174,27 +216,31 @@ class Profile(_Settings):
     seeds: int = Field(1, ge=1)
     instructions: Instructions
     articles: Articles
-    models: dict[Literal["gpt2", "llama"], Model]
+    models: dict[ModelName, Model]
     optimiser: Optimiser
     reference: Stage
     ablation_reference: Stage
+    articles_reference: Stage
     continuation: Continuation
     negatives: dict[str, dict[str, Annotated[int, Field(ge=1)]]]
+    unhelpful: Unhelpful = Unhelpful()
     embedder: Literal["minilm"] = "minilm"
     decoding: dict[str, Decoding]
     judge: Judge
     mauve: Mauve
     generation_batch: int = Field(128, ge=1)
     rows: tuple[str, ...]
+    # The comparisons on which each of the paper's claims is judged; see `cpo.claims`.
+    claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[str, ...]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
+        if "greedy" not in self.decoding:
+            raise ValueError("decoding: `greedy` is missing")
         for row_id in self.rows:
             if row_id not in ROWS:
                 raise ValueError(f"rows: {_unknown('row', row_id, ROWS)}")
             row = ROWS[row_id]
-            if not row.implemented:
-                continue
             if row.model not in self.models:
                 raise ValueError(f"rows: {row_id} needs models.{row.model}, which is missing")
             if row.negatives is not None and row.negatives not in self.negatives:
@@ -203,8 +249,13 @@ class Profile(_Settings):
                 )
             if row.steps not in self.continuation.steps:
                 raise ValueError(f"rows: {row_id} needs continuation.steps.{row.steps}")
-        if "greedy" not in self.decoding:
-            raise ValueError("decoding: `greedy` is missing")
+            if row.decoding not in self.decoding:
+                raise ValueError(f"rows: {row_id} needs decoding.{row.decoding}")
+        for number, texts in self.claims.items():
+            for text in texts:
+                for row_id in Comparison.parse(text).rows:
+                    if row_id not in ROWS:
+                        raise ValueError(f"claims.{number}: {_unknown('row', row_id, ROWS)}")
         for which in ("mle", "cpo"):
             if which not in self.continuation.learning_rate:
                 raise ValueError(f"continuation.learning_rate: `{which}` is missing")
@@ -224,8 +275,8 @@ class Profile(_Settings):
 
     @property
     def trained_rows(self) -> list[Row]:
-        """The profile's rows that this version trains, in the paper's order."""
-        return [row for row in ROWS.values() if row.id in self.rows and row.implemented]
+        """The profile's rows, in the paper's order."""
+        return [row for row in ROWS.values() if row.id in self.rows]
 
 
 def profile_names() -> list[str]:

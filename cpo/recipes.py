@@ -70,6 +70,21 @@ class ExamplesRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+class UnhelpfulRecipe(Recipe):
+    """An unhelpful response to each planned row, as text; `chat` says who was asked, and how."""
+
+    stage: ClassVar[str] = "unhelpful"
+    version: ClassVar[int] = 1
+
+    examples: ExamplesRecipe
+    steps: int
+    batch: int
+    writer: str
+    chat: dict[str, str | int | float | None]
+    seed: int
+
+
+@dataclass(frozen=True)
 class NegativesRecipe(Recipe):
     """Candidates, their order and their reference log-probabilities, on a batch plan."""
 
@@ -85,6 +100,7 @@ class NegativesRecipe(Recipe):
     generation_batch: int
     precision: str
     seed: int
+    unhelpful: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,9 @@ class ModelRecipe(Recipe):
     precision: str
     seed: int
     schedule: str = "constant"
+    mle_weight: float = 0.0
+    sampling_probability: float = 0.0
+    sampling_passes: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from cpo import losses
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.progress import progress_bar
+from cpo.scheduled_sampling import ScheduledSamplingScorer
 
 Objective = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
 # Objectives that compare continuations: (policy_logps, reference_logps, beta, mask) -> mean loss.
-# MLE has no comparison and stands apart in `SequenceTrainer.compute_loss`.
+# MLE and PSS compare nothing and stand apart in `SequenceTrainer.compute_loss`.
 OBJECTIVES: dict[str, Objective] = {
     "cpo": losses.cpo_loss,
     "ranked_cpo": losses.ranked_cpo_loss,
@@ -37,6 +38,8 @@ OBJECTIVES: dict[str, Objective] = {
         policy, beta, mask
     ),
 }
+
+NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
 
 # |first loss - loss of the reference itself|: beyond this, policy and reference were scored
 # differently.
@@ -66,6 +69,9 @@ class TrainingSettings:
     batch: int
     learning_rate: float
     beta: float = 0.0
+    mle_weight: float = 0.0
+    sampling_probability: float = 0.0
+    sampling_passes: int = 0
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -144,14 +150,15 @@ class SequenceTrainer(Trainer):
         """The micro-batch's share of the global batch's loss, scalar.
 
         MLE is a mean over the continuation tokens of the global batch, the others a mean over its
-        examples. Shares add up over micro-batches; several processes are averaged, hence their
-        number.
+        examples; with an `mle_weight` alpha their sum alpha L_MLE + L (section 4). Shares add up
+        over micro-batches; several processes are averaged, hence their number.
         """
         mask, batch_tokens = inputs.pop("mask"), inputs.pop("batch_tokens")
         reference_logps = inputs.pop("reference_logps", None)
         policy_logps: Tensor = model(**inputs)
-        if self.settings.objective == "mle":
-            loss = -policy_logps[:, 0].sum() / batch_tokens
+        mle_loss = -policy_logps[:, 0].sum() / batch_tokens
+        if self.settings.objective in NEXT_TOKEN_OBJECTIVES:
+            loss = mle_loss
         else:
             objective = OBJECTIVES[self.settings.objective]
             beta = self.settings.beta
@@ -161,6 +168,9 @@ class SequenceTrainer(Trainer):
                 self._count(policy_logps.detach(), reference_logps, mask, share)
                 expected = objective(reference_logps, reference_logps, beta, mask) * share
                 self._add("loss_at_reference", expected)
+                self._add("contrastive_loss", loss.detach())
+            if self.settings.mle_weight:
+                loss = loss + self.settings.mle_weight * mle_loss
         self._add("loss", loss.detach())
         return loss * self.accelerator.num_processes
 
@@ -208,12 +218,13 @@ class SequenceTrainer(Trainer):
                 "Lower the learning rate or beta, or look at the batch's examples."
             )
         if number == 1 and "loss_at_reference" in step:
-            gap = abs(step["loss"] - step["loss_at_reference"])
+            gap = abs(step["contrastive_loss"] - step["loss_at_reference"])
             bound = FIRST_LOSS_BOUND[self.settings.precision]
             if gap > bound and self.settings.objective != "ranking_nce":
                 raise TrainingError(
-                    f"{self.settings.description}: the first loss is {step['loss']:.4f}, but a "
-                    f"policy that equals its reference has {step['loss_at_reference']:.4f} "
+                    f"{self.settings.description}: the first loss is "
+                    f"{step['contrastive_loss']:.4f}, but a policy that equals its reference has "
+                    f"{step['loss_at_reference']:.4f} "
                     f"(ln K, or ln K! when ranked, if nothing is masked). Their distance {gap:.2g} "
                     f"is above {bound:g}: policy and reference were not scored alike."
                 )
@@ -278,16 +289,19 @@ def train(
         TrainingError: the loss is not finite, or does not start at its value for policy =
         reference.
     """
-    if settings.objective != "mle" and settings.objective not in OBJECTIVES:
-        raise ValueError(
-            f"unknown objective '{settings.objective}'; known: mle, {', '.join(OBJECTIVES)}"
-        )
+    known = (*NEXT_TOKEN_OBJECTIVES, *OBJECTIVES)
+    if settings.objective not in known:
+        raise ValueError(f"unknown objective '{settings.objective}'; known: {', '.join(known)}")
     if len(examples) != settings.steps * settings.batch:
         raise ValueError(
             f"the plan is {settings.steps} steps of {settings.batch}, "
             f"there are {len(examples)} examples"
         )
     scorer = GroupScorer(model, settings.precision, settings.fp32_head)
+    if settings.objective == "pss":
+        scorer = ScheduledSamplingScorer(
+            model, settings.precision, settings.sampling_probability, settings.sampling_passes
+        )
     trainer = SequenceTrainer(
         scorer,
         PlannedExamples(examples, settings.batch),

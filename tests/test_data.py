@@ -604,7 +604,7 @@ def test_article_settings_that_make_no_sense_are_refused(tokenizer: Any) -> None
 @settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_trained_tokenizer_gives_back_any_text(tokenizer: Any, text: str) -> None:
-    assert tokenizer.decode(data._encode([text], tokenizer)[0]) == text
+    assert tokenizer.decode(data.encode([text], tokenizer)[0]) == text
 
 
 def test_trained_tokenizer_has_pad_apart_from_eos_and_adds_no_bos(tokenizer: Any) -> None:
@@ -708,7 +708,7 @@ def test_dolly_against_the_context_of_gpt2(real: Path, dolly: data.InstructionTa
     bare = [row["instruction"] + row["context"] + row["response"] for row in rows]
     # A token is at least one byte: shorter texts cannot exceed 1,024.
     long = [text for text in bare if len(text.encode()) > 1024]
-    assert sum(len(ids) > 1024 for ids in data._encode(long, tokenizer)) == 186
+    assert sum(len(ids) > 1024 for ids in data.encode(long, tokenizer)) == 186
 
 
 def test_gpt2_ids_are_the_published_ones(real: Path) -> None:

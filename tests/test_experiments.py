@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cpo import claims
 from cpo.experiments import Suite, score_groups
 from cpo.logprobs import Group
 from cpo.metrics import Estimate
@@ -16,10 +17,12 @@ from cpo.store import Store
 SMALL = [
     "models.llama.pretraining.steps=3",
     "models.gpt2.pretraining.steps=3",
+    "models.llama_small.pretraining.steps=3",
     "reference={steps: 3, batch: 8, learning_rate: 1e-3}",
     "ablation_reference={steps: 2, batch: 8, learning_rate: 1e-3}",
+    "articles_reference={steps: 2, batch: 8, learning_rate: 1e-3}",
     "continuation.batch=8",
-    "continuation.steps={long: 3, short: 2, ablation: 2}",
+    "continuation.steps={long: 3, short: 2, ablation: 2, articles: 2}",
     "instructions.test_prompts=12",
     "instructions.validation_rows=16",
     "optimiser.precision=fp32",
@@ -110,7 +113,9 @@ def test_the_plan_names_everything_once_and_knows_what_is_made(suite):
     assert by_name["model t2/MLE2"].made and by_name["model t2/MLE2"].seconds == 0
     later = by_name["model t1/ANR"]
     assert not later.made and later.seconds > 0 and later.disk_gb > 0
-    assert {f"generations of {row.id}" for row in suite.profile.trained_rows} <= set(by_name)
+    for row in suite.profile.trained_rows:
+        recipe = suite.generations_recipe(suite.model_recipe(row), row.decoding, 0, row.task)
+        assert recipe.key in keys, row.id
 
 
 def test_what_is_not_there_is_refused_by_name(suite):
@@ -133,3 +138,73 @@ def test_settings_that_matter_change_the_key_and_sizes_of_work_do_not(suite):
     assert key_with("negatives.MixN={BN: 2, MN: 1, TN: 1}") != key
     assert key_with("optimiser.micro_batch_tokens=4000", "rows=[t2/MixNR/0]") == key
     assert key_with("instructions.test_prompts=13") == key  # the training rows are the same
+
+
+def test_dpo_starts_at_ln_2_from_the_unhelpful_responses(suite):
+    negatives = suite.negatives("t2/DPO")
+    assert negatives.kinds == ["truth", "UN"] and negatives.mask.all()
+    truth, rejected = negatives.texts(0)
+    assert rejected and rejected != truth
+    assert suite.history("t2/DPO")[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_pss_is_a_training_of_its_own_from_the_same_reference(suite):
+    mle, pss = (suite.model(row) for row in ("t2/MLE2", "t2/PSS"))
+    assert pss.recipe.start == mle.recipe.start and pss.recipe.steps == mle.recipe.steps
+    # The targets are the same, some inputs are the model's own: the loss is another one.
+    assert suite.history("t2/PSS")[0]["loss"] != suite.history("t2/MLE2")[0]["loss"]
+
+
+def test_the_combined_objective_adds_the_mle_loss(suite):
+    combined, cpo, mle = (
+        suite.history(row)[0]["loss"] for row in ("x/MixNR+MLE/0.5", "t2/MixNR/0", "t2/MLE2")
+    )
+    # The first step, from the same reference on the same planned batch: alpha L_MLE + L_CPO.
+    assert combined == pytest.approx(0.5 * mle + cpo, abs=1e-4)
+
+
+def test_articles_are_continued_from_15_percent(suite):
+    rows = suite.tokenized("llama", "test", "articles")
+    cap = suite.profile.articles.max_tokens
+    for row in rows:
+        total = len(row.prefix_ids) + len(row.continuation_ids) - row.has_eos
+        assert total <= cap and len(row.prefix_ids) == round(0.15 * total)
+    negatives = suite.negatives("t4/BNR/0")
+    assert negatives.kinds == ["truth", "BN", "BN"]
+    assert suite.model("t3/BNR/0.5").path == suite.model("t4/BNR/0.5").path
+    prompts, texts = suite.prompts("llama", "articles"), suite.generations("t4/BNR/0.3")
+    assert len(prompts) == len(texts) == len(suite.verdicts("t3/BNR/0.5"))
+    assert prompts[0].prefix + prompts[0].continuation in prompts[0].source.text
+    assert 0 <= suite.measures("t4/BNR/0.3")["mauve"].value <= 1
+
+
+def test_decodings_share_the_model_and_nothing_else(suite):
+    greedy = suite.generations("f1a/MLE/greedy")
+    assert greedy == suite.generations("t2/MLE1")
+    assert suite.model("f1a/MLE/top_k").path == suite.model("t2/MLE1").path
+    assert suite.generations("f1a/MLE/top_k") != greedy
+    assert len(suite.generations("f1a/MLE/beam")) == len(greedy)
+
+
+def test_settings_are_chosen_on_other_prompts_than_they_are_judged_on(suite):
+    chosen, judged = (suite.verdicts("t2/MLE1", split=one) for one in ("validation", "test"))
+    assert not set(chosen.ids) & set(judged.ids)
+    assert chosen.ids == tuple(one.id for one in suite.validation_examples)
+
+
+def test_claims_are_judged_by_the_suite(suite):
+    named = {
+        1: ("t2/MLE2 > t2/MLE2",),
+        6: ("best(t3/BNR) >= ends(t3/BNR)",),
+        9: ("overhead t2/MixNR/0",),
+        12: ("t2/MLE1 > t1/MixNR/0.9",),
+    }
+    rows = tuple(row for row in suite.profile.rows if not row.startswith("t1"))
+    profile = suite.profile.model_copy(update={"claims": named, "rows": rows})
+    outcomes = claims.judge_claims(Suite(profile, suite.store, suite.output))
+    assert outcomes[1][0].verdict == "undecided"
+    assert (outcomes[1][0].effect, outcomes[1][0].low, outcomes[1][0].high) == (0, 0, 0)
+    assert "by validation prompts" in outcomes[6][0].note
+    assert outcomes[9][0].effect > 0 and "times the tokens" in outcomes[9][0].note
+    assert outcomes[12][0].verdict == "not run" and "t1/MixNR/0.9" in outcomes[12][0].note
+    assert outcomes[2] == []

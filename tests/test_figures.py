@@ -20,6 +20,7 @@ pd = pytest.importorskip("pandas")
 from PIL import Image  # noqa: E402
 
 from cpo import figures  # noqa: E402
+from cpo.claims import Outcome  # noqa: E402
 from cpo.data import Example  # noqa: E402
 from cpo.judging import Side, Verdict, Verdicts  # noqa: E402
 from cpo.metrics import Estimate  # noqa: E402
@@ -38,9 +39,9 @@ class FakeSuite:
     def __init__(self, profile: Profile, judged: bool = True) -> None:
         self.profile = profile
         self.judged = judged
-        self.asked: list[tuple[str, str, int]] = []
+        self.asked: list[tuple[str, str | None, int]] = []
 
-    def verdicts(self, row_id: str, decoding: str = "greedy", seed: int = 0) -> Verdicts | None:
+    def verdicts(self, row_id: str, decoding: str | None = None, seed: int = 0) -> Verdicts | None:
         self.asked.append((row_id, decoding, seed))
         if not self.judged:
             return None
@@ -60,7 +61,7 @@ class FakeSuite:
 @pytest.fixture
 def profile() -> Profile:
     return load_profile("tiny").model_copy(
-        update={"name": "trial", "rows": ("t1/MLE", "t1/DPO", "t1/MixNR/0.5", "f1b/MLE", "f1b/BNR")}
+        update={"name": "trial", "rows": ("t1/MLE", "t1/MixNR/0.5", "f1b/MLE", "f1b/BNR")}
     )
 
 
@@ -83,7 +84,7 @@ def test_table_has_every_row_of_the_paper_in_its_order(suite: FakeSuite) -> None
 def test_table_fills_rows_that_were_run_and_no_others(suite: FakeSuite) -> None:
     frame = figures.table(suite, "t1").set_index("row")
     filled = frame[frame["ours"].notna()]
-    # t1/DPO is in the profile but not implemented, t1/ANR implemented but not in the profile.
+    # t1/DPO and the others are rows of the paper, but not of this profile.
     assert filled.index.tolist() == ["t1/MLE", "t1/MixNR/0.5"]
     assert {row for row, _, _ in suite.asked} == {"t1/MLE", "t1/MixNR/0.5"}
     row = filled.loc["t1/MLE"]
@@ -115,7 +116,7 @@ def test_table_without_a_judge_is_empty_but_for_the_paper(profile: Profile) -> N
 
 
 def test_unknown_table(suite: FakeSuite) -> None:
-    with pytest.raises(KeyError, match="there are f1b, t1, t2"):
+    with pytest.raises(KeyError, match="there are f1a, f1b, t1, t2, t3, t4, x"):
         figures.table(suite, "t9")
 
 
@@ -169,6 +170,11 @@ def test_negatives_frame() -> None:
 # --- Figures --------------------------------------------------------------------------------------
 
 
+def panels_of_figure_1(suite: FakeSuite) -> Any:
+    """Figure 1 from the suite's own tables."""
+    return figures.figure_1(figures.table(suite, "f1a"), figures.table(suite, "f1b"))
+
+
 def only_axes(figure: Any) -> Any:
     """The one panel of a figure."""
     (axes,) = figure.axes
@@ -177,25 +183,67 @@ def only_axes(figure: Any) -> Any:
 
 def test_save_writes_both_files_the_same_every_time(suite: FakeSuite, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        figure = figures.ablation_figure(figures.table(suite, "f1b"))
+        figure = panels_of_figure_1(suite)
         png, pdf = figures.save(figure, tmp_path / name / "figure1.b", "What is seen.")
         assert (png.name, pdf.name) == ("figure1.b.png", "figure1.b.pdf")
         assert b"/Type3" not in pdf.read_bytes()  # fonts embedded as TrueType
     with Image.open(tmp_path / "one" / "figure1.b.png") as image:
         assert image.info["Description"] == "What is seen."
-        assert image.width == pytest.approx(3.3 * 200, abs=2)
+        assert image.width == pytest.approx(6.8 * 200, abs=2)
     for ending in ("png", "pdf"):
         first, second = (tmp_path / name / f"figure1.b.{ending}" for name in ("one", "two"))
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_ablation_figure_draws_what_is_in_the_frame(suite: FakeSuite) -> None:
-    frame = figures.table(suite, "f1b")
-    axes = only_axes(figures.ablation_figure(frame))
-    bars = [patch for patch in axes.patches if patch.get_width() == pytest.approx(0.65)]
-    assert [bar.get_height() for bar in bars] == [pytest.approx(7 / 9)]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["BNR"]
-    assert "MLE continued" in axes.get_legend_handles_labels()[1]
+def test_figure_1_draws_what_is_in_the_frames(profile: Profile) -> None:
+    rows = ("f1a/MLE/greedy", "f1a/ANR/greedy", "f1a/ANR/beam", "f1b/MLE", "f1b/BNR")
+    suite = FakeSuite(profile.model_copy(update={"rows": rows}))
+    left, right = panels_of_figure_1(suite).axes
+    bars = {
+        axes: [patch for patch in axes.patches if patch.get_width() == pytest.approx(width)]
+        for axes, width in ((left, 0.38), (right, 0.65))
+    }
+    # MLE left of greedy's place 0, ANR right of it and of beam's place 3; 7 of 9 points each.
+    assert [bar.get_center()[0] for bar in bars[left]] == pytest.approx([-0.2, 0.2, 3.2])
+    assert [bar.get_height() for axes in bars for bar in bars[axes]] == pytest.approx([7 / 9] * 4)
+    shown = [label.get_text() for label in left.get_xticklabels()]
+    assert shown == ["greedy", "top-p", "top-k", "beam"]
+    assert left.get_legend_handles_labels()[1] == ["MLE continued", "CPO, ANR"]
+    # Colour alone does not tell them apart.
+    assert bars[left][0].get_hatch() and not bars[left][1].get_hatch()
+    assert [label.get_text() for label in right.get_xticklabels()] == ["BNR"]
+    assert "MLE continued" in right.get_legend_handles_labels()[1]
+
+
+def test_a_panel_of_figure_1_without_judged_rows_says_so(suite: FakeSuite) -> None:
+    left, right = panels_of_figure_1(suite).axes  # the profile has rows of panel (b) alone
+    assert [text.get_text() for text in left.texts] == ["no row was judged in this run"]
+    assert not right.texts
+
+
+def test_claims_figure_has_a_line_for_every_comparison() -> None:
+    outcomes = {
+        1: [Outcome("t1/ANR > t1/MLE", "holds", 0.1, 0.05, 0.2),
+            Outcome("t2/ANR > t2/MLE1", "fails", -0.1, -0.15, -0.02)],
+        2: [],
+        9: [Outcome("overhead t2/MixNR/0", "holds", 0.93)],
+        12: [Outcome("t2/ANR > x/small/ANR", "not run", note="no judge")],
+    }  # fmt: skip
+    axes = only_axes(figures.claims_figure(outcomes))
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [
+        "1   t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "2   no comparison named",
+        "9   overhead t2/MixNR/0", "12   t2/ANR > x/small/ANR",
+    ]  # fmt: skip
+    drawn = [one.lines for one in axes.containers if len(one.lines[0].get_xdata())]
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line, _, _ in drawn]
+    assert points == [(0.1, 0), (-0.1, 1)]
+    ends = [bars[0].get_segments()[0][:, 0].tolist() for _, _, bars in drawn]
+    assert ends == [pytest.approx([0.05, 0.2]), pytest.approx([-0.15, -0.02])]
+    assert [text.get_text().strip().split(":")[0] for text in axes.texts] == [
+        "not run", "holds", "not run",
+    ]  # fmt: skip
+    assert "0.93 times" in axes.texts[1].get_text()
 
 
 def test_alpha_figure_has_the_mle_end_and_the_papers_marks(suite: FakeSuite) -> None:
@@ -218,11 +266,9 @@ def test_alpha_figure_of_a_measure(suite: FakeSuite) -> None:
 
 def test_figures_of_nothing_say_so(profile: Profile) -> None:
     nothing = FakeSuite(profile, judged=False)
-    for figure in (
-        figures.ablation_figure(figures.table(nothing, "f1b")),
-        figures.alpha_figure(figures.table(nothing, "t2")),
-    ):
-        assert any(text.get_text().startswith("no row") for text in figure.axes[0].texts)
+    for figure in (panels_of_figure_1(nothing), figures.alpha_figure(figures.table(nothing, "t2"))):
+        for axes in figure.axes:
+            assert any(text.get_text().startswith("no row") for text in axes.texts)
 
 
 def test_training_curves(tmp_path: Path) -> None:
@@ -316,6 +362,9 @@ def test_report_is_one_self_contained_page(
     figures.write_table(frame, tmp_path, "table1", profile)
     figures.write_table(figures.measures_frame(suite, ["t1/MLE"]), tmp_path, "measures", profile)
     figures.save(figures.alpha_figure(frame), tmp_path / "figure_alpha", f"Win rate. {NASTY}")
+    outcomes = {1: [Outcome("t1/ANR > t1/MLE", "fails", -0.123, -0.2, -0.1)]}
+    figures.claims_frame(outcomes).to_csv(tmp_path / "claims.csv", index=False)
+    figures.save(figures.claims_figure(outcomes), tmp_path / "claims", "All comparisons.")
     samples = figures.samples_page(examples, {"MLE": ["text"] * 50}, "Own.", count=2)
     (tmp_path / "samples.html").write_text(samples, encoding="utf-8")
     run = {"seconds": 12.5, "note": NASTY, "packages": {"torch": "2.13.0"}}
@@ -327,13 +376,14 @@ def test_report_is_one_self_contained_page(
     page = Page(source)
     assert page.tags.isdisjoint({"script", "iframe", "link"}) and not page.fetched
     assert not re.search(r"url\(|@import", source)
-    assert [image["alt"] for image in page.images] == [f"Win rate. {NASTY}"]
+    assert [image["alt"] for image in page.images] == ["All comparisons.", f"Win rate. {NASTY}"]
     steps = zip(page.headings, page.headings[1:], strict=False)
     assert page.headings[0] == 1 and page.headings.count(1) == 1
     assert all(after <= before + 1 for before, after in steps)
     order = [
-        "What was run", "Tables", "Table 1", "Figures", "Automatic measures", "Samples",
-        "truth 25", "Provenance", "torch: 2.13.0", "Settings",
+        "What was run", "The paper's claims", "after Holm's", "-0.123", "Tables", "Table 1",
+        "Figures", "Automatic measures", "Samples", "truth 25", "Provenance", "torch: 2.13.0",
+        "Settings",
     ]  # fmt: skip
     places = [page.text.index(what) for what in order]
     assert places == sorted(places)

@@ -108,8 +108,23 @@ def test_oracle_ties_within_its_margin(
     examples: list[Example], monkeypatch: pytest.MonkeyPatch, a: float, b: float, verdict: str
 ) -> None:
     grades = {"first": a, "second": b}
-    monkeypatch.setattr(judging, "oracle_score", lambda source, text: grades[text])
+    monkeypatch.setattr(judging, "oracle_score", lambda source, text, prefix: grades[text])
     assert judging.oracle(examples[0], "first", "second") == verdict
+
+
+def test_oracle_grades_the_continuation_of_the_prefix_that_was_given(
+    examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An article's prefix is cut by tokens, elsewhere than the world would cut it by words.
+    seen: list[str] = []
+
+    def grade(source: object, text: str, prefix: str) -> float:
+        seen.append(prefix)
+        return 0.5
+
+    monkeypatch.setattr(judging, "oracle_score", grade)
+    assert judging.oracle(examples[0], "first", "second") == "tie"
+    assert seen == [examples[0].prefix] * 2
 
 
 def test_oracle_refuses_real_data() -> None:

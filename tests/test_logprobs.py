@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import ARCHITECTURES, EOS, VOCABULARY, tiny_model
+from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cpo import logprobs
@@ -109,24 +110,26 @@ def test_a_shared_prefix_gives_the_values_and_gradients_of_a_repeated_one(
 
 
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread adds up in one order")
-def test_gradients_are_the_same_bit_for_bit_every_time():
-    # Large enough for torch to share work among threads (32,768 values).
-    generator = torch.Generator().manual_seed(0)
-    truth = list(range(1, 24))
-    free = torch.randint(1, VOCABULARY, (10, 24), generator=generator).tolist()
-    group = Group(list(range(1, 30)), [truth, [*truth[:9], EOS], *free])
-    batch = collate_groups([group] * 16)
-    model = tiny_model("llama")
+def test_gradients_of_rows_taken_several_times_are_the_same_bit_for_bit():
+    keys = torch.randn(500, 2, 4, 8, requires_grad=True)
+    cache = DynamicCache()
+    cache.update(keys, keys, 0)
+    rows = torch.randint(0, 500, (6000,))
+    weights = torch.randn(6000, 2, 4, 8)
 
-    def gradients() -> list[torch.Tensor]:
-        model.zero_grad()
-        torch.logsumexp(GroupScorer(model)(**batch), -1).sum().backward()
-        return [parameter.grad.clone() for parameter in model.parameters()]
+    def gradient() -> torch.Tensor:
+        (only,) = torch.autograd.grad(
+            (logprobs.select_rows(cache, rows).layers[0].keys * weights).sum(),
+            keys,
+            retain_graph=True,
+        )
+        return only
 
-    first = gradients()
-    for _ in range(5):
-        for one, other in zip(gradients(), first, strict=True):
-            assert torch.equal(one, other)
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(8))
+    selected = logprobs.select_rows(cache, rows)
+    assert torch.equal(selected.layers[0].values, keys[rows])
+    assert cache.layers[0].keys.shape[0] == 500  # the cache selected from stays as it is
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

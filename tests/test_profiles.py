@@ -35,14 +35,16 @@ def test_the_paper_profile_has_the_papers_settings():
     assert paper.models["llama"].pretrained == "openlm-research/open_llama_3b"
     assert (paper.reference.steps, paper.reference.batch) == (2000, 64)
     assert paper.ablation_reference.steps == 1000
-    assert paper.continuation.steps == {"long": 1000, "short": 200, "ablation": 200}
+    assert paper.continuation.steps == {
+        "long": 1000, "short": 200, "ablation": 200, "articles": 1000,
+    }  # fmt: skip
     assert (paper.continuation.beta, paper.continuation.batch) == (5.0, 64)
     assert paper.optimiser.weight_decay == 0.05
     rates = [paper.reference.learning_rate, *paper.continuation.learning_rate.values()]
     assert rates == [1e-5] * 3
     counts = {name: sum(mixture.values()) for name, mixture in paper.negatives.items()}
     assert {count for name, count in counts.items() if name.endswith("-ablation")} == {4}
-    assert {count for name, count in counts.items() if not name.endswith("-ablation")} == {11}
+    assert (counts["AN"], counts["MixN"], counts["BN-articles"], counts["UN"]) == (11, 11, 4, 1)
     assert paper.negatives["MixN"] == {"BN": 3, "MN": 5, "TN": 3}
 
 
@@ -98,7 +100,8 @@ def every_group(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 
 
 # Groups whose keys a user chooses: any name is valid there.
-FREE = {("decoding",), ("negatives",), ("models", "gpt2", "config"), ("models", "llama", "config")}
+CONFIGURATIONS = {("models", name, "config") for name in ("gpt2", "llama", "llama_small")}
+FREE = {("decoding",), ("negatives",), ("claims",), *CONFIGURATIONS}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from .corpus import WORLD_VERSION, World, build_world
 from .oracle import WorldArticle, WorldExample, oracle_parts, oracle_score, score_of
+from .unhelpful import unhelpful_answer
 
 __all__ = [
     "WORLD_VERSION",
@@ -12,4 +13,5 @@ __all__ = [
     "oracle_parts",
     "oracle_score",
     "score_of",
+    "unhelpful_answer",
 ]

@@ -1,0 +1,366 @@
+"""DPO's rejected responses: the world's writer, the stand-in, and a chat model over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpo.data import Example, render_prefix
+from cpo.unhelpful import ChatWriter, UnhelpfulError, write_unhelpful
+from cpo.world import (
+    WorldExample,
+    build_world,
+    oracle,
+    oracle_parts,
+    score_of,
+    unhelpful_answer,
+)
+from cpo.world.grammar import split_sentences
+
+KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-secret-of-the-test"
+
+
+def example(
+    name: str, instruction: str, response: str, category: str = "open_qa", context: str = ""
+) -> Example:
+    row = {
+        "instruction": instruction, "context": context, "response": response, "category": category
+    }  # fmt: skip
+    return Example(name, render_prefix(instruction, context), response, category, row)
+
+
+def of_the_world(pair: WorldExample) -> Example:
+    prefix = render_prefix(pair.instruction, pair.context)
+    return Example(pair.id, prefix, pair.response, pair.category, pair)
+
+
+# --- the world's writer --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[WorldExample]:
+    return list(build_world(0).pairs[::7])
+
+
+def test_answers_are_fluent_true_and_give_nothing_that_was_asked(pairs: list[WorldExample]) -> None:
+    scores: dict[str, list[float]] = {}
+    for pair in pairs:
+        parts = oracle_parts(pair, unhelpful_answer(pair))
+        assert parts["well_formed"] == 1, pair
+        assert parts["right"] == 1, pair
+        assert parts["complete"] <= 0.5, pair
+        score = score_of(parts)
+        assert score <= 0.5, pair
+        scores.setdefault(pair.category, []).append(score)
+    assert len(scores) == 8
+    for category, values in scores.items():
+        assert statistics.mean(values) < 0.15, category
+
+
+def test_lists_that_were_asked_for_are_not_given_in_other_words(pairs: list[WorldExample]) -> None:
+    lists = [p for p in pairs if p.category == "information_extraction"]
+    for pair in lists:
+        listed = [a for a in pair.key["units"] if a["any"][0][1] != "people"]  # who are spoken of
+        wanted = {f[2] for f in pair.key["facts"] if any(f[1] == a["any"][0][1] for a in listed)}
+        assert not wanted & set(re.findall(r"\w+", unhelpful_answer(pair))), pair
+    assert len(lists) > 100
+
+
+def test_it_writes_about_the_prompts_topics_where_it_can(pairs: list[WorldExample]) -> None:
+    # The first name that a question about one subject holds is the subject that is answered about.
+    plain = [p for p in pairs if p.category == "open_qa" and len(p.key["topics"]) == 1]
+    on_topic = [p.key["topics"][0] in unhelpful_answer(p) for p in plain]
+    assert len(plain) > 100 and statistics.mean(on_topic) > 0.8
+
+
+def test_lengths_are_like_those_of_recorded_responses(pairs: list[WorldExample]) -> None:
+    answers = [unhelpful_answer(p) for p in pairs]
+    sentences = [len(split_sentences(a)) for a in answers]
+    assert set(sentences) == {1, 2, 3}
+    recorded = [min(3, len(split_sentences(p.response))) for p in pairs]
+    assert sentences == recorded
+    words = [len(a.split()) for a in answers]
+    truth = [len(p.response.split()) for p in pairs]
+    assert statistics.mean(words) == pytest.approx(statistics.mean(truth), rel=0.15)
+    assert statistics.stdev(words) == pytest.approx(statistics.stdev(truth), rel=0.3)
+    assert statistics.correlation(words, truth) > 0.6
+
+
+def test_it_is_never_the_recorded_or_ideal_answer(pairs: list[WorldExample]) -> None:
+    for pair in pairs[::5]:
+        first = unhelpful_answer(pair)
+        assert first not in (pair.response, pair.ideal)
+        # Were that the ideal answer, it would write another.
+        assert unhelpful_answer(replace(pair, ideal=first)) != first
+
+
+def test_an_id_and_a_seed_make_the_answer_and_no_grade_does(
+    pairs: list[WorldExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = pairs[::20]
+    first = [unhelpful_answer(p, 1) for p in some]
+
+    def graded(*_: Any) -> Any:
+        raise AssertionError("the writer asked the oracle")
+
+    monkeypatch.setattr(oracle, "oracle_parts", graded)
+    monkeypatch.setattr(oracle, "_matches", graded)
+    assert [unhelpful_answer(p, 1) for p in some] == first
+    # Nor does it look at what the oracle looks for.
+    blind = [replace(p, key={"seed": p.key["seed"]}) for p in some]
+    assert [unhelpful_answer(p, 1) for p in blind] == first
+    others = [unhelpful_answer(p, 2) for p in some]
+    assert statistics.mean(a != b for a, b in zip(first, others, strict=True)) > 0.8
+
+
+def test_the_worlds_writer_is_for_the_world(pairs: list[WorldExample], tmp_path: Path) -> None:
+    examples = [of_the_world(p) for p in pairs[:5]]
+    written = write_unhelpful("world", examples, seed=3, partial=tmp_path)
+    assert written == [unhelpful_answer(p, 3) for p in pairs[:5]]
+    with pytest.raises(UnhelpfulError, match="dolly-1 is not of it"):
+        write_unhelpful("world", [example("dolly-1", "Why?", "So.")], seed=0, partial=tmp_path)
+
+
+# --- the stand-in --------------------------------------------------------------------------------
+
+
+def test_other_responses_are_of_the_category_and_of_another_prompt(tmp_path: Path) -> None:
+    rows = [example(f"q{i}", f"Question {i // 2}?", f"Answer {i // 3}.") for i in range(60)]
+    rows += [example(f"c{i}", f"Sort {i}.", f"Sorted {i}.", "classification") for i in range(20)]
+    answers = write_unhelpful("other_response", rows, seed=0, partial=tmp_path)
+    assert answers == write_unhelpful("other_response", rows, seed=0, partial=tmp_path)
+    assert answers != write_unhelpful("other_response", rows, seed=1, partial=tmp_path)
+    for row, answer in zip(rows, answers, strict=True):
+        sources = [r for r in rows if r.continuation == answer and r.category == row.category]
+        assert sources and answer != row.continuation
+        assert any(source.prefix != row.prefix for source in sources)
+    assert len(set(answers)) > 20  # drawn, not the same one for all
+
+
+def test_a_stand_in_of_an_equal_prompt_or_response_is_refused(tmp_path: Path) -> None:
+    alike = [example("a", "Why?", "So."), example("b", "Why?", "No."), example("c", "How?", "So. ")]
+    # a may take neither b (its prompt) nor c (its response); b may take c alone, c b alone.
+    with pytest.raises(UnhelpfulError, match="^a: no other example of the category 'open_qa'"):
+        write_unhelpful("other_response", alike, seed=0, partial=tmp_path)
+    answers = write_unhelpful("other_response", alike[1:], seed=0, partial=tmp_path)
+    assert answers == ["So. ", "No."]
+
+
+def test_unknown_writers_and_a_missing_server_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnhelpfulError, match="world, other_response, chat"):
+        write_unhelpful("oracle", [], seed=0, partial=tmp_path)
+    with pytest.raises(UnhelpfulError, match="ChatWriter"):
+        write_unhelpful("chat", [], seed=0, partial=tmp_path)
+
+
+# --- a chat model --------------------------------------------------------------------------------
+
+Answer = tuple[int, str | None]
+
+
+class Server:
+    """Chat completions on loopback; `answer` gives status and text for a question."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.authorizations: list[str | None] = []
+        self.answer: Callable[[str], Answer] = lambda question: (200, f"Unhelpful: {question}")
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                assert self.path == "/v1/chat/completions"
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append(body)
+                outer.authorizations.append(self.headers["Authorization"])
+                status, text = outer.answer(body["messages"][0]["content"])
+                message = {"role": "assistant", "content": text}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                reply = {
+                    "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+                    "choices": [choice],
+                }  # fmt: skip
+                # A server that refuses may quote the key.
+                sent = reply if status == 200 else {"error": {"message": f"no: {KEY}"}}
+                data = json.dumps(sent).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("retry-after-ms", "5")
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    @property
+    def questions(self) -> list[str]:
+        return [request["messages"][0]["content"] for request in self.requests]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    served = Server()
+    yield served
+    served.http.shutdown()
+    served.http.server_close()
+
+
+def chat(server: Server, **changes: Any) -> ChatWriter:
+    writer = ChatWriter(server.url, "model-1", KEY_VARIABLE, 64, 0.7, concurrency=1)
+    return replace(writer, **changes)
+
+
+ROWS = [example(f"row-{i}", f"What is {i}?", f"It is {{{i}}}.") for i in range(6)]
+
+
+def ask(writer: ChatWriter, folder: Path, rows: list[Example] = ROWS) -> list[str]:
+    return write_unhelpful("chat", rows, seed=0, partial=folder, chat=writer)
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "unhelpful.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_the_request_is_the_papers_template_word_for_word(server: Server, tmp_path: Path) -> None:
+    rows = [example("v", "When did Virgin Australia start?", "On 31 August 2000."),
+            example("w", "Who won?", "Ann {did}.", context="Ann beat Bob.")]  # fmt: skip
+    ask(chat(server), tmp_path, rows)
+    opening = (
+        "Given the ground truth instruction and response, can you generate a not helpful response?"
+    )
+    assert server.questions == [
+        opening + "\n Instruction: When did Virgin Australia start? \n"
+        " Response: On 31 August 2000. \n Not helpful response:",
+        opening + "\n Instruction: Who won?\nAnn beat Bob. \n"
+        " Response: Ann {did}. \n Not helpful response:",
+    ]
+    request = server.requests[0]
+    assert request["messages"] == [{"role": "user", "content": server.questions[0]}]
+    assert (request["model"], request["max_tokens"], request["temperature"]) == ("model-1", 64, 0.7)
+    assert set(server.authorizations) == {f"Bearer {KEY}"}
+
+
+def test_answers_are_aligned_whatever_order_they_come_in(server: Server, tmp_path: Path) -> None:
+    ask(chat(server), tmp_path / "alone")
+    expected = [f"Unhelpful: {text}" for text in server.questions]
+    server.requests.clear()
+    assert ask(chat(server, concurrency=4), tmp_path / "at once") == expected
+    assert Counter(server.questions) == Counter(text.partition(" ")[2] for text in expected)
+    # An example that comes twice is asked for once.
+    server.requests.clear()
+    assert ask(chat(server), tmp_path / "twice", [ROWS[0], ROWS[1], ROWS[0]]) == [
+        expected[0], expected[1], expected[0]
+    ]  # fmt: skip
+    assert len(server.requests) == 2
+
+
+def test_after_an_abort_only_the_missing_are_asked(server: Server, tmp_path: Path) -> None:
+    good = server.answer
+    server.answer = lambda question: (404, None) if "What is 3?" in question else good(question)
+    with pytest.raises(UnhelpfulError, match="answered 404: no model 'model-1'"):
+        ask(chat(server), tmp_path)
+    assert [row["id"] for row in written(tmp_path)] == ["row-0", "row-1", "row-2"]
+    assert len(server.requests) == 4  # nothing after the refusal
+    # A kill in the middle of a line: what it held is asked again.
+    with (tmp_path / "unhelpful.jsonl").open("a") as lines:
+        lines.write('{"key": "12')
+    server.answer = good
+    server.requests.clear()
+    answers = ask(chat(server), tmp_path)
+    assert "What is 3?" in server.questions[0] and len(server.requests) == 3
+    assert all(f"What is {i}?" in answers[i] for i in range(6))
+    assert [row["id"] for row in written(tmp_path)] == [row.id for row in ROWS]
+    # All there: no request, no key needed. Another model or temperature is another question.
+    server.requests.clear()
+    assert ask(chat(server, api_key_variable="CPO_UNSET"), tmp_path) == answers
+    assert not server.requests
+    ask(chat(server, temperature=0.1), tmp_path)
+    ask(chat(server, model="model-2"), tmp_path)
+    assert len(server.requests) == 12
+
+
+def test_too_many_requests_are_sent_again(server: Server, tmp_path: Path) -> None:
+    statuses = iter([429, 503, 200])
+    server.answer = lambda question: (next(statuses), "Some do.")
+    assert ask(chat(server), tmp_path, ROWS[:1]) == ["Some do."]
+    assert len(server.requests) == 3
+
+
+def test_a_refused_key_ends_it_at_once(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda question: (401, None)
+    with pytest.raises(UnhelpfulError, match=f"the key in {KEY_VARIABLE} is refused") as caught:
+        ask(chat(server, concurrency=4), tmp_path)
+    assert len(server.requests) == 1
+    assert KEY not in str(caught.value)
+
+
+def test_other_refusals_are_quoted_without_the_key(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda question: (400, None)
+    with pytest.raises(UnhelpfulError, match=r"answered 400: .*no: \*\*\*") as caught:
+        ask(chat(server), tmp_path)
+    assert KEY not in str(caught.value) and len(server.requests) == 1
+
+
+def test_a_missing_key_is_named_before_any_request(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY_VARIABLE)
+    with pytest.raises(UnhelpfulError, match=f"variable {KEY_VARIABLE} is not set"):
+        ask(chat(server), tmp_path)
+    assert not server.requests
+    assert len(ask(chat(server, api_key_variable=""), tmp_path)) == 6  # a server without keys
+
+
+def test_nobody_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cpo.unhelpful.RETRIES", 0)
+    writer = ChatWriter("http://127.0.0.1:1/v1", "model-1", "")
+    with pytest.raises(UnhelpfulError, match="cannot be reached"):
+        ask(writer, tmp_path)
+
+
+@pytest.mark.parametrize("bad", [None, "", "  \n", " It is\n{0}. "])
+def test_nothing_and_the_truth_are_asked_for_again_once(
+    server: Server, tmp_path: Path, bad: str | None
+) -> None:
+    texts = iter([bad, "Numbers are many."])
+    server.answer = lambda question: (200, next(texts))
+    assert ask(chat(server), tmp_path / "better", ROWS[:1]) == ["Numbers are many."]
+    server.answer = lambda question: (200, bad if "What is 0?" in question else "Fine.")
+    with pytest.raises(UnhelpfulError, match="^row-0: model-1 answered twice"):
+        ask(chat(server), tmp_path / "bad", [ROWS[1], ROWS[0]])
+    assert [row["id"] for row in written(tmp_path / "bad")] == ["row-1"]
+
+
+def test_no_more_requests_than_were_allowed(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UnhelpfulError, match="6 responses are missing and max_requests is 5"):
+        ask(chat(server, max_requests=5), tmp_path)
+    assert not server.requests
+    server.answer = lambda question: (200, "")
+    with pytest.raises(UnhelpfulError, match="all 1 requests"):
+        ask(chat(server, max_requests=1), tmp_path, ROWS[:1])
+    assert len(server.requests) == 1
+
+
+def test_the_key_is_written_nowhere(server: Server, tmp_path: Path) -> None:
+    writer = chat(server)
+    ask(writer, tmp_path)
+    texts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert texts and not any(KEY in text for text in [*texts, repr(writer)])
