@@ -185,8 +185,9 @@ def _chosen(suite: Suite, comparison: Comparison) -> tuple[dict[str, int], str]:
         choice = comparison.choices.get(name)
         if choice:
             points = {row: np.nanmean(_points(suite, row, "validation")) for row in choice}
-            notes.append(f"{name} is {max(points, key=points.__getitem__)} by validation prompts")
-            name = max(points, key=points.__getitem__)
+            best = max(points, key=points.__getitem__)
+            notes.append(f"{name} is {best} by validation prompts")
+            name = best
         weights[name] = weights.get(name, 0) + weight
     return weights, "; ".join(notes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from cpo.paper import ROWS, continued_mle
 
@@ -35,7 +35,7 @@ class Comparison:
         sides = re.split(r"\s(>=|>|~)\s", text)
         if len(sides) != 3:
             raise ValueError(f"'{text}' is no comparison: write `ROW > ROW`, with >, >= or ~")
-        relation: Relation = sides[1]  # type: ignore[assignment]
+        relation = cast(Relation, sides[1])
         weights: dict[str, int] = {}
         for sign, side in ((1, sides[0]), (-1, sides[2])):
             pieces = re.split(r"\s([+-])\s", side.strip())

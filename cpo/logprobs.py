@@ -240,6 +240,8 @@ class GroupScorer(nn.Module):
             pool.append(states.last_hidden_state[:, :-1][here])
             found[rows, : longest - 1] = filled + here.flatten().cumsum(0).view_as(here) - 1
             filled += len(pool[-1])
+        if not pool:  # every continuation is empty
+            return self.model.get_input_embeddings().weight[:0]
         return torch.cat(pool).index_select(0, found[asked])
 
     def _shared_prefix(

@@ -156,6 +156,12 @@ def test_a_model_that_drops_its_cache_repeats_the_prefix_and_says_so():
     torch.testing.assert_close(found, GroupScorer(model, share_prefix=False)(**batch))
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_empty_continuations_score_zero_even_without_any_other(k):
+    batch = collate_groups([Group([1, 2], [[]] * k)])
+    assert GroupScorer(tiny_model("gpt2"))(**batch).tolist() == [[0.0] * k]
+
+
 def test_next_token_logits_are_those_before_each_token():
     model = tiny_model("gpt2").eval()
     group = ragged_groups()[0]
