@@ -7,6 +7,7 @@ claims is in one family, whose intervals are adjusted after Holm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -29,6 +30,7 @@ MARGIN = 0.02  # two points of win rate: what `>=` may lack and `~` may differ
 OVERHEAD_MARGIN = (
     1.15  # seconds over tokens, both against MLE, that still count as "only the batch"
 )
+FLOOR = 0.05  # a win rate below which rows have little room to differ, which the note then says
 DRAWS = 20_000
 
 CLAIMS = {
@@ -49,7 +51,8 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a comparison: effect `left - right`, its adjusted interval, and a verdict."""
+    """What became of a comparison: effect `left - right` (of `overhead`, the ratio), its adjusted
+    interval, and a verdict."""
 
     comparison: str
     verdict: Verdict
@@ -90,10 +93,12 @@ def bootstrap_difference(groups: Sequence[Array], seed: int = 0) -> tuple[float,
 def p_value(drawn: Array, relation: Relation) -> float:
     """How often the bootstrap contradicts a decision, at least one in `DRAWS`.
 
-    `>`: twice the smaller share on either side of 0; `>=`: the share not above -`MARGIN`, or not
-    below it, whichever is smaller; `~`: the larger share beyond either margin.
+    `>`: twice the smaller share on either side of 0; `>=`: of -`MARGIN`; `overhead`: of
+    `OVERHEAD_MARGIN`; `~`: twice the larger share beyond either margin.
     """
-    if relation == ">":
+    if relation == "overhead":
+        p = 2 * min((drawn <= OVERHEAD_MARGIN).mean(), (drawn >= OVERHEAD_MARGIN).mean())
+    elif relation == ">":
         p = 2 * min((drawn <= 0).mean(), (drawn >= 0).mean())
     elif relation == ">=":
         p = 2 * min((drawn <= -MARGIN).mean(), (drawn >= -MARGIN).mean())
@@ -119,7 +124,10 @@ def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
 
 
 def decide(low: float, high: float, relation: Relation) -> Verdict:
-    """The verdict that an interval of `left - right` allows."""
+    """The verdict that an interval of `left - right` (of `overhead`, of the ratio) allows."""
+    if relation == "overhead":
+        holds, fails = high <= OVERHEAD_MARGIN, low > OVERHEAD_MARGIN
+        return "holds" if holds else "fails" if fails else "undecided"
     if relation == ">":
         return "holds" if low > 0 else "fails" if high < 0 else "undecided"
     if relation == ">=":
@@ -154,17 +162,26 @@ def judge_claims(suite: Suite) -> dict[int, list[Outcome]]:
     for text in (text for texts in named.values() for text in texts):
         comparison = Comparison.parse(text)
         missing = [row for row in comparison.rows if row not in suite.profile.rows]
-        if missing:
+        by_mauve = any(ROWS[row].measure == "mauve" for row in comparison.rows)
+        needs_judge = comparison.relation != "overhead" and not by_mauve
+        if needs_judge and suite.profile.judge.kind == "none":
+            outcomes[text] = Outcome(text, "not run", note="there is no judge to compare responses")
+        elif missing:
             note = f"the profile {suite.profile.name} leaves out {', '.join(missing)}"
             outcomes[text] = Outcome(text, "not run", note=note)
         elif comparison.relation == "overhead":
-            outcomes[text] = _overhead(suite, comparison.rows[0], text)
-        elif any(ROWS[row].measure == "mauve" for row in comparison.weights if row in ROWS):
-            outcomes[text] = _mauve_difference(suite, comparison)
-        elif suite.profile.judge.kind == "none":
-            outcomes[text] = Outcome(text, "not run", note="there is no judge to compare responses")
+            judged[text] = (comparison, *_overhead(suite, comparison.rows[0]))
+        elif by_mauve:
+            scored = _mauve_difference(suite, comparison)
+            if scored is None:
+                note = "the profile gives MAUVE no features, or a row's texts have no MAUVE"
+                outcomes[text] = Outcome(text, "not run", note=note)
+            else:
+                judged[text] = (comparison, *scored)
         else:
             weights, note = _chosen(suite, comparison)
+            if max(np.nanmean(_points(suite, row, "test")) for row in weights) < FLOOR:
+                note += f"{'; ' if note else ''}every row wins below {FLOOR:.0%}, hardly can differ"
             effect, drawn = bootstrap_difference(_weighted_points(suite, weights))
             judged[text] = (comparison, effect, drawn, note)
     levels = holm_levels([p_value(drawn, one.relation) for one, _, drawn, _ in judged.values()])
@@ -210,38 +227,53 @@ def _points(suite: Suite, row: str, split: str) -> Array:
     return np.stack([one.points for one in verdicts if one is not None])
 
 
-def _mauve_difference(suite: Suite, comparison: Comparison) -> Outcome:
-    """MAUVE has no value per prompt: the interval is from the ends of the two ranges over the seeds
-    of its clustering (and, over training seeds, from the widest), and no part of Holm's family."""
-    effect, low, high = 0.0, 0.0, 0.0
+def _mauve_difference(suite: Suite, comparison: Comparison) -> tuple[float, Array, str] | None:
+    """Effect, its distribution and a note; None where a row has no MAUVE.
+
+    Rows are scored on the same random halves of the articles, so the differences' standard
+    deviation over halves is that of a paired difference (see `metrics.mauve_score`); training seeds
+    add their own. The distribution is the normal one: its tails are what Holm's levels ask for.
+    """
+    each: Array | float = 0.0  # [S, 1 + halves], the value and its replicates
     for row, weight in comparison.weights.items():
         found = [suite.measures(row, seed).get("mauve") for seed in range(suite.profile.seeds)]
-        each = [one for one in found if one is not None]
-        if not each:
-            return Outcome(comparison.text, "not run", note="the profile gives MAUVE no features")
-        ends = (min(one.low for one in each), max(one.high for one in each))
-        effect += weight * float(np.mean([one.value for one in each]))
-        low += weight * ends[0 if weight > 0 else 1]
-        high += weight * ends[1 if weight > 0 else 0]
-    verdict = decide(low, high, comparison.relation)
-    note = "MAUVE; the interval spans clustering seeds, not articles"
-    return Outcome(comparison.text, verdict, effect, low, high, note)
+        if None in found:
+            return None
+        each = each + weight * np.array([[one.value, *one.replicates] for one in found if one])
+    each = np.atleast_2d(each)
+    variance = each.mean(0)[1:].var(ddof=1)
+    if len(each) > 1:
+        variance += each[:, 0].var(ddof=1) / len(each)
+    effect = float(each[:, 0].mean())
+    normal = np.random.default_rng(0).normal(size=DRAWS)
+    drawn = effect + math.sqrt(variance) * normal
+    return effect, drawn, "MAUVE, paired over halves of the articles"
 
 
-def _overhead(suite: Suite, row_id: str, text: str) -> Outcome:
-    """Training seconds against MLE's, over tokens against MLE's: 1 is "only the larger batch"."""
-    trained = [suite.model(one).recipe for one in (continued_mle(ROWS[row_id]).id, row_id)]
-    seconds = [float(suite.store.manifest(recipe)["seconds"]) for recipe in trained]
+def _overhead(suite: Suite, row_id: str) -> tuple[float, Array, str]:
+    """Training seconds against MLE's, over tokens against MLE's: 1 is "only the larger batch".
+
+    Both rows train on the same plan, step by step on the same prompts: steps are drawn.
+    """
+    rows = (continued_mle(ROWS[row_id]).id, row_id)
+    seconds = np.array([[line["seconds"] for line in suite.history(row)] for row in rows])
     negatives = suite.negatives(row_id)
-    tokens = [0, 0]
+    tokens = np.zeros((2, len(negatives.prefixes)))
     for row, prefix in enumerate(negatives.prefixes):
         candidates = negatives.candidates(row)
-        tokens[0] += len(prefix) + len(candidates[0])
-        tokens[1] += sum(len(prefix) + len(one) for one in candidates if one)
-    ratio, batch = seconds[1] / seconds[0], tokens[1] / tokens[0]
-    verdict: Verdict = "holds" if ratio / batch <= OVERHEAD_MARGIN else "fails"
-    note = (
-        f"{seconds[1]:.0f} against {seconds[0]:.0f} s, {ratio:.1f} times the time for {batch:.1f} "
-        "times the tokens, one run of each, no interval; effect is their ratio"
+        tokens[0, row] = len(prefix) + len(candidates[0])
+        tokens[1, row] = sum(len(prefix) + len(one) for one in candidates if one)
+    steps = seconds.shape[1]
+    tokens = tokens.reshape(2, steps, -1).sum(-1)
+    drawn = np.random.default_rng(0).integers(steps, size=(DRAWS, steps))
+    (mle_time, time), (mle_tokens, batch) = seconds.sum(1), tokens.sum(1)
+    drawn_time, drawn_tokens = (
+        values[1][drawn].sum(1) / values[0][drawn].sum(1) for values in (seconds, tokens)
     )
-    return Outcome(text, verdict, ratio / batch, note=note)
+    note = (
+        f"{time:.0f} against {mle_time:.0f} s of training, {time / mle_time:.1f} times the time "
+        f"for {batch / mle_tokens:.1f} times the tokens; effect is their ratio, margin "
+        f"{OVERHEAD_MARGIN}"
+    )
+    effect = float(time / mle_time / (batch / mle_tokens))
+    return effect, drawn_time / drawn_tokens, note

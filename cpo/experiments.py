@@ -779,7 +779,7 @@ class Suite:
 
         path = self.store.get_or_make(recipe, make) / "measures.json"
         return {
-            name: metrics.Estimate(**one)
+            name: metrics.Estimate(**one | {"replicates": tuple(one["replicates"])})
             for name, one in json.loads(path.read_text("utf-8")).items()
         }
 

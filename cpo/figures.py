@@ -99,7 +99,7 @@ def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
     Every row is there. `ours` and what goes with it are empty where the profile leaves the row out,
     and where there is no judge, or no features for MAUVE. `n` is prompts planned; `valid`,
     `invalid` and `ties` count verdicts over all training seeds, whose points are averaged prompt by
-    prompt. Over training seeds, MAUVE and its range are averaged.
+    prompt. Over training seeds, MAUVE and the ends of its interval are averaged.
 
     Raises:
         KeyError: no such table.
@@ -258,7 +258,7 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
     elif {"low", "high"} <= set(frame):
         parts.append("Brackets are 95 % intervals over prompts.")
         if "measure" in frame and (frame["measure"].str.lower() == "mauve").any():
-            parts.append("For MAUVE they are the range over the seeds of its clustering.")
+            parts.append("For MAUVE they come from random halves of the texts.")
     return " ".join(parts)
 
 
@@ -449,7 +449,7 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
     """The comparisons behind the claims' verdicts: effects with their adjusted intervals.
 
     One line for each comparison, a block for each claim; to the right of 0 speaks for the claim,
-    for `~` closeness to 0. What has no interval (not run, or a ratio of times) is said in words.
+    for `~` closeness to 0. What is no difference (not run, or a ratio of times) is said in words.
     """
     lines = [
         (number, one)
@@ -467,14 +467,18 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
         for place, (number, one) in enumerate(lines):
             if list(outcomes).index(number) % 2 == 0:
                 axes.axhspan(place - 0.5, place + 0.5, color="#f2f2f2", lw=0)
-            if math.isfinite(one.low):
+            is_ratio = one.comparison.startswith("overhead ")
+            if math.isfinite(one.low) and not is_ratio:
                 spread = [[one.effect - one.low], [one.high - one.effect]]
                 look = looks[one.verdict] | {"markersize": 3.5, "capsize": 2, "elinewidth": 0.9}
                 axes.errorbar([one.effect], [place], xerr=spread, **look)
                 continue
             words: str = one.verdict
-            if math.isfinite(one.effect):
-                words += f": {one.effect:.2f} times the seconds that its tokens explain"
+            if is_ratio and math.isfinite(one.effect):
+                words += (
+                    f": {one.effect:.2f} [{one.low:.2f}, {one.high:.2f}] times the seconds that "
+                    "its tokens explain"
+                )
             look = {"va": "center", "fontsize": 6.5, "color": "#333333"}
             axes.text(0.02, place, words, transform=axes.get_yaxis_transform(), **look)
         axes.axvline(0, color=BLACK, lw=0.8)

@@ -6,11 +6,14 @@ kind, with the trained models as they are.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +33,17 @@ class MetricError(ValueError):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its 95 % interval (or what the function that made it says), and from how many."""
+    """A value, its 95 % interval, and from how many prompts, texts or articles.
+
+    `replicates` are the value on parts of the data where no single prompt has a value of its own
+    (MAUVE): the same parts for every estimate of equal n, so that differences are paired.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    replicates: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -241,6 +249,7 @@ def mauve_score(
     reference_features: npt.ArrayLike,
     generated_features: npt.ArrayLike,
     seeds: Sequence[int] = (0, 1, 2),
+    halves: int = 100,
     buckets: int | None = None,
     scaling: float = 5.0,
     explained_variance: float = 0.9,
@@ -250,14 +259,21 @@ def mauve_score(
     """MAUVE (Pillutla et al. 2021): near 1 for features of one distribution, near 0 for two apart.
 
     The score moves with the number of texts, of buckets, the scaling and the features; compare only
-    scores that share all four. `low` and `high` are the range over the seeds of its clustering, no
-    95 % interval, and `n` is the texts on each side.
+    scores that share all four.
+
+    A text has no MAUVE of its own, and drawing texts with replacement would put equal texts into
+    one bucket: the interval is from random halves instead. Without replacement, a statistic on half
+    of n texts varies around that of all n as the latter varies over samples of n (half-sample
+    replication, McCarthy 1969), so it is `value` +- 1.96 standard deviations of the halves' scores,
+    which are the `replicates`. Text i of both sides is in a half, or neither is.
 
     mauve-text is GPLv3 and imported here alone: nothing else of this project needs it.
 
     Args:
-        reference_features, generated_features: `[n, H]` each; see `last_token_features`.
+        reference_features, generated_features: `[n, H]` each, text i of both of one prompt; see
+            `last_token_features`.
         seeds: one run of the clustering each; the value is their mean.
+        halves: random halves, each scored like the whole but with half as many buckets.
         buckets: clusters; None is mauve-text's choice, n / 10 rounded, at least 2.
         scaling: the constant c of the paper.
         explained_variance: share of the variance that the PCA before the clustering keeps.
@@ -294,23 +310,37 @@ def mauve_score(
     if not seeds:
         raise MetricError("MAUVE needs at least one seed")
     try:
+        import faiss
         from mauve import compute_mauve
     except ImportError as error:
         raise MetricError("MAUVE needs the package mauve-text: pip install mauve-text") from error
-    scores = [
-        float(
-            compute_mauve(
-                p_features=reference,
-                q_features=generated,
-                num_buckets=clusters,
-                seed=seed,
-                mauve_scaling_factor=scaling,
-                kmeans_explained_var=explained_variance,
-                kmeans_num_redo=restarts,
-                kmeans_max_iter=iterations,
-                verbose=False,
-            ).mauve
-        )
-        for seed in seeds
-    ]
-    return Estimate(float(np.mean(scores)), min(scores), max(scores), len(reference))
+
+    def score(texts: npt.NDArray[np.int64], buckets: int) -> float:
+        return float(np.mean([run(texts, buckets, seed) for seed in seeds]))
+
+    def run(texts: npt.NDArray[np.int64], buckets: int, seed: int) -> float:
+        # faiss warns of every clustering with fewer than 39 points to a cluster; MAUVE has 20.
+        quiet = functools.partial(faiss.Kmeans, min_points_per_centroid=1)
+        with mock.patch.object(faiss, "Kmeans", quiet):
+            return float(
+                compute_mauve(
+                    p_features=reference[texts],
+                    q_features=generated[texts],
+                    num_buckets=buckets,
+                    seed=seed,
+                    mauve_scaling_factor=scaling,
+                    kmeans_explained_var=explained_variance,
+                    kmeans_num_redo=restarts,
+                    kmeans_max_iter=iterations,
+                    verbose=False,
+                ).mauve
+            )
+
+    n = len(reference)
+    value = score(np.arange(n), clusters)
+    draw = np.random.default_rng(0)  # depends on n alone: the same halves for every model
+    replicates = tuple(
+        score(draw.permutation(n)[: n // 2], max(2, clusters // 2)) for _ in range(halves)
+    )
+    margin = 1.96 * float(np.std(replicates, ddof=1)) if halves > 1 else math.nan
+    return Estimate(value, max(0.0, value - margin), min(1.0, value + margin), n, replicates)

@@ -175,7 +175,7 @@ class MeasuresRecipe(Recipe):
     """The automatic measures of one model and its generations."""
 
     stage: ClassVar[str] = "measures"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     generations: GenerationsRecipe
     examples: ExamplesRecipe

@@ -250,9 +250,10 @@ def _kernel_environment(run: Run) -> Iterator[None]:
 
 
 def _remove_stale_copies(run: Run) -> None:
-    current = {notebook.path.name for notebook in run.notebooks}
+    """Of notebooks that are no more; a copy of an appendix, run by itself, stays."""
+    sources = run.notebooks[0].path.parent
     for path in (run.output / "notebooks").glob("*.ipynb"):
-        if path.name not in current:
+        if not (sources / path.name).is_file():
             path.unlink()
 
 

@@ -140,6 +140,7 @@ class SequenceTrainer(Trainer):
     ) -> None:
         self.settings = settings
         self.sums: dict[str, Tensor] = {}
+        self.step_began = 0.0
         super().__init__(
             model=scorer, args=args, train_dataset=examples, data_collator=collate, **kwargs
         )
@@ -153,6 +154,8 @@ class SequenceTrainer(Trainer):
         examples; with an `mle_weight` alpha their sum alpha L_MLE + L (section 4). Shares add up
         over micro-batches; several processes are averaged, hence their number.
         """
+        if not self.sums:  # the first micro-batch of a step
+            self.step_began = time.monotonic()
         mask, batch_tokens = inputs.pop("mask"), inputs.pop("batch_tokens")
         reference_logps = inputs.pop("reference_logps", None)
         policy_logps: Tensor = model(**inputs)
@@ -199,7 +202,8 @@ class SequenceTrainer(Trainer):
         self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Transformers' log line with the means of the step in it; refuses a broken step."""
+        """Transformers' log line with the means of the step in it, and its seconds; refuses a
+        broken step."""
         if self.sums and "loss" in logs:
             step = {
                 name: float(self.accelerator.reduce(value, "sum"))
@@ -207,7 +211,7 @@ class SequenceTrainer(Trainer):
             }
             self.sums.clear()
             self._check(step)
-            logs = {**logs, **step}
+            logs = {**logs, **step, "seconds": time.monotonic() - self.step_began}
         super().log(logs, start_time)
 
     def _check(self, step: dict[str, float]) -> None:

@@ -1,5 +1,7 @@
 """Verdicts on the paper's claims: the rule, its arithmetic, and how comparisons are read."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from cpo import claims
 from cpo.claims import Outcome, bootstrap_difference, combined, decide, holm_levels, p_value
 from cpo.comparison import Comparison
 from cpo.figures import claims_frame
+from cpo.metrics import Estimate
 from cpo.paper import ROWS
 from cpo.profiles import ProfileError, load_profile
 
@@ -72,6 +75,10 @@ def test_verdicts():
     assert decide(-0.019, 0.019, "~") == "holds"
     assert decide(0.021, 0.05, "~") == "fails"
     assert decide(-0.01, 0.05, "~") == "undecided"
+    # Of a ratio of seconds to tokens; up to 1.15 is "only the larger batch".
+    assert decide(1.05, 1.14, "overhead") == "holds"
+    assert decide(1.10, 1.20, "overhead") == "undecided"
+    assert decide(1.16, 1.20, "overhead") == "fails"
 
 
 def test_a_claim_holds_only_with_all_its_comparisons():
@@ -137,3 +144,45 @@ def test_rows_without_a_continued_mle_row_do_not_exist():
         assert (mle.model, mle.task, mle.steps, mle.reference, mle.decoding) == (
             row.model, row.task, row.steps, row.reference, row.decoding,
         )  # fmt: skip
+
+
+class Measured:
+    """As much of a `Suite` as the claims without verdicts per prompt read."""
+
+    profile = SimpleNamespace(seeds=2)
+
+    def measures(self, row, seed):
+        # Replicates differ between the rows by 0.1, 0.2, 0.3 and are common otherwise.
+        common, own = np.array([0.3, 0.7, 0.1]), np.array([0.1, 0.2, 0.3])
+        replicates = common + (own if row == "t4/BNR/0.3" else 0)
+        value = {"t4/BNR/0.3": 0.6 + 0.2 * seed, "t4/MLE": 0.5}[row]
+        return {"mauve": Estimate(value, 0, 1, 6, tuple(replicates))}
+
+    def history(self, row):
+        return [{"seconds": one} for one in ((6.0, 6.0) if row == "t2/ANR" else (1.0, 2.0))]
+
+    def negatives(self, row):
+        one = ((1, 2), (3,), ())  # the last is masked
+        candidates = [one, ((1, 2), (3, 4, 5), (6,)), one, one]
+        return SimpleNamespace(prefixes=[(7, 8)] * 4, candidates=candidates.__getitem__)
+
+
+def test_a_difference_in_mauve_is_paired_over_halves():
+    comparison = Comparison.parse("t4/BNR/0.3 > t4/MLE")
+    effect, drawn, _ = claims._mauve_difference(Measured(), comparison)
+    # Values: (0.6 - 0.5 + 0.8 - 0.5) / 2. Halves: the variance of 0.1, 0.2, 0.3 is 0.01; seeds:
+    # that of the differences 0.1 and 0.3 is 0.02, over 2 seeds 0.01.
+    assert effect == pytest.approx(0.2)
+    assert drawn.mean() == pytest.approx(0.2, abs=0.005)
+    assert drawn.std() == pytest.approx(np.sqrt(0.02), rel=0.02)
+
+
+def test_overhead_is_seconds_over_tokens():
+    effect, drawn, note = claims._overhead(Measured(), "t2/ANR")
+    # Two steps of two prompts. MLE reads 4 + 4 and 4 + 4 tokens, CPO 4 + 3 + 4 + 5 + 3 = 19 and
+    # 7 + 7 = 14; 12 s against 3 s, 33 tokens against 16.
+    assert effect == pytest.approx((12 / 3) / (33 / 16))
+    assert "4.0 times the time for 2.1 times the tokens" in note
+    # The three samples of two steps: twice the first, twice the second, both.
+    expected = {(6 / 1) / (19 / 8), (6 / 2) / (14 / 8), effect}
+    assert set(np.round(drawn, 9)) == set(np.round(sorted(expected), 9))

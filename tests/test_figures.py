@@ -144,7 +144,7 @@ def test_measures_frame(profile: Profile) -> None:
     assert len(frame) == 4
     assert frame["value"].tolist()[:2] == pytest.approx([0.45, 30])  # mean over both seeds
     assert frame["n"].tolist()[:2] == [200, 10]
-    assert "For MAUVE they are the range" in figures.caption(frame, profile)
+    assert "For MAUVE they come from random halves" in figures.caption(frame, profile)
     assert "MAUVE" not in figures.caption(figures.table(suite, "t1"), profile)
 
 
@@ -226,7 +226,7 @@ def test_claims_figure_has_a_line_for_every_comparison() -> None:
         1: [Outcome("t1/ANR > t1/MLE", "holds", 0.1, 0.05, 0.2),
             Outcome("t2/ANR > t2/MLE1", "fails", -0.1, -0.15, -0.02)],
         2: [],
-        9: [Outcome("overhead t2/MixNR/0", "holds", 0.93)],
+        9: [Outcome("overhead t2/MixNR/0", "holds", 0.93, 0.91, 0.96)],
         12: [Outcome("t2/ANR > x/small/ANR", "not run", note="no judge")],
     }  # fmt: skip
     axes = only_axes(figures.claims_figure(outcomes))
@@ -243,7 +243,7 @@ def test_claims_figure_has_a_line_for_every_comparison() -> None:
     assert [text.get_text().strip().split(":")[0] for text in axes.texts] == [
         "not run", "holds", "not run",
     ]  # fmt: skip
-    assert "0.93 times" in axes.texts[1].get_text()
+    assert "0.93 [0.91, 0.96] times" in axes.texts[1].get_text()
 
 
 def test_alpha_figure_has_the_mle_end_and_the_papers_marks(suite: FakeSuite) -> None:

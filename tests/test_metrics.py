@@ -190,7 +190,35 @@ def test_mauve_is_mauve_texts_own(samples: tuple[np.ndarray, np.ndarray]) -> Non
     first, second = (features.astype(np.float32) for features in samples)
     expected = mauve.compute_mauve(p_features=first, q_features=second, seed=4).mauve
     ours = metrics.mauve_score(first, second, seeds=(4,))
-    assert ours.value == ours.low == ours.high == pytest.approx(float(expected))
+    assert ours.value == pytest.approx(float(expected))
+
+
+def test_mauves_interval_is_as_wide_as_new_samples_scatter(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("mauve")
+    draw = np.random.default_rng(3)
+    apart = np.array([1.5] + [0.0] * 7)
+
+    def sample() -> tuple[np.ndarray, np.ndarray]:
+        return draw.normal(size=(200, 8)), draw.normal(size=(200, 8)) + apart
+
+    scores = [metrics.mauve_score(*sample(), halves=0).value for _ in range(60)]
+    widths = [
+        one.high - one.low
+        for one in (metrics.mauve_score(*sample(), halves=40) for _ in range(5))
+    ]
+    assert np.mean(widths) / (2 * 1.96) == pytest.approx(np.std(scores), rel=0.4)
+    assert "WARNING" not in "".join(capfd.readouterr())
+
+
+def test_mauves_halves_are_the_same_for_every_model(
+    samples: tuple[np.ndarray, np.ndarray],
+) -> None:
+    pytest.importorskip("mauve")
+    first, second = samples
+    again = [metrics.mauve_score(first, second, halves=8).replicates for _ in range(2)]
+    assert again[0] == again[1] and len(set(again[0])) > 4
 
 
 def test_mauve_refuses_what_it_would_score_wrongly(

@@ -174,7 +174,8 @@ def test_overrides_reach_every_kind_of_value():
     )
     assert profile.seeds == 3
     assert profile.continuation.beta == 1.0
-    assert profile.continuation.learning_rate == {"mle": 1e-4, "cpo": 1e-5}
+    rates = load_profile("tiny").continuation.learning_rate
+    assert profile.continuation.learning_rate == rates | {"cpo": 1e-5}
     assert profile.negatives["MixN"] == {"BN": 1, "MN": 2, "TN": 1}
     assert profile.models["llama"].config["hidden_size"] == 64
     assert profile.decoding["beam"].num_beams == 4
