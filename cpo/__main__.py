@@ -1,4 +1,4 @@
-"""The command line: `python -m cpo run`, `doctor`, `profiles`."""
+"""The command line: `python -m cpo run`, `doctor`, `profiles`, `verdicts`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--profile", default="tiny")
     doctor.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
     commands.add_parser("profiles", help="list the profiles", allow_abbrev=False)
+    verdicts = commands.add_parser(
+        "verdicts", help="list, price and export verdicts that were paid for", allow_abbrev=False
+    )
+    verdicts.add_argument("--export", metavar="FILE.csv", help="write every verdict to a file")
+    verdicts.add_argument("--model", help="only those of this judging model")
     return parser
 
 
@@ -64,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "profiles":
             return _profiles()
+        if options.command == "verdicts":
+            from cpo.verdict_report import report
+
+            return report(options.model, options.export)
         if options.command == "doctor":
             from cpo import doctor
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpo.comparison import Comparison, Relation
-from cpo.metrics import MetricError
+from cpo.intervals import MetricError
 from cpo.paper import ROWS, continued_mle
 
 if TYPE_CHECKING:

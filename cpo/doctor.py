@@ -21,12 +21,16 @@ HUB_DATA = {"dolly": "databricks/databricks-dolly-15k", "wikipedia": "wikimedia/
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a profile needs: whether it is there, what was found, and what to do if not."""
+    """One thing a profile needs: whether it is there, what was found, and what to do if not.
+
+    `to_plan` says that without it the artifacts cannot even be counted.
+    """
 
     what: str
     ok: bool
     detail: str
     remedy: str = ""
+    to_plan: bool = True
 
 
 def diagnose(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
@@ -75,7 +79,7 @@ def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
             findings.append(_hub("model", model.pretrained, f"models.{name}.pretrained"))
     if any(row.negatives for row in settings.trained_rows):
         findings.append(_embedder())
-    return findings
+    return [*findings, *_keys(settings)]
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -172,6 +176,29 @@ def _path(what: str, written: str, key: str) -> list[Finding]:
     remedy = f"Put it there, or give another place with --set {key}=..."
     detail = str(path) if path.exists() else f"{path} does not exist"
     return [Finding(what, path.exists(), detail, remedy)]
+
+
+def _keys(settings: Profile) -> list[Finding]:
+    """The keys of the chat models that judge or write; never what they are."""
+    asked = {
+        "judge": settings.judge.server if settings.judge.paid else None,
+        "unhelpful": settings.unhelpful.server if settings.unhelpful.writer == "chat" else None,
+    }
+    findings = []
+    for part, server in asked.items():
+        if server is not None and server.api_key_variable:
+            there = bool(os.environ.get(server.api_key_variable))
+            findings.append(
+                Finding(
+                    f"key of {part}.server, {server.model}",
+                    there,
+                    f"{server.api_key_variable} is {'set' if there else 'not set'}",
+                    f"Set it to a key of {server.base_url}, or {part}.server.api_key_variable to "
+                    "the variable that holds one",
+                    to_plan=False,
+                )
+            )
+    return findings
 
 
 def _embedder() -> Finding:

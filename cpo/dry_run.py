@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cpo.costs import Planned
+from cpo.costs import Planned, stated_judging
 from cpo.profiles import Profile
 
 
@@ -20,29 +20,46 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> list[str]:
         f"{len(planned)} artifacts, {len(planned) - len(todo)} made, {len(todo)} to make: about "
         f"{duration(sum(item.seconds for item in todo))}, up to {memory:.1f} GB of memory, "
         f"{sum(item.disk_gb for item in todo):.2f} GB of disk, "
+        f"{asked(sum(item.requests for item in todo), sum(item.tokens for item in todo))}"
         f"{sum(item.usd for item in todo):.2f} USD.",
     ]
 
 
+def asked(requests: int, tokens: float) -> str:
+    """Requests to chat models and their tokens, as part of a list; "" where there are none."""
+    return f"{requests:,} requests of {tokens / 1e6:.1f} M tokens, " if requests else ""
+
+
 def artifacts_table(planned: Sequence[Planned]) -> str:
     """One line for each artifact: made or to make, and what making it takes."""
-    rows = [("artifact", "stage", "state", "time", "memory GB", "disk GB", "USD")]
+    rows: list[tuple[str, ...]] = [
+        ("artifact", "stage", "state", "time", "memory GB", "disk GB", "requests", "tokens", "USD")
+    ]
     for item in planned:
         if item.made:
-            rows.append((item.name, item.stage, "made", "", "", "", ""))
+            rows.append((item.name, item.stage, "made", *[""] * 6))
         else:
-            numbers = (f"{item.memory_gb:.2f}", f"{item.disk_gb:.3f}", f"{item.usd:.2f}")
+            numbers = (
+                f"{item.memory_gb:.2f}",
+                f"{item.disk_gb:.3f}",
+                f"{item.requests:,}",
+                f"{item.tokens:,.0f}",
+                f"{item.usd:.2f}",
+            )
             rows.append((item.name, item.stage, "to make", duration(item.seconds), *numbers))
     return table(rows)
 
 
 def stated_by(profile: Profile) -> str:
     """What the profile itself says it takes, for where its artifacts cannot be counted."""
+    judging = stated_judging(profile)
     return (
         f"Rows of the tables it fills: {', '.join(row.id for row in profile.trained_rows)}\n"
         f"The profile states: about {duration(profile.minutes * 60)} on {profile.hardware}, "
         f"{profile.memory_gb:g} GB of memory, {profile.disk_gb:g} GB of disk, "
-        f"{profile.usd:.2f} USD."
+        f"{profile.usd:.2f} USD.\n"
+        f"Its judge, {profile.judge.label}, on test prompts of Dolly's mean length: "
+        f"{asked(judging.requests, judging.tokens)}{judging.usd:.2f} USD."
     )
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -22,16 +21,18 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from cpo import costs, data, judging, metrics, world
+from cpo import costs, data, intervals, judging, metrics, world
+from cpo.artifacts import Artifact, Negatives
 from cpo.ensembling import interpolate
 from cpo.generation import generate
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
+from cpo.model_judges import chat_server, judge_identity, judge_of
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
 from cpo.paper import ROWS, ModelName, ReferenceName, Row, Task, continued_mle, cpo_end
 from cpo.plan import plan_batches
-from cpo.profiles import ROOT, Articles, Instructions, Profile, load_profile, nearest
+from cpo.profiles import ROOT, Articles, Instructions, Profile, ProfileError, load_profile, nearest
 from cpo.progress import progress_bar
 from cpo.ranking import embed_texts, minilm, rank_candidates
 from cpo.recipes import (
@@ -49,73 +50,7 @@ from cpo.recipes import (
 )
 from cpo.store import Recipe, Store, hash_folder
 from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
-from cpo.unhelpful import ChatWriter, write_unhelpful
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A model folder of the store, loadable with `from_pretrained`, and the recipe that made it."""
-
-    name: str
-    recipe: Recipe
-    path: Path
-
-    def load(self) -> Any:
-        """The causal language model, fp32, in evaluation mode, on the GPU where there is one."""
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=torch.float32, use_safetensors=True
-        )
-        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-class Negatives:
-    """The planned rows of one CPO training, with their candidates, order and reference values.
-
-    N planned rows, K columns, column 0 the ground truth. Arrays: `mask` bool, `order` int, best
-    first, `similarities` and `reference_logps` float32, all `[N, K]`.
-    """
-
-    def __init__(self, folder: Path, prefixes: Sequence[Sequence[int]], tokenizer: Any) -> None:
-        arrays = np.load(folder / "negatives.npz")
-        self.mask, self.order = arrays["mask"], arrays["order"]
-        self.similarities, self.reference_logps = arrays["similarities"], arrays["reference_logps"]
-        self._tokens, self._lengths = arrays["tokens"], arrays["lengths"]
-        self._starts = np.concatenate([[0], self._lengths.ravel().cumsum()])
-        self.report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
-        self.kinds: list[str] = self.report["kinds"]
-        self.prefixes = prefixes
-        self.tokenizer = tokenizer
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def candidates(self, row: int) -> list[tuple[int, ...]]:
-        """The K continuations of a planned row as ids, in column order; a masked one is empty."""
-        k = len(self.kinds)
-        bounds = self._starts[row * k : row * k + k + 1]
-        return [
-            tuple(self._tokens[a:b].tolist()) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
-
-    def texts(self, row: int) -> list[str]:
-        """The K continuations of a planned row as text, in column order."""
-        return self.tokenizer.batch_decode(self.candidates(row), skip_special_tokens=True)
-
-    def training_examples(self, ranked: bool) -> Sequence[TrainingExample]:
-        """What a training sees: the columns in their order, best first when ranked."""
-        columns = self.order if ranked else np.tile(np.arange(len(self.kinds)), (len(self), 1))
-        examples = []
-        for row, order in enumerate(columns):
-            candidates = self.candidates(row)
-            examples.append(
-                TrainingExample(
-                    Group(self.prefixes[row], [candidates[column] for column in order]),
-                    self.mask[row, order].tolist(),
-                    self.reference_logps[row, order].tolist(),
-                )
-            )
-        return examples
-
+from cpo.unhelpful import write_unhelpful
 
 TASK_OF: dict[ReferenceName, Task] = {
     "reference": "instructions",
@@ -145,9 +80,13 @@ class Suite:
         The store is `artifacts/` in the checkout, or what CPO_ARTIFACTS names.
 
         Raises:
-            ProfileError: as `load_profile`.
+            ProfileError: as `load_profile`, or there is no judge of the name that it gives.
         """
         loaded = load_profile(profile, overrides)
+        try:
+            judge_identity(loaded.judge, "instructions")
+        except judging.JudgeError as error:
+            raise ProfileError(f"judge.kind: {error}") from None
         root = Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts")
         folder = Path(output) if output else root / "figures" / loaded.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +95,10 @@ class Suite:
     def plan(self) -> list[costs.Planned]:
         """Every artifact that the profile's rows need, made or not, with what it costs."""
         return costs.plan(self)
+
+    def steps(self) -> list[costs.Step]:
+        """The same as steps that can be taken, one after the other or several at once."""
+        return costs.steps(self)
 
     # --- Data -------------------------------------------------------------------------------------
 
@@ -382,18 +325,25 @@ class Suite:
             generation_batch=self.profile.generation_batch,
             precision=self.profile.optimiser.precision,
             seed=seed,
-            unhelpful=self._unhelpful_recipe(row, seed) if "UN" in mixture else None,
+            unhelpful=self.unhelpful_recipe(row, seed) if "UN" in mixture else None,
         )
 
-    def _unhelpful_recipe(self, row: Row, seed: int) -> UnhelpfulRecipe:
+    def unhelpful_recipe(self, row: Row, seed: int) -> UnhelpfulRecipe:
+        """The recipe of a DPO row's rejected responses."""
         settings = self.profile.unhelpful
-        asked = settings.writer == "chat"
+        server = settings.server if settings.writer == "chat" else None
         return UnhelpfulRecipe(
             examples=self.examples_recipe(row.model),
             steps=self.profile.continuation.steps[row.steps],
             batch=self.profile.continuation.batch,
             writer=settings.writer,
-            chat={"model": settings.model, "base_url": settings.base_url} if asked else {},
+            chat={
+                "model": server.model,
+                "base_url": server.base_url,
+                "parameters": json.dumps(server.parameters, sort_keys=True),
+            }
+            if server
+            else {},
             seed=seed,
         )
 
@@ -644,22 +594,22 @@ class Suite:
         rows = self.tokenized(model, "train", task)
         return [rows[i] for i in plan_batches(len(rows), steps, batch, seed).flatten()]
 
-    def _unhelpful(self, row: Row, seed: int) -> list[tuple[int, ...]]:
+    def unhelpful(self, row: Row, seed: int) -> list[tuple[int, ...]]:
         """An unhelpful response to each planned row of a DPO training, as ids, EOS included."""
-        recipe = self._unhelpful_recipe(row, seed)
+        recipe = self.unhelpful_recipe(row, seed)
         planned = self._planned(row.model, row.task, recipe.steps, recipe.batch, seed)
 
         def make(folder: Path) -> None:
             by_id = {one.id: one for one in self.instructions.train}
             settings = self.profile.unhelpful
-            asked = ChatWriter(settings.base_url, settings.model, settings.api_key_variable)
+            server = settings.server if settings.writer == "chat" else None
             texts = write_unhelpful(
                 settings.writer,
                 [by_id[one.id] for one in planned],
                 seed=seed,
                 partial=self.store.partial(recipe),
                 others=self.instructions.train,
-                chat=asked if settings.writer == "chat" else None,
+                server=chat_server(server) if server else None,
             )
             lines = json.dumps(texts, ensure_ascii=False, indent=0)
             (folder / "unhelpful.json").write_text(lines, encoding="utf-8")
@@ -678,7 +628,7 @@ class Suite:
             prefixes=[one.prefix_ids for one in rows],
             continuations=[one.continuation_ids for one in rows],
             has_eos=[one.has_eos for one in rows],
-            unhelpful=self._unhelpful(row, seed) if recipe.unhelpful else None,
+            unhelpful=self.unhelpful(row, seed) if recipe.unhelpful else None,
             batch=recipe.batch,
             model=model,
             eos_token_id=tokenizer.eos_token_id,
@@ -745,32 +695,41 @@ class Suite:
     ) -> judging.Verdicts | None:
         """The profile's judge on a row's generations against the recorded responses; None without
         one."""
-        judge = self.profile.judge.kind
-        if judge == "none":
+        settings, task = self.profile.judge, self._task(row_id)
+        if settings.kind == "none":
             return None
-        recipe = VerdictsRecipe(
-            self._generations_recipe_of(row_id, decoding, seed, split), judge, seed
-        )
+        recipe = self.verdicts_recipe(row_id, decoding, seed, split)
 
         def make(folder: Path) -> None:
-            model, task = self._subject(row_id)[0], self._task(row_id)
-            texts = self.generations(row_id, decoding, seed, split)
-            judging.judge_responses(judge, self.prompts(model, task, split), texts, seed).to_jsonl(
-                folder / "verdicts.jsonl"
+            judge = self.judge(task)
+            assert judge is not None
+            verdicts = judging.judge_responses(
+                judge,
+                self.prompts(self._subject(row_id)[0], task, split),
+                self.generations(row_id, decoding, seed, split),
+                seed,
+                settings.orders,
             )
+            verdicts.to_jsonl(folder / "verdicts.jsonl")
 
         return judging.Verdicts.from_jsonl(self.store.get_or_make(recipe, make) / "verdicts.jsonl")
 
-    def measures(self, row_id: str, seed: int = 0) -> dict[str, metrics.Estimate]:
+    def judge(self, task: Task = "instructions") -> judging.Judge | None:
+        """The profile's judge of a task; None without one. What a server is asked is kept in
+        `verdicts.sqlite` beside the other artifacts."""
+        return judge_of(self.profile.judge, task, self.store.root)
+
+    def verdicts_recipe(
+        self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
+    ) -> VerdictsRecipe:
+        """The recipe of a row's verdicts."""
+        generations = self.generations_recipe_of(row_id, decoding, seed, split)
+        judge = judge_identity(self.profile.judge, self._task(row_id))
+        return VerdictsRecipe(generations, judge, seed)
+
+    def measures(self, row_id: str, seed: int = 0) -> dict[str, intervals.Estimate]:
         """The automatic measures of a row, each with its 95 % interval."""
-        model = self._subject(row_id)[0]
-        recipe = MeasuresRecipe(
-            self._generations_recipe_of(row_id, None, seed, "test"),
-            self.examples_recipe(model, "test", self._task(row_id)),
-            self.base_recipe(model),
-            self.profile.mauve.model_dump(),
-            self.profile.judge.kind,
-        )
+        model, recipe = self._subject(row_id)[0], self.measures_recipe(row_id, seed)
 
         def make(folder: Path) -> None:
             measured = self._measure(row_id, model, recipe, seed)
@@ -779,17 +738,29 @@ class Suite:
 
         path = self.store.get_or_make(recipe, make) / "measures.json"
         return {
-            name: metrics.Estimate(**one | {"replicates": tuple(one["replicates"])})
+            name: intervals.Estimate(**one | {"replicates": tuple(one["replicates"])})
             for name, one in json.loads(path.read_text("utf-8")).items()
         }
+
+    def measures_recipe(self, row_id: str, seed: int = 0) -> MeasuresRecipe:
+        """The recipe of a row's measures."""
+        model = self._subject(row_id)[0]
+        return MeasuresRecipe(
+            self.generations_recipe_of(row_id, None, seed, "test"),
+            self.examples_recipe(model, "test", self._task(row_id)),
+            self.base_recipe(model),
+            self.profile.mauve.model_dump(),
+            self.profile.judge.kind,
+        )
 
     def _task(self, row_id: str) -> Task:
         _, which, row = self._subject(row_id)
         return TASK_OF[which] if row is None else row.task
 
-    def _generations_recipe_of(
+    def generations_recipe_of(
         self, row_id: str, decoding: str | None, seed: int, split: str
     ) -> GenerationsRecipe:
+        """The recipe of what a row, or a reference such as `reference/llama`, answers."""
         name, which, row = self._subject(row_id)
         recipe: Recipe = (
             self.reference_recipe(name, which, seed)
@@ -803,7 +774,7 @@ class Suite:
         self, row_id: str, decoding: str | None, seed: int, split: str = "test"
     ) -> list[dict[str, Any]]:
         """Lines of `generations.jsonl`: id, ids, text."""
-        recipe = self._generations_recipe_of(row_id, decoding, seed, split)
+        recipe = self.generations_recipe_of(row_id, decoding, seed, split)
 
         def make(folder: Path) -> None:
             artifact = self.model(row_id, seed)
@@ -838,7 +809,7 @@ class Suite:
 
     def _measure(
         self, row_id: str, model: ModelName, recipe: MeasuresRecipe, seed: int
-    ) -> dict[str, metrics.Estimate]:
+    ) -> dict[str, intervals.Estimate]:
         task = self._task(row_id)
         lines = self._generated(row_id, None, seed)
         prompts = self.prompts(model, task)
@@ -857,12 +828,12 @@ class Suite:
         )[:, 0].numpy()
         tokens = np.array([len(row.continuation_ids) for row in truths])
         measured = {
-            "held_out_loss": metrics.token_mean_loss(scores, tokens),
-            "tokens": metrics.mean_estimate([len(ids) for ids in generated]),
-            "repeated_4grams": metrics.mean_estimate(
+            "held_out_loss": intervals.token_mean_loss(scores, tokens),
+            "tokens": intervals.mean_estimate([len(ids) for ids in generated]),
+            "repeated_4grams": intervals.mean_estimate(
                 [metrics.repeated_ngrams(ids, 4) for ids in generated]
             ),
-            "word_f1": metrics.mean_estimate(
+            "word_f1": intervals.mean_estimate(
                 [
                     metrics.word_f1(line["text"], example.continuation)
                     for line, example in zip(lines, prompts, strict=True)
@@ -870,7 +841,7 @@ class Suite:
             ),
         }
         if self.profile.judge.kind == "oracle":
-            measured["oracle_grade"] = metrics.mean_estimate(
+            measured["oracle_grade"] = intervals.mean_estimate(
                 [
                     world.oracle_score(example.source, line["text"], example.prefix)
                     for line, example in zip(lines, prompts, strict=True)
@@ -887,7 +858,7 @@ class Suite:
                 measured["mauve"] = metrics.mauve_score(
                     p, q, seeds=tuple(range(self.profile.mauve.seeds))
                 )
-            except metrics.MetricError as error:  # one row's degenerate texts, not the others'
+            except intervals.MetricError as error:  # one row's degenerate texts, not the others'
                 warnings.warn(f"{row_id} has no MAUVE: {error}", stacklevel=2)
         return measured
 

@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cpo.claims import CLAIMS, MARGIN, Outcome, combined
+from cpo.intervals import Estimate, mean_over_seeds, win_rate
 from cpo.judging import Judged, Verdicts
-from cpo.metrics import Estimate, mean_over_seeds, win_rate
 from cpo.paper import DECODINGS, JUDGED_BY, ROWS, continued_mle, rows_of
 from cpo.profiles import Profile
 from cpo.store import Recipe
@@ -108,7 +108,7 @@ def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
     if not rows:
         known = ", ".join(sorted({row.table for row in ROWS.values()}))
         raise KeyError(f"no table '{name}'; there are {known}")
-    records = []
+    records, said = [], set()
     for row in rows:
         record: dict[str, Any] = {
             "row": row.id, "model": row.model, "alpha": row.alpha, "measure": row.measure,
@@ -121,11 +121,15 @@ def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
         elif row.id in suite.profile.rows:
             verdicts = [suite.verdicts(row.id, None, seed) for seed in seeds]
             record |= _judged([one for one in verdicts if one is not None])
+            said |= {(one.judged, one.prompt) for one in verdicts if one is not None}
         records.append(record)
     counts = ("seeds", "n", "valid", "invalid", "ties")
     types = {name: "Int64" if name in counts else "float64" for name in TABLE_COLUMNS}
     types |= dict.fromkeys(("row", "model", "measure", "judge"), "object")
-    return pd.DataFrame(records, columns=TABLE_COLUMNS).astype(types)
+    frame = pd.DataFrame(records, columns=TABLE_COLUMNS).astype(types)
+    frame.attrs["judged"] = sorted({day for day, _ in said})
+    frame.attrs["prompt"] = sorted({prompt for _, prompt in said if prompt})
+    return frame
 
 
 def _judged(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
@@ -247,6 +251,7 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
                     f"Win rate against the recorded response, judge: {judges}; {prompts} prompts; "
                     f"{trained}; ties count one half."
                 )
+            parts += _asked(frame)
         if frame["row"].str.endswith("/DPO").any():
             parts.append(f"DPO's rejected responses: {WRITERS[profile.unhelpful.writer]}.")
         parts.append(
@@ -260,6 +265,15 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
         if "measure" in frame and (frame["measure"].str.lower() == "mauve").any():
             parts.append("For MAUVE they come from random halves of the texts.")
     return " ".join(parts)
+
+
+def _asked(frame: pd.DataFrame) -> list[str]:
+    """When a table's verdicts were given, and to which question, by the hash of its template."""
+    days, prompts = frame.attrs.get("judged"), frame.attrs.get("prompt")
+    if not days:
+        return []
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return [f"Judged {when}" + (f", prompt {', '.join(prompts)}." if prompts else ".")]
 
 
 def _readable(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -741,7 +755,7 @@ def _sentence(profile: Profile) -> str:
     return (
         f"Profile {profile.name}: {profile.description}. Meant for {profile.hardware}. "
         f"Models: {models}. Prompts and responses: {profile.instructions.source}. "
-        f"Judge: {profile.judge.kind}. Training seeds: {profile.seeds}. "
+        f"Judge: {profile.judge.label}. Training seeds: {profile.seeds}. "
         f"{len(profile.trained_rows)} of the paper's {len(ROWS)} rows."
     )
 

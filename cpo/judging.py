@@ -1,16 +1,19 @@
 """Judges: which of two responses is better, and what a model wins against the recorded ones.
 
 A judge sees two responses as A and B and does not know which is the model's. Which side that is
-comes from a hash of the prompt's id, so that it is the same for every model and in every run.
+comes from a hash of the prompt's id, so that it is the same for every model and in every run; with
+both orders, each pair is shown a second time with the sides exchanged.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -18,11 +21,12 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
+from cpo.comparing import both_orders
+from cpo.judge_prompts import Verdict, holds_markers
 from cpo.profiles import nearest
 from cpo.world import WorldArticle, WorldExample, oracle_score
 
 Side = Literal["A", "B"]
-Verdict = Literal["A", "B", "tie", "invalid"]
 
 # Grades of the oracle that are closer than this are a tie.
 TIE_MARGIN = 0.02
@@ -45,33 +49,78 @@ class Judged(Protocol):
     def source(self) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to a prompt as a judge is shown them; `model_side` is not for it to see, but
+    for the record."""
+
+    example: Judged
+    response_a: str
+    response_b: str
+    model_side: Side
+
+
 class Judge(Protocol):
-    """Any function of a prompt and two responses to it, blind to where they come from."""
+    """Verdicts on pairs, in their order. `name` stands in every table, `prompt` is the hash of what
+    is asked, "" where nothing is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]: ...
+
+
+class Rule(Protocol):
+    """A judge as a plain function of a prompt and two responses to it."""
 
     def __call__(self, example: Any, response_a: str, response_b: str, /) -> Verdict: ...
 
 
-JUDGES: dict[str, Judge] = {}
+@dataclass(frozen=True)
+class RuleJudge:
+    """A judge that asks nobody: a function for each pair."""
+
+    name: str
+    rule: Rule
+    prompt: str = ""
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        return [self.rule(pair.example, pair.response_a, pair.response_b) for pair in pairs]
 
 
-def register_judge(name: str) -> Callable[[Judge], Judge]:
-    """Decorator: makes a judge known by `name`. Raises `JudgeError` where the name is taken."""
+RULES: dict[str, Rule] = {}
 
-    def register(judge: Judge) -> Judge:
-        if name in JUDGES:
+
+def register_judge(name: str) -> Callable[[Rule], Rule]:
+    """Decorator: makes a function a judge known by `name`. Raises `JudgeError` where the name is
+    taken."""
+
+    def register(rule: Rule) -> Rule:
+        if name in RULES:
             raise JudgeError(f"there is a judge '{name}' already; choose another name")
-        JUDGES[name] = judge
-        return judge
+        RULES[name] = rule
+        return rule
 
     return register
 
 
 def judge_named(name: str) -> Judge:
-    """The registered judge `name`. Raises `JudgeError`, naming the nearest one."""
-    if name not in JUDGES:
-        known = ", ".join(JUDGES)
-        raise JudgeError(f"unknown judge '{name}'.{nearest(name, JUDGES)} Known: {known}.")
-    return JUDGES[name]
+    """The judge of a registered function. Raises `JudgeError`, naming the nearest one."""
+    if name not in RULES:
+        known = ", ".join(RULES)
+        raise JudgeError(f"unknown judge '{name}'.{nearest(name, RULES)} Known: {known}.")
+    return RuleJudge(name, RULES[name])
+
+
+def rule_identity(name: str) -> str:
+    """What names a rule in a recipe: its name here, with the hash of its source if it is defined
+    elsewhere, as in a notebook's cell."""
+    judge_named(name)
+    rule: Any = RULES[name]
+    if rule.__module__ == __name__:
+        return name
+    return f"{name}:{hashlib.sha256(inspect.getsource(rule).encode()).hexdigest()[:16]}"
 
 
 @register_judge("oracle")
@@ -126,36 +175,61 @@ def points(verdict: Verdict, side: Side) -> float:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What one judge said of one model's responses, in the prompts' order."""
+    """What one judge said of one model's responses, in the prompts' order.
+
+    `verdicts` are those in the order that `model_sides` says, `exchanged` those with the sides
+    exchanged, empty where only one order was judged. `prompt` is the hash of the judge's template,
+    `judged` the UTC date; `marked` counts responses that hold a part of the template.
+    """
 
     judge: str
     ids: tuple[str, ...]
     model_sides: tuple[Side, ...]
     verdicts: tuple[Verdict, ...]
+    exchanged: tuple[Verdict, ...] = ()
+    prompt: str = ""
+    judged: str = ""
+    marked: int = 0
 
     def __post_init__(self) -> None:
-        if not len(self.ids) == len(self.model_sides) == len(self.verdicts):
+        if not len(self.ids) == len(self.model_sides) == len(self.verdicts) or (
+            self.exchanged and len(self.exchanged) != len(self.ids)
+        ):
             raise JudgeError("ids, sides and verdicts must be as many")
-        for item, verdict in zip(self.ids, self.verdicts, strict=True):
-            if verdict not in get_args(Verdict):
-                raise JudgeError(
-                    f"the judge '{self.judge}' answered {verdict!r} to {item}: a verdict is one of "
-                    f"{', '.join(get_args(Verdict))}"
-                )
+        for said in filter(None, (self.verdicts, self.exchanged)):
+            for item, verdict in zip(self.ids, said, strict=True):
+                if verdict not in get_args(Verdict):
+                    raise JudgeError(
+                        f"the judge '{self.judge}' answered {verdict!r} to {item}: a verdict is "
+                        f"one of {', '.join(get_args(Verdict))}"
+                    )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
     def points(self) -> npt.NDArray[np.float64]:
-        """The model's points per prompt, `[n]`: 1, 0.5, 0, or NaN where the verdict is invalid."""
-        pairs = zip(self.verdicts, self.model_sides, strict=True)
-        return np.array([points(*pair) for pair in pairs])
+        """The model's points per prompt, `[n]`: 1, 0.5, 0, or NaN where the verdict is invalid.
+
+        With both orders, the mean of the two, so that a model which wins on one side only has 0.5;
+        a prompt with one valid verdict has that one's.
+        """
+        orders = self.by_order
+        return both_orders(*orders) if len(orders) == 2 else orders[0]
+
+    @property
+    def by_order(self) -> list[npt.NDArray[np.float64]]:
+        """Points per prompt in each order that was judged, one or two arrays `[n]`."""
+        exchanged_sides: list[Side] = ["B" if side == "A" else "A" for side in self.model_sides]
+        orders: list[tuple[Sequence[Verdict], Sequence[Side]]] = [(self.verdicts, self.model_sides)]
+        if self.exchanged:
+            orders.append((self.exchanged, exchanged_sides))
+        return [np.array([points(*one) for one in zip(*order, strict=True)]) for order in orders]
 
     @property
     def invalid(self) -> int:
-        """Prompts without a verdict."""
-        return self.verdicts.count("invalid")
+        """Prompts without a verdict in any order."""
+        return int(np.isnan(self.points).sum())
 
     @property
     def valid(self) -> int:
@@ -164,72 +238,95 @@ class Verdicts:
 
     @property
     def ties(self) -> int:
-        """Prompts where neither response was better."""
-        return self.verdicts.count("tie")
+        """Prompts where neither response was better; with both orders, all with half a point."""
+        return int((self.points == 0.5).sum())
 
     def to_jsonl(self, path: Path) -> None:
-        """One line per prompt: id, judge, model_side, verdict, points (null where invalid)."""
-        with path.open("w", encoding="utf-8") as lines:
-            for item, side, verdict in zip(self.ids, self.model_sides, self.verdicts, strict=True):
-                won = points(verdict, side)
-                line = {
+        """A line about the judging, then one per prompt: id, model_side, verdict, exchanged (null
+        in one order), points (null where invalid)."""
+        about = {name: getattr(self, name) for name in ("judge", "prompt", "judged", "marked")}
+        lines = [about]
+        for row, item in enumerate(self.ids):
+            won = float(self.points[row])
+            lines.append(
+                {
                     "id": item,
-                    "judge": self.judge,
-                    "model_side": side,
-                    "verdict": verdict,
+                    "model_side": self.model_sides[row],
+                    "verdict": self.verdicts[row],
+                    "exchanged": self.exchanged[row] if self.exchanged else None,
                     "points": None if math.isnan(won) else won,
                 }
-                lines.write(json.dumps(line) + "\n")
+            )
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     @classmethod
     def from_jsonl(cls, path: Path) -> Verdicts:
         """What `to_jsonl` wrote; points are counted again from the verdicts.
 
-        Raises `JudgeError` for a file without verdicts or with those of several judges.
+        Raises `JudgeError` for a file that does not begin with a line about the judging.
         """
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line]
-        judges = {row["judge"] for row in rows}
-        if len(judges) != 1:
-            raise JudgeError(f"{path} holds the verdicts of {len(judges)} judges, not of one")
+        about, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() or ["{}"])
+        if "judge" not in about:
+            raise JudgeError(f"{path} holds no verdicts: its first line does not name a judge")
         return cls(
-            judges.pop(),
-            tuple(row["id"] for row in rows),
-            tuple(row["model_side"] for row in rows),
-            tuple(row["verdict"] for row in rows),
+            ids=tuple(row["id"] for row in rows),
+            model_sides=tuple(row["model_side"] for row in rows),
+            verdicts=tuple(row["verdict"] for row in rows),
+            exchanged=tuple(row["exchanged"] for row in rows if row["exchanged"] is not None),
+            **about,
         )
 
 
 def judge_responses(
-    name: str, examples: Sequence[Judged], responses: Sequence[str], seed: int = 0
+    judge: Judge | str,
+    examples: Sequence[Judged],
+    responses: Sequence[str],
+    seed: int = 0,
+    orders: int = 1,
 ) -> Verdicts:
     """Each response against the recorded one of its example, in an order drawn by the example's id.
 
     Args:
-        name: of a registered judge.
+        judge: one, or the name of a registered function.
         examples: whose `continuation` is the recorded response, the ground truth.
         responses: the model's, aligned with `examples`.
         seed: of the order in which the judge sees the two.
+        orders: 2 to show each pair with the sides exchanged, too, at twice the price.
 
     Raises:
         JudgeError: an unknown judge, lists of different length, or an answer that is no verdict.
     """
-    judge = judge_named(name)
+    judge = judge_named(judge) if isinstance(judge, str) else judge
     if len(examples) != len(responses):
         raise JudgeError(f"{len(responses)} responses to {len(examples)} prompts")
-    sides = tuple(model_side(example.id, seed) for example in examples)
-    verdicts = tuple(
-        judge(
-            example,
-            *(
-                (response, example.continuation)
-                if side == "A"
-                else (example.continuation, response)
-            ),
-        )
+    if orders not in (1, 2):
+        raise JudgeError(f"a pair has one order or both: orders is 1 or 2, not {orders}")
+    sides = [model_side(example.id, seed) for example in examples]
+    pairs = [
+        Pair(example, *_shown(response, example.continuation, side), side)
         for example, response, side in zip(examples, responses, sides, strict=True)
+    ]
+    exchanged = [
+        Pair(pair.example, pair.response_b, pair.response_a, "B" if pair.model_side == "A" else "A")
+        for pair in (pairs if orders == 2 else [])
+    ]
+    verdicts = tuple(judge([*pairs, *exchanged]))
+    if len(verdicts) != len(pairs) + len(exchanged):
+        raise JudgeError(f"the judge '{judge.name}' gave {len(verdicts)} verdicts on {len(pairs)}")
+    return Verdicts(
+        judge.name,
+        tuple(example.id for example in examples),
+        tuple(sides),
+        verdicts[: len(pairs)],
+        verdicts[len(pairs) :],
+        judge.prompt,
+        datetime.now(UTC).date().isoformat(),
+        sum(map(holds_markers, responses)),
     )
-    return Verdicts(name, tuple(example.id for example in examples), sides, verdicts)
+
+
+def _shown(response: str, recorded: str, side: Side) -> tuple[str, str]:
+    return (response, recorded) if side == "A" else (recorded, response)
 
 
 def _coin(*parts: str) -> bool:

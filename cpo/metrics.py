@@ -1,8 +1,4 @@
-"""Numbers with intervals: win rates, paired differences, repetition, held-out loss, MAUVE.
-
-Every interval is over *prompts*: it says how far the number would move on other prompts of the same
-kind, with the trained models as they are.
-"""
+"""What texts are measured by without a judge: repetition, overlap of words, length, MAUVE."""
 
 from __future__ import annotations
 
@@ -10,8 +6,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -19,157 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cpo.intervals import Estimate, MetricError
+
 Array = npt.NDArray[np.float64]
-
-CONFIDENCE = 0.95
-DRAWS = 10_000
-# Resampled values that exist at one time; bounds a bootstrap's memory at any number of prompts.
-CHUNK_VALUES = 2_000_000
-
-
-class MetricError(ValueError):
-    """Input that a measure cannot score; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value, its 95 % interval, and from how many prompts, texts or articles.
-
-    `replicates` are the value on parts of the data where no single prompt has a value of its own
-    (MAUVE): the same parts for every estimate of equal n, so that differences are paired.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    replicates: tuple[float, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-# --- Intervals ------------------------------------------------------------------------------------
-
-
-def win_rate(points: npt.ArrayLike, seed: int = 0) -> Estimate:
-    """Mean of the points per prompt: 1 for a win, 0.5 for a tie, 0 for a loss, NaN for no verdict.
-
-    With ties, or points averaged over training seeds, the interval is a percentile bootstrap over
-    prompts (10,000 draws): a tie makes the variance smaller than a binomial's. Only without any,
-    where the points are a plain count, is it Wilson's, which holds at rates near 0 and 1 too.
-
-    Args:
-        points: `[n]` in [0, 1]; NaN are left out (the caller reports how many).
-        seed: of the bootstrap's draws.
-
-    Raises:
-        MetricError: no valid point, or a value outside [0, 1].
-    """
-    valid = _valid(points, "points")
-    if valid.min() < 0 or valid.max() > 1:
-        raise MetricError(f"points lie in [0, 1], not {valid.min():g} to {valid.max():g}")
-    if not np.isin(valid, (0.0, 1.0)).all():
-        return mean_estimate(valid, seed)
-    from statsmodels.stats.proportion import proportion_confint
-
-    wins = int(valid.sum())
-    low, high = proportion_confint(wins, len(valid), alpha=1 - CONFIDENCE, method="wilson")
-    return _around(wins / len(valid), float(low), float(high), len(valid))
-
-
-def mean_estimate(values: npt.ArrayLike, seed: int = 0) -> Estimate:
-    """Mean of one value per prompt, `[n]`, with a percentile bootstrap over prompts.
-
-    NaN are left out. Raises `MetricError` where nothing is left, or on an infinite value.
-    """
-    valid = _valid(values, "values")
-    return _bootstrap(valid[None], lambda sums: sums[0] / len(valid), seed)
-
-
-def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, seed: int = 0) -> Estimate:
-    """Mean of `a - b` over the same prompts, with a paired bootstrap: whole prompts are drawn.
-
-    Args:
-        a, b: `[n]`, aligned; a prompt that is NaN in either is left out of both.
-
-    Raises:
-        MetricError: different lengths, or no prompt valid in both.
-    """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if first.shape != second.shape:
-        raise MetricError(
-            f"a paired difference needs the same prompts: {first.shape} against {second.shape}"
-        )
-    return mean_estimate(first - second, seed)
-
-
-def mean_over_seeds(points: Sequence[npt.ArrayLike]) -> Array:
-    """Points per prompt averaged over training seeds, `[S, n]` to `[n]`; NaN where no seed has one.
-
-    A bootstrap of the result is still over prompts: S seeds are no S-fold sample of them.
-    """
-    stacked = np.asarray(points, dtype=float)
-    valid = ~np.isnan(stacked)
-    count = valid.sum(0)
-    total = np.where(valid, stacked, 0.0).sum(0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def token_mean_loss(logps: npt.ArrayLike, tokens: npt.ArrayLike, seed: int = 0) -> Estimate:
-    """Mean loss per token in nats, `-sum(logps) / sum(tokens)`, over examples of any length.
-
-    A ratio of two sums: the bootstrap draws examples, each with its log-probability and its tokens.
-
-    Args:
-        logps: `[n]`, sum of the continuation's token log-probabilities.
-        tokens: `[n]`, how many tokens that is.
-
-    Raises:
-        MetricError: different lengths, an example without tokens, or nothing to score.
-    """
-    sums, counts = np.asarray(logps, dtype=float), np.asarray(tokens, dtype=float)
-    if sums.shape != counts.shape:
-        raise MetricError(f"{len(sums)} log-probabilities for {len(counts)} token counts")
-    if not len(sums) or counts.min() < 1 or not np.isfinite(sums).all():
-        raise MetricError("a loss needs examples of one token or more, and finite values")
-    return _bootstrap(np.stack([-sums, counts]), lambda drawn: drawn[0] / drawn[1], seed)
-
-
-def _valid(values: npt.ArrayLike, name: str) -> Array:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 1:
-        raise MetricError(f"{name} are one number per prompt, not an array of shape {array.shape}")
-    valid = array[~np.isnan(array)]
-    if not len(valid):
-        raise MetricError(f"no valid {name} among {len(array)}: there is nothing to estimate")
-    if not np.isfinite(valid).all():
-        raise MetricError(f"{name} hold an infinite value")
-    return valid
-
-
-def _bootstrap(columns: Array, statistic: Callable[[Array], Array], seed: int) -> Estimate:
-    """Percentile bootstrap of a function of column sums.
-
-    `columns` is `[C, n]`; `statistic` maps sums `[C, draws]` over n drawn prompts to `[draws]`.
-    """
-    n = columns.shape[1]
-    draw = np.random.default_rng(seed)
-    chunk = max(1, min(DRAWS, CHUNK_VALUES // n))
-    drawn = []
-    for start in range(0, DRAWS, chunk):
-        prompts = draw.integers(n, size=(min(chunk, DRAWS - start), n))
-        drawn.append(statistic(np.stack([column[prompts].sum(-1) for column in columns])))
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(np.concatenate(drawn), [tail, 100 - tail])
-    value = float(statistic(columns.sum(-1, keepdims=True))[0])
-    return _around(value, float(low), float(high), n)
-
-
-def _around(value: float, low: float, high: float, n: int) -> Estimate:
-    """An estimate that rounding in the last bits does not put outside its own interval."""
-    return Estimate(value, min(low, value), max(high, value), n)
-
 
 # --- Texts ----------------------------------------------------------------------------------------
 

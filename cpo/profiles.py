@@ -164,14 +164,37 @@ class Continuation(_Settings):
         return self.dpo_beta or self.beta if objective == "dpo" else self.beta
 
 
+class Server(_Settings):
+    """A chat model behind any server of OpenAI's chat completions, and what it may cost.
+
+    `parameters` are sent as they are. Prices are in USD per million tokens; a run whose estimate is
+    above `max_usd`, or that would send more than `max_requests`, is refused before it sends any.
+    """
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    api_key_variable: str = "OPENAI_API_KEY"
+    parameters: dict[str, float | int | str] = {}
+    concurrency: int = Field(8, ge=1)
+    max_requests: int = Field(10_000, ge=1)
+    timeout: float = Field(60.0, gt=0)
+    usd_per_million_input: float = Field(0.0, ge=0)
+    usd_per_million_output: float = Field(0.0, ge=0)
+    max_usd: float | None = Field(None, ge=0)
+
+
 class Unhelpful(_Settings):
     """Who writes DPO's rejected responses: a chat model as in the paper (A.4), the embedded world's
     own writer, or a stand-in for real data without either: the response to another prompt."""
 
     writer: Literal["chat", "world", "other_response"] = "other_response"
-    model: str = "gpt-3.5-turbo"
-    base_url: str = "https://api.openai.com/v1"
-    api_key_variable: str = "OPENAI_API_KEY"
+    server: Server | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Unhelpful:
+        if self.writer == "chat" and self.server is None:
+            raise ValueError("the writer `chat` needs `server: {model: ...}`")
+        return self
 
 
 class Decoding(_Settings):
@@ -184,9 +207,39 @@ class Decoding(_Settings):
 
 
 class Judge(_Settings):
-    """Who compares a response with the recorded one; `none` leaves win rates empty."""
+    """Who compares a response with the recorded one.
 
-    kind: Literal["oracle", "none"]
+    `none` leaves win rates empty; `openai` is a chat model behind a `server`; `local` a causal
+    language model, `model` its folder or hub name; all else is a registered rule: `oracle`, which
+    knows the embedded world, or the controls `longest` and `random`. `orders` is 2 to show each
+    pair with the sides exchanged, too.
+    """
+
+    kind: str
+    server: Server | None = None
+    model: str | None = None
+    batch: int = Field(16, ge=1)
+    orders: Literal[1, 2] = 1
+
+    @property
+    def label(self) -> str:
+        """Who judges, in words."""
+        if self.server is not None and self.kind == "openai":
+            return self.server.model
+        return f"the local model {self.model}" if self.kind == "local" else self.kind
+
+    @property
+    def paid(self) -> bool:
+        """Whether every verdict is asked of a server."""
+        return self.kind == "openai"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Judge:
+        if self.kind == "openai" and self.server is None:
+            raise ValueError("the judge `openai` needs `server: {model: ...}`")
+        if self.kind == "local" and self.model is None:
+            raise ValueError("the judge `local` needs `model`: a model's folder or hub name")
+        return self
 
 
 class Mauve(_Settings):

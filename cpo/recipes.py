@@ -160,13 +160,14 @@ class GenerationsRecipe(Recipe):
 
 @dataclass(frozen=True)
 class VerdictsRecipe(Recipe):
-    """A judge's verdicts on generations against the recorded responses."""
+    """A judge's verdicts on generations against the recorded responses; `judge` is
+    `model_judges.judge_identity`, `seed` that of the order in which it sees the two."""
 
     stage: ClassVar[str] = "verdicts"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     generations: GenerationsRecipe
-    judge: str
+    judge: dict[str, Any]
     seed: int
 
 

@@ -132,9 +132,10 @@ def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> No
     reason = ""
     for item in absent:
         print(f"Missing: {item.what}: {item.detail}. {item.remedy}")
-        reason = "first what is missing has to be there"
+        if item.to_plan:
+            reason = "first what is missing has to be there"
     try:
-        planned = plan(run.profile, run.overrides, str(run.output)) if not absent else []
+        planned = plan(run.profile, run.overrides, str(run.output)) if not reason else []
     except (ValueError, OSError, RuntimeError) as error:
         reason = str(error)
     if reason:

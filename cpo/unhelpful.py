@@ -10,43 +10,23 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from random import Random
-from threading import Event, Lock, Semaphore
+from threading import Lock
 
+from cpo.chat import ChatError, ChatServer, Reply, ask_all
 from cpo.data import Example
-from cpo.progress import progress_bar
+from cpo.judge_prompts import query_of
 from cpo.world import WorldExample, unhelpful_answer
 
 WRITERS = ("world", "other_response", "chat")
-RETRIES = 5  # the openai client's own, of 429, 5xx and broken connections, with its back-off
-TIMEOUT = 120.0  # seconds
+REPLY_TOKENS = 256  # for the estimate of a cost, where max_tokens does not say
 
 
 class UnhelpfulError(RuntimeError):
     """Unhelpful responses cannot be had; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class ChatWriter:
-    """A chat model behind any server of OpenAI's chat completions.
-
-    `api_key_variable` names the environment variable that holds the key, "" where the server wants
-    none. `max_requests` bounds the questions of one run (the client's retries are not counted),
-    `max_tokens` the length of one answer, `concurrency` the questions under way at once.
-    """
-
-    base_url: str
-    model: str
-    api_key_variable: str = "OPENAI_API_KEY"
-    max_tokens: int = 256
-    temperature: float = 1.0
-    concurrency: int = 4
-    max_requests: int = 10_000
 
 
 def write_unhelpful(
@@ -56,7 +36,7 @@ def write_unhelpful(
     seed: int,
     partial: Path,
     others: Sequence[Example] = (),
-    chat: ChatWriter | None = None,
+    server: ChatServer | None = None,
 ) -> list[str]:
     """One unhelpful response to each example, aligned with `examples`; the same for an equal id.
 
@@ -80,10 +60,10 @@ def write_unhelpful(
         texts = _other_responses(distinct, others, seed)
     elif writer != "chat":
         raise UnhelpfulError(f"unknown writer '{writer}': choose one of {', '.join(WRITERS)}")
-    elif chat is None:
-        raise UnhelpfulError("the writer 'chat' needs a server and a model: give a ChatWriter")
+    elif server is None:
+        raise UnhelpfulError("the writer 'chat' needs a server and a model: give a ChatServer")
     else:
-        texts = _chat_responses(distinct, partial / "unhelpful.jsonl", chat)
+        texts = _chat_responses(distinct, partial / "unhelpful.jsonl", server)
     responses = {example.id: text for example, text in zip(distinct, texts, strict=True)}
     return [responses[example.id] for example in examples]
 
@@ -132,16 +112,14 @@ def _differ(one: str, other: str) -> bool:
 
 
 def _question(example: Example, template: str) -> str:
-    source = example.source if isinstance(example.source, dict) else vars(example.source)
-    asked = "\n".join(part for part in (source["instruction"], source.get("context")) if part)
-    return template.format(asked, example.continuation)
+    return template.format(query_of(example, "instructions"), example.continuation)
 
 
-def _chat_responses(examples: Sequence[Example], path: Path, chat: ChatWriter) -> list[str]:
+def _chat_responses(examples: Sequence[Example], path: Path, server: ChatServer) -> list[str]:
     template = files("cpo").joinpath("templates/unhelpful.txt").read_text(encoding="utf-8")
     questions = [_question(example, template.removesuffix("\n")) for example in examples]
-    parameters = [chat.model, chat.max_tokens, chat.temperature]
-    named = [json.dumps([question, *parameters]).encode() for question in questions]
+    asked = [server.model, dict(server.parameters)]
+    named = [json.dumps([question, *asked], sort_keys=True).encode() for question in questions]
     keys = [hashlib.sha256(name).hexdigest() for name in named]
     answers = _kept(path)
     missing = {
@@ -149,53 +127,39 @@ def _chat_responses(examples: Sequence[Example], path: Path, chat: ChatWriter) -
         for key, example, question in zip(keys, examples, questions, strict=True)
         if key not in answers
     }
-    if len(missing) > chat.max_requests:
-        raise UnhelpfulError(
-            f"{len(missing):,} responses are missing and max_requests is {chat.max_requests:,}: "
-            "raise it, or train on fewer rows"
-        )
-    if not missing:
-        return [answers[key] for key in keys]
-    ask = _asker(chat)
-    lock, failed = Lock(), Event()
+    todo = [(key, example) for key, (example, _) in missing.items()]
+    asked_again: set[str] = set()
+    lock = Lock()
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def answer(key: str, example: Example, question: str) -> None:
-        if failed.is_set():
-            return
-        try:
-            text = ask_twice(example, question)
-        except BaseException:
-            failed.set()
-            raise
-        row = {"key": key, "id": example.id, "model": chat.model, "response": text}
+    def keep(index: int, reply: Reply) -> bool:
+        """Stores an answer; True asks once more for one that cannot serve."""
+        (key, example), text = todo[index], reply.text.strip()
+        if not text or not _differ(text, example.continuation):
+            if key not in asked_again:
+                asked_again.add(key)
+                return True
+            what = "the true response" if text else "nothing"
+            raise UnhelpfulError(
+                f"{example.id}: {server.model} answered twice, the second time with {what}. Leave "
+                "the example out, or choose another model, temperature or max_tokens."
+            )
+        row = {"key": key, "id": example.id, "model": server.model, "response": text}
         with lock, path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
             answers[key] = text
+        return False
 
-    def ask_twice(example: Example, question: str) -> str:
-        for _ in range(2):
-            text = ask(question)
-            if text and _differ(text, example.continuation):
-                return text
-        what = "the true response" if text else "nothing"
-        raise UnhelpfulError(
-            f"{example.id}: {chat.model} answered twice, the second time with {what}. Leave the "
-            "example out, or choose another model, temperature or max_tokens."
+    try:
+        ask_all(
+            server,
+            [question for _, question in missing.values()],
+            keep,
+            reply_tokens=int(server.parameters.get("max_tokens", REPLY_TOKENS)),
+            description="writing unhelpful responses",
         )
-
-    todo = [(key, *one) for key, one in missing.items()]
-    with progress_bar(len(todo), "writing unhelpful responses", "prompt") as bar:
-        # One alone: with a wrong key, address or model there is not a second request.
-        answer(*todo[0])
-        bar.update()
-        pool = ThreadPoolExecutor(chat.concurrency)
-        try:
-            for done in as_completed([pool.submit(answer, *one) for one in todo[1:]]):
-                done.result()
-                bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    except ChatError as error:
+        raise UnhelpfulError(str(error)) from None
     return [answers[key] for key in keys]
 
 
@@ -209,53 +173,3 @@ def _kept(path: Path) -> dict[str, str]:
         os.truncate(path, whole)
     rows = [json.loads(line) for line in text[:whole].splitlines()]
     return {row["key"]: row["response"] for row in rows}
-
-
-def _asker(chat: ChatWriter) -> Callable[[str], str]:
-    """A function that sends one question and returns the answer, "" for none; thread-safe."""
-    import openai
-
-    key = os.environ.get(chat.api_key_variable, "") if chat.api_key_variable else "none wanted"
-    if not key:
-        raise UnhelpfulError(
-            f"the environment variable {chat.api_key_variable} is not set: set it to the key of "
-            f"{chat.base_url}, or api_key_variable to the name of the one that holds it"
-        )
-    client = openai.OpenAI(
-        base_url=chat.base_url, api_key=key, max_retries=RETRIES, timeout=TIMEOUT
-    )
-    left = Semaphore(chat.max_requests)
-    no_model = f"no model '{chat.model}' or no chat completions there: check model and base_url"
-    advice = {
-        401: f"the key in {chat.api_key_variable} is refused: set it to one that is valid there",
-        403: f"the key in {chat.api_key_variable} may not use {chat.model}: use another of either",
-        404: f"{no_model}, which mostly ends in /v1",
-    }
-
-    def ask(question: str) -> str:
-        if not left.acquire(blocking=False):
-            raise UnhelpfulError(
-                f"all {chat.max_requests:,} requests (max_requests) were sent and responses are "
-                "missing still: those that came are kept; raise it and run again"
-            )
-        try:
-            reply = client.chat.completions.create(
-                model=chat.model,
-                messages=[{"role": "user", "content": question}],
-                max_tokens=chat.max_tokens,
-                temperature=chat.temperature,
-            )
-        except openai.APIStatusError as error:
-            # The server's own words may quote the key.
-            why = advice.get(error.status_code, error.message.replace(key, "***"))
-            raise UnhelpfulError(f"{chat.base_url} answered {error.status_code}: {why}") from None
-        except openai.APIConnectionError:
-            raise UnhelpfulError(
-                f"{chat.base_url} cannot be reached or does not answer: check the address and run "
-                "again; the responses that came are kept"
-            ) from None
-        if not getattr(reply, "choices", None):
-            raise UnhelpfulError(f"{chat.base_url} sent no chat completion: {no_model}")
-        return (reply.choices[0].message.content or "").strip()
-
-    return ask

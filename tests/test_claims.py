@@ -11,7 +11,7 @@ from cpo import claims
 from cpo.claims import Outcome, bootstrap_difference, combined, decide, holm_levels, p_value
 from cpo.comparison import Comparison
 from cpo.figures import claims_frame
-from cpo.metrics import Estimate
+from cpo.intervals import Estimate
 from cpo.paper import ROWS
 from cpo.profiles import ProfileError, load_profile
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from cpo import claims
 from cpo.experiments import Suite, score_groups
+from cpo.intervals import Estimate
 from cpo.logprobs import Group
-from cpo.metrics import Estimate
 from cpo.paper import ROWS
 from cpo.store import Store
 

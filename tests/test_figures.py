@@ -22,8 +22,8 @@ from PIL import Image  # noqa: E402
 from cpo import figures  # noqa: E402
 from cpo.claims import Outcome  # noqa: E402
 from cpo.data import Example  # noqa: E402
+from cpo.intervals import Estimate  # noqa: E402
 from cpo.judging import Side, Verdict, Verdicts  # noqa: E402
-from cpo.metrics import Estimate  # noqa: E402
 from cpo.paper import ROWS, rows_of  # noqa: E402
 from cpo.profiles import Profile, load_profile  # noqa: E402
 

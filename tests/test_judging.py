@@ -30,11 +30,11 @@ def plain(name: str, recorded: str = "recorded") -> Example:
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, judging.Judge]:
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, judging.Rule]:
     """The registry, put back after the test."""
-    judges = dict(judging.JUDGES)
-    monkeypatch.setattr(judging, "JUDGES", judges)
-    return judges
+    rules = dict(judging.RULES)
+    monkeypatch.setattr(judging, "RULES", rules)
+    return rules
 
 
 # --- Points and order -----------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_order_is_fair_and_fixed() -> None:
 
 
 def test_the_judge_sees_the_model_on_the_side_that_is_noted(
-    registered: dict[str, judging.Judge],
+    registered: dict[str, judging.Rule],
 ) -> None:
     seen = []
 
@@ -147,12 +147,12 @@ def test_random_comes_out_even_on_both_sides() -> None:
     assert abs(verdicts.points[on_a].mean() - verdicts.points[~on_a].mean()) < 0.07
 
 
-def test_registry(registered: dict[str, judging.Judge]) -> None:
+def test_registry(registered: dict[str, judging.Rule]) -> None:
     @judging.register_judge("shortest")
     def shortest(example: Any, response_a: str, response_b: str) -> judging.Verdict:
         return "A" if len(response_a) < len(response_b) else "B"
 
-    assert judging.judge_named("shortest") is shortest
+    assert judging.judge_named("shortest") == judging.RuleJudge("shortest", shortest)
     with pytest.raises(JudgeError, match="already"):
         judging.register_judge("oracle")(shortest)
     with pytest.raises(JudgeError, match="unknown judge 'oracel'. Did you mean 'oracle'?"):
@@ -186,19 +186,41 @@ def test_jsonl_round_trip(tmp_path: Path) -> None:
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
 
 
-def test_jsonl_of_two_judges_or_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_judge_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
-    FOUR.to_jsonl(path)
-    other = path.read_text(encoding="utf-8").replace("oracle", "longest")
-    path.write_text(path.read_text(encoding="utf-8") + other, encoding="utf-8")
-    with pytest.raises(JudgeError, match="2 judges"):
-        Verdicts.from_jsonl(path)
-    path.write_text("", encoding="utf-8")
-    with pytest.raises(JudgeError, match="0 judges"):
-        Verdicts.from_jsonl(path)
+    for text in ("", '{"id": "x"}\n'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(JudgeError, match="does not name a judge"):
+            Verdicts.from_jsonl(path)
 
 
-def test_what_is_no_verdict_is_refused(registered: dict[str, judging.Judge]) -> None:
+def test_both_orders_by_hand() -> None:
+    both = replace(FOUR, exchanged=("B", "A", "invalid", "A"))
+    # In order: win, loss, tie, invalid. Exchanged, on B, A, A, B: win, win, invalid, loss.
+    np.testing.assert_array_equal(both.by_order[1], [1, 1, np.nan, 0])
+    np.testing.assert_array_equal(both.points, [1, 0.5, 0.5, 0])
+    assert (both.valid, both.invalid, both.ties) == (4, 0, 2)
+
+
+def test_a_judge_is_shown_each_pair_in_both_orders(registered: dict[str, judging.Rule]) -> None:
+    seen = []
+
+    def watch(example: Any, response_a: str, response_b: str) -> judging.Verdict:
+        seen.append((example.id, response_a, response_b))
+        return "A" if response_a == "model" else "B"
+
+    registered["watch"] = watch
+    verdicts = judging.judge_responses("watch", [plain("x"), plain("y")], ["model"] * 2, orders=2)
+    assert verdicts.points.tolist() == [1, 1]
+    assert sorted(seen) == [
+        ("x", "model", "recorded"), ("x", "recorded", "model"),
+        ("y", "model", "recorded"), ("y", "recorded", "model"),
+    ]  # fmt: skip
+    with pytest.raises(JudgeError, match="1 or 2, not 3"):
+        judging.judge_responses("watch", [plain("x")], ["model"], orders=3)
+
+
+def test_what_is_no_verdict_is_refused(registered: dict[str, judging.Rule]) -> None:
     registered["broken"] = lambda example, a, b: "maybe"  # type: ignore[assignment]
     with pytest.raises(JudgeError, match="'maybe' to one"):
         judging.judge_responses("broken", [plain("one")], ["text"])

@@ -11,16 +11,21 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from chat_server import ScriptedServer
 
 from cpo.profiles import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
-def run(artifacts: Path) -> str:
+KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-planted-in-the-smoke-test"
+
+
+def run(artifacts: Path, *arguments: str) -> str:
+    command = arguments or ("run", "--profile", "smoke")
     done = subprocess.run(
-        [sys.executable, "-m", "cpo", "run", "--profile", "smoke"],
-        env=os.environ | {"CPO_ARTIFACTS": str(artifacts)},
+        [sys.executable, "-m", "cpo", *command],
+        env=os.environ | {"CPO_ARTIFACTS": str(artifacts), KEY_VARIABLE: KEY},
         cwd=artifacts.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -36,11 +41,17 @@ def manifests(artifacts: Path) -> dict[str, int]:
     return {str(path.relative_to(artifacts)): path.stat().st_mtime_ns for path in found}
 
 
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """The artifacts of a whole run, and what it printed."""
+    artifacts = tmp_path_factory.mktemp("smoke") / "artifacts"
+    return artifacts, run(artifacts)
+
+
 @pytest.mark.smoke
 @pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks")
-def test_every_notebook_runs_and_runs_again_from_artifacts(tmp_path):
-    artifacts = tmp_path / "artifacts"
-    said = run(artifacts)
+def test_every_notebook_runs_and_runs_again_from_artifacts(first_run):
+    artifacts, said = first_run
     output = artifacts / "figures" / "smoke"
 
     summary = said[said.rindex("notebook ") :]
@@ -51,7 +62,7 @@ def test_every_notebook_runs_and_runs_again_from_artifacts(tmp_path):
             assert (output / name).stat().st_size > 0, name
         copy = (output / "notebooks" / path.name).read_text()
         assert str(ROOT) not in copy
-        assert str(tmp_path) not in copy
+        assert str(artifacts.parent) not in copy
     assert sorted(os.listdir(output / "notebooks")) == [path.name for path in NOTEBOOKS]
 
     record = json.loads((output / "run.json").read_text())
@@ -66,3 +77,29 @@ def test_every_notebook_runs_and_runs_again_from_artifacts(tmp_path):
     said = run(artifacts)
     assert manifests(artifacts) == made  # nothing was made anew
     assert re.search(r"(\d+) artifacts, \1 made, 0 to make", said)
+
+
+@pytest.mark.smoke
+def test_a_paid_judge_is_asked_once_and_its_key_is_written_nowhere(first_run):
+    artifacts, _ = first_run
+    with ScriptedServer(lambda request: "A") as server:
+        judge = f"judge={{kind: openai, server: {{model: judge-1, base_url: '{server.url}', "
+        judge += f"api_key_variable: {KEY_VARIABLE}, usd_per_million_input: 1.0, max_usd: 5.0}}}}"
+        asking = ("run", "--profile", "smoke", "--only", "07", "--set", judge)
+        planned = run(artifacts, *asking, "--dry-run")
+        assert not server.requests
+        assert re.search(r"to make: .* [\d,]+ requests of .* tokens, \d+\.\d+ USD", planned)
+        said = run(artifacts, *asking)
+        asked = len(server.requests)
+        assert asked > 24 and set(server.authorizations) == {f"Bearer {KEY}"}
+        said += run(artifacts, *asking)
+        assert len(server.requests) == asked
+    said += run(artifacts, "verdicts", "--export", str(artifacts / "verdicts.csv"))
+    assert re.search(rf"judge-1 +{server.url} +{asked:,} +{asked:,} +0 +0 +0", said)
+    assert len((artifacts / "verdicts.csv").read_text().splitlines()) > asked
+    [table] = artifacts.glob("figures/smoke-*/table2.md")
+    assert re.search(r"judge-1 at 127.0.0.1:\d+.*Judged \d{4}-\d\d-\d\d, prompt [0-9a-f]{8}",
+                     table.read_text())  # fmt: skip
+    assert KEY not in said
+    for path in artifacts.rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes(), path

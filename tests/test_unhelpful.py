@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import Answer, ScriptedServer, question_of
 
+from cpo.chat import ChatServer
 from cpo.data import Example, render_prefix
-from cpo.unhelpful import ChatWriter, UnhelpfulError, write_unhelpful
+from cpo.unhelpful import UnhelpfulError, write_unhelpful
 from cpo.world import (
     WorldExample,
     build_world,
@@ -159,79 +159,32 @@ def test_a_stand_in_of_an_equal_prompt_or_response_is_refused(tmp_path: Path) ->
 def test_unknown_writers_and_a_missing_server_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnhelpfulError, match="world, other_response, chat"):
         write_unhelpful("oracle", [], seed=0, partial=tmp_path)
-    with pytest.raises(UnhelpfulError, match="ChatWriter"):
+    with pytest.raises(UnhelpfulError, match="ChatServer"):
         write_unhelpful("chat", [], seed=0, partial=tmp_path)
 
 
 # --- a chat model --------------------------------------------------------------------------------
 
-Answer = tuple[int, str | None]
-
-
-class Server:
-    """Chat completions on loopback; `answer` gives status and text for a question."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.authorizations: list[str | None] = []
-        self.answer: Callable[[str], Answer] = lambda question: (200, f"Unhelpful: {question}")
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                assert self.path == "/v1/chat/completions"
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append(body)
-                outer.authorizations.append(self.headers["Authorization"])
-                status, text = outer.answer(body["messages"][0]["content"])
-                message = {"role": "assistant", "content": text}
-                choice = {"index": 0, "message": message, "finish_reason": "stop"}
-                reply = {
-                    "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                    "choices": [choice],
-                }  # fmt: skip
-                # A server that refuses may quote the key.
-                sent = reply if status == 200 else {"error": {"message": f"no: {KEY}"}}
-                data = json.dumps(sent).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.send_header("retry-after-ms", "5")
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    @property
-    def questions(self) -> list[str]:
-        return [request["messages"][0]["content"] for request in self.requests]
-
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    served = Server()
-    yield served
-    served.http.shutdown()
-    served.http.server_close()
+    with ScriptedServer(lambda request: f"Unhelpful: {question_of(request)}") as served:
+        yield served
 
 
-def chat(server: Server, **changes: Any) -> ChatWriter:
-    writer = ChatWriter(server.url, "model-1", KEY_VARIABLE, 64, 0.7, concurrency=1)
+def chat(server: ScriptedServer, **changes: Any) -> ChatServer:
+    parameters = {"max_tokens": 64, "temperature": 0.7}
+    writer = ChatServer(server.url, "model-1", KEY_VARIABLE, parameters, 1, backoff=0.01)
     return replace(writer, **changes)
 
 
 ROWS = [example(f"row-{i}", f"What is {i}?", f"It is {{{i}}}.") for i in range(6)]
 
 
-def ask(writer: ChatWriter, folder: Path, rows: list[Example] = ROWS) -> list[str]:
-    return write_unhelpful("chat", rows, seed=0, partial=folder, chat=writer)
+def ask(writer: ChatServer, folder: Path, rows: list[Example] = ROWS) -> list[str]:
+    return write_unhelpful("chat", rows, seed=0, partial=folder, server=writer)
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
@@ -239,7 +192,9 @@ def written(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_the_request_is_the_papers_template_word_for_word(server: Server, tmp_path: Path) -> None:
+def test_the_request_is_the_papers_template_word_for_word(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     rows = [example("v", "When did Virgin Australia start?", "On 31 August 2000."),
             example("w", "Who won?", "Ann {did}.", context="Ann beat Bob.")]  # fmt: skip
     ask(chat(server), tmp_path, rows)
@@ -258,7 +213,9 @@ def test_the_request_is_the_papers_template_word_for_word(server: Server, tmp_pa
     assert set(server.authorizations) == {f"Bearer {KEY}"}
 
 
-def test_answers_are_aligned_whatever_order_they_come_in(server: Server, tmp_path: Path) -> None:
+def test_answers_are_aligned_whatever_order_they_come_in(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     ask(chat(server), tmp_path / "alone")
     expected = [f"Unhelpful: {text}" for text in server.questions]
     server.requests.clear()
@@ -272,9 +229,11 @@ def test_answers_are_aligned_whatever_order_they_come_in(server: Server, tmp_pat
     assert len(server.requests) == 2
 
 
-def test_after_an_abort_only_the_missing_are_asked(server: Server, tmp_path: Path) -> None:
+def test_after_an_abort_only_the_missing_are_asked(server: ScriptedServer, tmp_path: Path) -> None:
     good = server.answer
-    server.answer = lambda question: (404, None) if "What is 3?" in question else good(question)
+    server.answer = lambda request: (
+        Answer(status=404) if "What is 3?" in question_of(request) else good(request)
+    )
     with pytest.raises(UnhelpfulError, match="answered 404: no model 'model-1'"):
         ask(chat(server), tmp_path)
     assert [row["id"] for row in written(tmp_path)] == ["row-0", "row-1", "row-2"]
@@ -292,35 +251,35 @@ def test_after_an_abort_only_the_missing_are_asked(server: Server, tmp_path: Pat
     server.requests.clear()
     assert ask(chat(server, api_key_variable="CPO_UNSET"), tmp_path) == answers
     assert not server.requests
-    ask(chat(server, temperature=0.1), tmp_path)
+    ask(chat(server, parameters={"max_tokens": 64, "temperature": 0.1}), tmp_path)
     ask(chat(server, model="model-2"), tmp_path)
     assert len(server.requests) == 12
 
 
-def test_too_many_requests_are_sent_again(server: Server, tmp_path: Path) -> None:
-    statuses = iter([429, 503, 200])
-    server.answer = lambda question: (next(statuses), "Some do.")
+def test_too_many_requests_are_sent_again(server: ScriptedServer, tmp_path: Path) -> None:
+    server.first.extend([Answer(status=429), Answer(status=503)])
+    server.answer = lambda request: "Some do."
     assert ask(chat(server), tmp_path, ROWS[:1]) == ["Some do."]
     assert len(server.requests) == 3
 
 
-def test_a_refused_key_ends_it_at_once(server: Server, tmp_path: Path) -> None:
-    server.answer = lambda question: (401, None)
+def test_a_refused_key_ends_it_at_once(server: ScriptedServer, tmp_path: Path) -> None:
+    server.answer = lambda request: Answer(status=401, error={"message": f"no: {KEY}"})
     with pytest.raises(UnhelpfulError, match=f"the key in {KEY_VARIABLE} is refused") as caught:
         ask(chat(server, concurrency=4), tmp_path)
     assert len(server.requests) == 1
     assert KEY not in str(caught.value)
 
 
-def test_other_refusals_are_quoted_without_the_key(server: Server, tmp_path: Path) -> None:
-    server.answer = lambda question: (400, None)
+def test_other_refusals_are_quoted_without_the_key(server: ScriptedServer, tmp_path: Path) -> None:
+    server.answer = lambda request: Answer(status=400, error={"message": f"no: {KEY}"})
     with pytest.raises(UnhelpfulError, match=r"answered 400: .*no: \*\*\*") as caught:
         ask(chat(server), tmp_path)
     assert KEY not in str(caught.value) and len(server.requests) == 1
 
 
 def test_a_missing_key_is_named_before_any_request(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(UnhelpfulError, match=f"variable {KEY_VARIABLE} is not set"):
@@ -329,37 +288,36 @@ def test_a_missing_key_is_named_before_any_request(
     assert len(ask(chat(server, api_key_variable=""), tmp_path)) == 6  # a server without keys
 
 
-def test_nobody_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpo.unhelpful.RETRIES", 0)
-    writer = ChatWriter("http://127.0.0.1:1/v1", "model-1", "")
+def test_nobody_there_is_said(tmp_path: Path) -> None:
+    writer = ChatServer("http://127.0.0.1:1/v1", "model-1", "", backoff=0.01)
     with pytest.raises(UnhelpfulError, match="cannot be reached"):
         ask(writer, tmp_path)
 
 
 @pytest.mark.parametrize("bad", [None, "", "  \n", " It is\n{0}. "])
 def test_nothing_and_the_truth_are_asked_for_again_once(
-    server: Server, tmp_path: Path, bad: str | None
+    server: ScriptedServer, tmp_path: Path, bad: str | None
 ) -> None:
     texts = iter([bad, "Numbers are many."])
-    server.answer = lambda question: (200, next(texts))
+    server.answer = lambda request: next(texts)
     assert ask(chat(server), tmp_path / "better", ROWS[:1]) == ["Numbers are many."]
-    server.answer = lambda question: (200, bad if "What is 0?" in question else "Fine.")
+    server.answer = lambda request: bad if "What is 0?" in question_of(request) else "Fine."
     with pytest.raises(UnhelpfulError, match="^row-0: model-1 answered twice"):
         ask(chat(server), tmp_path / "bad", [ROWS[1], ROWS[0]])
     assert [row["id"] for row in written(tmp_path / "bad")] == ["row-1"]
 
 
-def test_no_more_requests_than_were_allowed(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UnhelpfulError, match="6 responses are missing and max_requests is 5"):
+def test_no_more_requests_than_were_allowed(server: ScriptedServer, tmp_path: Path) -> None:
+    with pytest.raises(UnhelpfulError, match="6 questions to ask and max_requests is 5"):
         ask(chat(server, max_requests=5), tmp_path)
     assert not server.requests
-    server.answer = lambda question: (200, "")
+    server.answer = lambda request: ""
     with pytest.raises(UnhelpfulError, match="all 1 requests"):
         ask(chat(server, max_requests=1), tmp_path, ROWS[:1])
     assert len(server.requests) == 1
 
 
-def test_the_key_is_written_nowhere(server: Server, tmp_path: Path) -> None:
+def test_the_key_is_written_nowhere(server: ScriptedServer, tmp_path: Path) -> None:
     writer = chat(server)
     ask(writer, tmp_path)
     texts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,0 +1,1 @@
+"""Measured comparisons: `python -m benchmarks <name>`; results as JSON in `benchmarks/results/`."""

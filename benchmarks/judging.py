@@ -1,0 +1,115 @@
+"""How fast verdicts come in: 1,000 of them, 8 at once, from a server that answers after 50 ms.
+
+Ideal are 1,000 / 8 x 50 ms = 6.25 s. `cpo` is `cpo.chat` with a durable `cpo.verdict_store`: every
+verdict is on the disk before its worker asks again. `openai` is its peer: the plain client in a
+`ThreadPoolExecutor(8)`, which stores nothing. They take turns in one process; the server is in
+another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import openai
+
+from cpo.chat import ChatServer, Reply, ask_all
+from cpo.verdict_store import Question, StoredVerdict, VerdictStore
+from tests.chat_server import ChatServerProcess
+
+VERDICTS, CONCURRENCY, LATENCY, REPEATS = 1_000, 8, 0.05, 7
+IDEAL = VERDICTS / CONCURRENCY * LATENCY
+RESPONSE = "A response of a usual length, some sixty words in all. " * 6
+
+
+def questions_for(url: str) -> list[Question]:
+    """As long as the paper's prompts with Dolly's responses."""
+    return [
+        Question(
+            prompt=f"For the following query {i}, which response is more helpful?\n{RESPONSE * 2}",
+            model="judge",
+            parameters={"temperature": 0, "max_tokens": 8},
+            server=url,
+            model_side="A",
+            response_a=RESPONSE,
+            response_b=RESPONSE,
+        )
+        for i in range(VERDICTS)
+    ]
+
+
+def with_cpo(url: str) -> None:
+    """Every verdict asked for and stored, from an empty store."""
+    questions = questions_for(url)
+    with tempfile.TemporaryDirectory() as folder, VerdictStore(Path(folder) / "v.sqlite") as store:
+
+        def keep(index: int, reply: Reply) -> None:
+            question = questions[index]
+            verdict = StoredVerdict(
+                question.key, str(index), "A", reply.text, reply.model, reply.input_tokens,
+                reply.output_tokens, reply.seconds, 0.0, reply.asked_at,
+            )  # fmt: skip
+            store.put(question, verdict)
+
+        server = ChatServer(url, "judge", "", questions[0].parameters, CONCURRENCY)
+        prompts = [question.prompt for question in questions]
+        ask_all(server, prompts, keep, reply_tokens=8, description="verdicts")
+        assert sum(1 for _ in store.rows()) == VERDICTS
+
+
+def with_openai(url: str) -> None:
+    """The plain client, which stores nothing."""
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+
+    def ask(prompt: str) -> str | None:
+        messages = [{"role": "user", "content": prompt}]
+        reply = client.chat.completions.create(
+            model="judge", messages=messages, temperature=0, max_tokens=8
+        )
+        return reply.choices[0].message.content
+
+    with client, ThreadPoolExecutor(CONCURRENCY) as pool:
+        replies = list(pool.map(ask, [question.prompt for question in questions_for(url)]))
+    assert replies == ["A"] * VERDICTS
+
+
+def main() -> None:
+    """Measures both, prints a line for each, writes `benchmarks/results/judging.json`."""
+    os.environ["NO_PROXY"] = "127.0.0.1"
+    subjects = {"cpo": with_cpo, "openai": with_openai}
+    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    with ChatServerProcess(LATENCY) as server:
+        for _ in range(REPEATS):
+            for name, subject in subjects.items():
+                started = time.perf_counter()
+                subject(server.url)
+                seconds[name].append(round(time.perf_counter() - started, 3))
+    results = {}
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        results[name] = {"median": median, "of_ideal": round(median / IDEAL, 3), "seconds": taken}
+        spread = f"{min(taken):.2f} to {max(taken):.2f}"
+        print(f"{name:8} {median:.2f} s ({spread}), {median / IDEAL:.2f} x the ideal {IDEAL} s")
+    record = {
+        "what": "seconds for 1,000 verdicts, 8 at once, from a server that answers after 50 ms",
+        "ideal": IDEAL,
+        "results": results,
+        "versions": {
+            "python": platform.python_version(),
+            "sqlite": sqlite3.sqlite_version,
+            **{name: version(name) for name in ("openai", "httpx2")},
+        },
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    path = Path(__file__).parent / "results" / "judging.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,457 @@
+"""Questions to a chat model behind any server of OpenAI's chat completions.
+
+Replies are paid for. So each is handed over before its worker sends again, all workers wait
+together after a fault, and what asking again cannot mend ends the run at once, with what to do. The
+workers are threads: it is the same in a script, in a notebook's running event loop and in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from random import uniform
+from threading import Condition
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from cpo.progress import progress_bar
+
+if TYPE_CHECKING:
+    import openai
+
+MAX_PAUSE = 60.0  # seconds between two attempts, unless the server asks for more
+MAX_RETRY_AFTER = 600.0  # seconds; a server that asks for more is left alone
+FEW_ATTEMPTS = 3  # where each may be paid for, or nobody may be there at all
+UNSUPPORTED = (
+    r"unsupported|not support|not allowed|not permitted|unrecogni|unknown|deprecated|only .*allowed"
+)
+USED_UP = r"exceeded your current quota|billing|credit"
+
+
+class ChatError(RuntimeError):
+    """A chat model cannot be asked; the message says what was wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class ChatServer:
+    """A chat model, how it is asked, and what that may cost.
+
+    `api_key_variable` names the environment variable that holds the key, "" where the server wants
+    none. `parameters` are sent as they are (temperature, max_tokens, ...). `max_requests` bounds
+    one call of `ask_all`, retries included, and `max_attempts` one question. `timeout` is how long
+    the server may be silent and `backoff` the first pause after a fault, which doubles up to a
+    minute, both in seconds. Prices are in USD per million tokens; `max_usd` caps the cost of one
+    call of `ask_all`, None for no cap.
+    """
+
+    base_url: str
+    model: str
+    api_key_variable: str = "OPENAI_API_KEY"
+    parameters: Mapping[str, float | int | str] = field(default_factory=dict)
+    concurrency: int = 8
+    max_requests: int = 10_000
+    max_attempts: int = 8
+    timeout: float = 60.0
+    backoff: float = 1.0
+    usd_per_million_input: float = 0.0
+    usd_per_million_output: float = 0.0
+    max_usd: float | None = None
+
+    def price(self, input_tokens: int, output_tokens: int) -> float:
+        """What so many tokens cost, in USD."""
+        usd = input_tokens * self.usd_per_million_input
+        return (usd + output_tokens * self.usd_per_million_output) / 1e6
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model answered, "" for nothing, and what it took.
+
+    Token counts are the server's, or where it gives none, estimates. `parameters` are those that
+    were sent in the end, `seconds` those of the request that succeeded, `asked_at` is in UTC.
+    """
+
+    text: str
+    finish_reason: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    seconds: float
+    parameters: dict[str, float | int | str]
+    asked_at: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What questions will take, if none has to be asked twice; `usd` is 0 where no price is set."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    usd: float
+
+    def __str__(self) -> str:
+        tokens = f"about {self.input_tokens:,} tokens in and at most {self.output_tokens:,} out"
+        usd = f"${self.usd:,.2f}" if self.usd >= 0.01 else "less than $0.01"
+        return f"{self.requests:,} requests, {tokens}, {usd if self.usd else 'no price set'}"
+
+
+def estimate(server: ChatServer, questions: Sequence[str], reply_tokens: int) -> Estimate:
+    """What `questions` will cost at `reply_tokens` each, on the high side; nothing is sent."""
+    tokens = sum(_tokens(question) for question in questions)
+    replies = reply_tokens * len(questions)
+    return Estimate(len(questions), tokens, replies, server.price(tokens, replies))
+
+
+def _tokens(text: str) -> int:
+    # Four characters a token is a little more than English takes; bytes, for other scripts' sake.
+    return math.ceil(len(text.encode(errors="replace")) / 4)
+
+
+def ask_all(
+    server: ChatServer,
+    questions: Sequence[str],
+    keep: Callable[[int, Reply], bool | None],
+    *,
+    reply_tokens: int,
+    description: str,
+) -> None:
+    """Asks every question and hands over each reply; says first what that will cost.
+
+    Whatever ends it, Ctrl-C too, nothing more is sent, and the replies to what is under way, which
+    are paid for, are waited for and kept.
+
+    Args:
+        server: who is asked, and within which bounds.
+        questions: one user message each.
+        keep: called as `keep(index, reply)` in the worker, before it sends again; where it returns
+            True the question is asked once more. What it raises ends all, and comes out.
+        reply_tokens: the longest reply expected, for the estimate.
+        description: of the progress bar.
+
+    Raises:
+        ChatError: before anything is sent, where the key is missing, or the estimate is above
+            `max_usd` or `max_requests`; later, where a bound is reached or the server refuses
+            or fails for good.
+    """
+    if not questions:
+        return
+    expected = estimate(server, questions, reply_tokens)
+    if expected.requests > server.max_requests:
+        raise ChatError(
+            f"{description}: {expected.requests:,} questions to ask and max_requests is "
+            f"{server.max_requests:,}: raise it, or ask fewer"
+        )
+    if server.max_usd and not server.price(1, 1):
+        raise ChatError(
+            f"{description}: max_usd caps nothing without prices: set usd_per_million_input and "
+            "usd_per_million_output, or leave max_usd out"
+        )
+    if server.max_usd is not None and expected.usd > server.max_usd:
+        raise ChatError(
+            f"{description}: {expected}, and max_usd is ${server.max_usd:,.2f}: raise it, ask "
+            "fewer, or choose a cheaper model. Nothing was sent."
+        )
+    asker = _Asker(server, reply_tokens)
+    print(f"{description}: {expected}", flush=True)
+
+    def answer(index: int) -> None:
+        try:
+            while reply := asker.ask(questions[index]):
+                if not keep(index, reply):
+                    return
+        except BaseException:
+            if asker.stop():  # the first to fail says why; the others only find it out
+                raise
+
+    with (
+        asker.client,
+        progress_bar(len(questions), description, "reply") as bar,
+        ThreadPoolExecutor(server.concurrency) as pool,
+    ):
+        asker.tell = bar.set_postfix_str
+        try:
+            # One alone: with a wrong key, address or model there is not a second request.
+            pool.submit(answer, 0).result()
+            bar.update()
+            for done in as_completed([pool.submit(answer, i) for i in range(1, len(questions))]):
+                done.result()
+                bar.update()
+        finally:
+            asker.stop()
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why a request brought no reply. After `attempts` of its kind it is final.
+
+    `wait` is what the server asks for, in seconds; `paid` says that the answer, of no use, is
+    charged all the same; `refused` is a parameter that the model does not take.
+    """
+
+    what: str
+    attempts: int = 1
+    wait: float = 0.0
+    paid: bool = False
+    refused: str = ""
+
+
+class _Asker:
+    """What the workers share: the client, what was sent and spent, and one back-off.
+
+    A fault makes all of them wait, for longer each time, and halves how many may be under way at
+    once; replies raise that again one by one. Without it, workers that wait together would come
+    back together, and a server that takes few requests at a time would refuse the same ones again.
+    """
+
+    def __init__(self, server: ChatServer, reply_tokens: int) -> None:
+        self.server = server
+        self.reply_tokens = reply_tokens
+        self.client = _client(server)
+        self.parameters = dict(server.parameters)
+        self.tell: Callable[[str], object] = lambda text: None
+        self.changed = Condition()
+        self.stopped = False
+        self.sent = self.replies = self.under_way = 0
+        self.usd = 0.0  # spent, and reserved for what is under way
+        self.allowed = float(server.concurrency)
+        self.faults = 0  # since the last reply
+        self.pauses = 0
+        self.resume_at = 0.0
+
+    def stop(self) -> bool:
+        """From now on nothing is sent; True for the first who says so."""
+        with self.changed:
+            first, self.stopped = not self.stopped, True
+            self.changed.notify_all()
+        return first
+
+    def ask(self, question: str) -> Reply | None:
+        """The reply, asked for as often as it takes, or None once all has stopped."""
+        usd = estimate(self.server, [question], self.reply_tokens).usd
+        tries: Counter[int] = Counter()
+        while (pauses := self._turn(usd)) is not None:
+            outcome = self._send(question, self.parameters)
+            self._settle(outcome, usd, pauses)
+            if isinstance(outcome, Reply):
+                return outcome
+            if outcome.refused:
+                self._leave_out(outcome.refused)
+                continue
+            tries[outcome.attempts] += 1
+            enough = tries[outcome.attempts] >= outcome.attempts
+            if enough or tries.total() >= self.server.max_attempts:
+                raise ChatError(self._final(outcome.what, tries.total()))
+        return None
+
+    def _turn(self, usd: float) -> int | None:
+        """Waits until a request may be sent, and counts it; how many pauses there were so far."""
+        server = self.server
+        with self.changed:
+            while not self.stopped:
+                pause = self.resume_at - time.monotonic()
+                if pause <= 0 and self.under_way < int(self.allowed):
+                    break
+                self.changed.wait(pause if pause > 0 else None)
+            else:
+                return None
+            if self.sent >= server.max_requests:
+                what = f"all {server.max_requests:,} requests (max_requests) were sent to"
+                raise ChatError(self._final(f"{what} {server.base_url} and replies are missing"))
+            # The sum of the parts may differ from the whole in the last digit.
+            if server.max_usd is not None and self.usd + usd > server.max_usd * (1 + 1e-9):
+                what = f"${self.usd:,.2f} are spent or under way at {server.base_url}"
+                cap = f"one more reply may pass max_usd, ${server.max_usd:,.2f}: raise it"
+                raise ChatError(self._final(f"{what}, and {cap}"))
+            self.sent += 1
+            self.under_way += 1
+            self.usd += usd
+            return self.pauses
+
+    def _settle(self, outcome: Reply | _Problem, usd: float, pauses: int) -> None:
+        """Counts what came of a request that was sent after `pauses`, with `usd` reserved."""
+        server = self.server
+        with self.changed:
+            self.under_way -= 1
+            if isinstance(outcome, Reply):
+                self.usd += server.price(outcome.input_tokens, outcome.output_tokens) - usd
+                self.replies += 1
+                self.allowed = min(server.concurrency, self.allowed + 1 / self.allowed)
+                if self.faults:
+                    self.faults = 0
+                    self.tell("")
+            else:
+                self.usd -= 0.0 if outcome.paid else usd
+                pause = outcome.wait
+                # Of requests sent together, the first to fail tells the others' news too.
+                if outcome.attempts > 1 and pauses == self.pauses:
+                    usual = server.backoff * 2.0 ** min(self.faults, 30)
+                    pause = max(pause, min(usual, MAX_PAUSE) * uniform(1.0, 1.25))
+                    self.faults += 1
+                    self.pauses += 1
+                    self.allowed = max(1.0, self.allowed / 2)
+                    if pause >= 2.0:
+                        self.tell(f"waiting {pause:.0f} s: {outcome.what[:80]}")
+                self.resume_at = max(self.resume_at, time.monotonic() + pause)
+            self.changed.notify_all()
+
+    def _leave_out(self, name: str) -> None:
+        """Later requests go without the parameter, or with the one that took its place."""
+        with self.changed:
+            if name not in self.parameters:
+                return  # another worker was told the same
+            left = {key: value for key, value in self.parameters.items() if key != name}
+            instead = ""
+            if name == "max_tokens":
+                left["max_completion_tokens"] = self.parameters[name]
+                instead = "; max_completion_tokens is sent in its place"
+            self.parameters = left
+        warnings.warn(f"{self.server.model} takes no {name}{instead}", stacklevel=2)
+
+    def _final(self, what: str, tries: int = 1) -> str:
+        asked = f" (asked {tries} times)" if tries > 1 else ""
+        kept = f". The {self.replies:,} replies that came are kept" if self.replies else ""
+        return f"{what}{asked}{kept}"
+
+    def _send(self, question: str, parameters: dict[str, Any]) -> Reply | _Problem:
+        """One request. Problems are returned, since what is raised here would hold the key."""
+        import openai
+
+        server = self.server
+        asked_at = datetime.now(UTC).isoformat(timespec="seconds")
+        started = time.perf_counter()
+        try:
+            raw = self.client.chat.completions.create(
+                model=server.model,
+                messages=[{"role": "user", "content": question}],
+                extra_body=parameters,
+            )
+        except openai.APIStatusError as error:
+            return self._refusal(error, parameters)
+        except openai.APITimeoutError:
+            what = f"{server.base_url} did not answer within {server.timeout:g} s (timeout)"
+            return _Problem(what, server.max_attempts)
+        except openai.APIConnectionError:
+            what = f"{server.base_url} cannot be reached or drops the connection: check base_url"
+            return _Problem(what, server.max_attempts if self.replies else FEW_ATTEMPTS)
+        except (json.JSONDecodeError, UnicodeDecodeError, openai.APIError) as error:
+            return self._unusable(error)
+        except Exception as error:
+            return _Problem(f"a question cannot be sent: {self._words(repr(error))}")
+        seconds = time.perf_counter() - started
+        try:
+            choice = raw.choices[0]
+            content = choice.message.content
+        except (AttributeError, IndexError, TypeError):
+            return self._unusable(raw)
+        # Half of a character of two code units, as a cut reply may end in, is no text to store.
+        text = content.encode(errors="replace").decode() if isinstance(content, str) else ""
+        counts = [getattr(raw.usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")]
+        return Reply(
+            text,
+            choice.finish_reason or "",
+            raw.model or server.model,
+            _tokens(question) if counts[0] is None else counts[0],
+            _tokens(text) if counts[1] is None else counts[1],
+            seconds,
+            parameters,
+            asked_at,
+        )
+
+    def _unusable(self, answer: object) -> _Problem:
+        """A status of 200 and no chat completion: HTML, an error's body, half an answer."""
+        what = f"{self.server.base_url} sends no chat completion, but: {self._words(answer)}"
+        return _Problem(f"{what}. base_url mostly ends in /v1", FEW_ATTEMPTS, paid=True)
+
+    def _refusal(self, error: openai.APIStatusError, parameters: Mapping[str, Any]) -> _Problem:
+        server, status = self.server, error.status_code
+        body = error.body
+        words = self._words(body.get("message", body) if isinstance(body, dict) else body)
+        if status in (400, 403, 422) and (name := _refused(error, words, parameters)):
+            return _Problem("", refused=name)
+        where = f"{server.base_url} answered {status}"
+        variable = server.api_key_variable
+        key = f"the key in {variable}" if variable else "to send no key (no api_key_variable)"
+        if status in (408, 409, 425, 429) or status >= 500:
+            wait = _retry_after(error.response.headers)
+            spent = "insufficient_quota" in (error.code, error.type)
+            if status == 429 and (spent or not wait and re.search(USED_UP, words, re.I)):
+                what = f"the quota of {variable} is used up: add credit there and run again"
+                return _Problem(f"{where}: {what} ({words})")
+            if wait > MAX_RETRY_AFTER:
+                return _Problem(f"{where}: it wants {wait:,.0f} s of rest: run again then")
+            return _Problem(f"{where}: {words}", server.max_attempts, wait)
+        advice = {
+            401: f"{key} is refused: set api_key_variable to the variable with one valid there",
+            403: f"{key} is not enough to use {server.model}: use another of either",
+            404: f"no model '{server.model}' or no chat completions there: check model and "
+            "base_url, which mostly ends in /v1",
+        }
+        told = f"{advice[status]} ({words})" if status in advice else words
+        return _Problem(f"{where}: {told}")
+
+    def _words(self, said: object) -> str:
+        """A server's own words in one short line; they may quote the key."""
+        words = " ".join(str(said).replace(self.client.api_key, "***").split())
+        return words if len(words) <= 300 else words[:300] + " ..."
+
+
+def _refused(error: openai.APIStatusError, words: str, parameters: Mapping[str, Any]) -> str:
+    """The parameter that is not supported, "" where something else is wrong."""
+    if not re.search(UNSUPPORTED, f"{error.code} {words}", re.I):
+        return ""
+    if error.param in parameters:
+        return str(error.param)
+    named = (name for name in parameters if re.search(rf"\b{re.escape(name)}\b", words))
+    return next(named, "")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """How long the server asks to wait, in seconds; 0 where it does not say."""
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * scale
+        except ValueError:
+            continue
+        return max(0.0, seconds) if not math.isnan(seconds) else 0.0
+    try:
+        until = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return 0.0
+    return max(0.0, until.timestamp() - time.time())
+
+
+def _client(server: ChatServer) -> openai.OpenAI:
+    """The openai client, without its own retries: they repeat even what a used-up quota refuses."""
+    import openai
+
+    address = urlsplit(server.base_url)
+    if address.scheme not in ("http", "https") or address.username or address.query:
+        shown = re.sub("//[^/]*@", "//***@", server.base_url.partition("?")[0])
+        raise ChatError(
+            f"base_url starts with http:// or https:// and holds no key, unlike {shown}: a key "
+            "stands in the environment variable that api_key_variable names"
+        )
+    key = "none wanted"
+    if server.api_key_variable:
+        key = os.environ.get(server.api_key_variable, "").strip()
+        if not key or not key.isascii() or not key.isprintable():
+            what = "holds what cannot be a key" if key else "is not set"
+            del key
+            raise ChatError(
+                f"the environment variable {server.api_key_variable} {what}: set it to the key of "
+                f"{server.base_url}, or api_key_variable to the name of the one that holds it"
+            )
+    return openai.OpenAI(
+        base_url=server.base_url, api_key=key, max_retries=0, timeout=server.timeout
+    )
