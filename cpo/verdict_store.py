@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
@@ -207,7 +208,16 @@ class VerdictStore:
                 what = "is the database of another program"
             raise VerdictStoreError(f"{self.path} {what}: give another path")
         db.execute("COMMIT")
-        db.execute("PRAGMA journal_mode = WAL")
+        # SQLite does not wait for others with a change of mode, as it does with everything else.
+        until = time.monotonic() + WAIT
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
