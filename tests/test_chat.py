@@ -314,10 +314,9 @@ def test_a_server_that_takes_two_at_a_time(server: ScriptedServer) -> None:
 
 def test_after_a_fault_as_many_are_under_way_as_before(server: ScriptedServer) -> None:
     def answer(request: dict[str, Any]) -> Answer:
-        if len(server.requests) == 12:
+        if len(server.requests) == 30:  # long after the fault halved them
             server.most_under_way = 0
-            return Answer(status=500)
-        return Answer("A", delay=0.02)
+        return Answer(status=500) if len(server.requests) == 12 else Answer("A", delay=0.02)
 
     server.answer = answer
     ask(chat(server, concurrency=6), texts(80))
@@ -433,7 +432,16 @@ def test_in_the_middle_too_it_ends_at_once_and_keeps_what_was_under_way(
             },
             {"max_tokens": 5},
         ),
-        # Named in the message alone.
+        # Named beside the message alone, and in it alone.
+        (
+            "temperature",
+            {
+                "code": "unsupported_value",
+                "param": "temperature",
+                "message": "Unsupported value: only the default is allowed.",
+            },
+            {"max_tokens": 5},
+        ),
         (
             "temperature",
             {"message": "temperature: Extra inputs are not permitted"},
