@@ -16,14 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-# Continuation positions whose logits exist at one time; 4,096 x 50,257 in fp32 are 0.8 GB.
-HEAD_CHUNK = 4096
+from cpo.vocabulary_head import token_logps
 
 # Rows that are run together: their tokens with padding, and how short the shortest may be, as a
 # share of the longest. Sizes change speed, not values.
@@ -112,9 +109,9 @@ class GroupScorer(nn.Module):
 
     Args:
         model: a transformers causal language model with fp32 weights.
-        precision: "bf16" runs the transformer under autocast; the vocabulary head, its softmax and
-            all sums stay in fp32 either way, unless `fp32_head` is False.
-        fp32_head: False lets autocast have the head too: several times faster on a processor, good
+        precision: "bf16" runs the transformer under autocast; logits, their softmax and all sums
+            stay in fp32 either way, unless `fp32_head` is False.
+        fp32_head: False computes logits in bf16 too: several times faster on a processor, good
             enough for pretraining, too coarse for log-ratios.
         share_prefix: False repeats the prefix always.
     """
@@ -281,15 +278,17 @@ class GroupScorer(nn.Module):
         return logits.float() if half else logits
 
     def _head_logps(self, states: Tensor, targets: Tensor) -> Tensor:
-        """log-softmax of the logits at `targets` `[N]`, fp32, in chunks recomputed in backward."""
-
-        def chunk_logps(states: Tensor, targets: Tensor) -> Tensor:
-            return -F.cross_entropy(self._logits(states), targets, reduction="none")
-
-        chunks = zip(states.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
-        if len(states) <= HEAD_CHUNK or not torch.is_grad_enabled():
-            return torch.cat([chunk_logps(*chunk) for chunk in chunks])
-        return torch.cat([checkpoint(chunk_logps, *chunk, use_reentrant=False) for chunk in chunks])
+        """log-softmax of the logits at `targets` `[N]`, fp32."""
+        head = self.model.get_output_embeddings()
+        bf16 = self.precision == "bf16"
+        return token_logps(
+            states,
+            head.weight,
+            head.bias,
+            targets,
+            bf16_logits=bf16 and not self.fp32_head,
+            bf16_gradients=bf16,
+        )
 
 
 def continues_from_cache(model: Any) -> bool:

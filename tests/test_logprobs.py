@@ -172,22 +172,6 @@ def test_next_token_logits_are_those_before_each_token():
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_chunked_head_gives_the_same_values_and_gradients(monkeypatch):
-    batch = collate_groups(ragged_groups())
-
-    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
-        model = tiny_model("gpt2")
-        scorer = GroupScorer(model)
-        logps = scorer(**batch)
-        (logps * torch.arange(9.0).view(3, 3)).sum().backward()
-        return logps.detach(), [parameter.grad for parameter in model.parameters()]
-
-    whole = run()
-    monkeypatch.setattr(logprobs, "HEAD_CHUNK", 3)
-    chunked = run()
-    torch.testing.assert_close(chunked, whole, atol=1e-4, rtol=1e-4)
-
-
 def test_bf16_is_close_and_its_sums_are_fp32():
     model = tiny_model("llama").eval()
     batch = collate_groups(ragged_groups())

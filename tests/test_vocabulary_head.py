@@ -1,0 +1,94 @@
+"""The head against torch's own cross entropy over all logits at once."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cpo import vocabulary_head
+from cpo.vocabulary_head import token_logps
+
+COUNT, WIDTH, VOCABULARY = 11, 6, 40
+
+
+def head(dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """States, weight, bias and targets, one target twice in a row."""
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> Tensor:
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return values.to(dtype).requires_grad_()
+
+    targets = torch.randint(0, VOCABULARY, (COUNT,), generator=generator)
+    targets[1] = targets[0]
+    states, weight = leaf(COUNT, WIDTH), leaf(VOCABULARY, WIDTH)
+    return states, weight, leaf(VOCABULARY) if bias else None, targets
+
+
+def plain(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(F.linear(states, weight, bias), targets, reduction="none")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 4, COUNT, 1000])
+def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, bias):
+    monkeypatch.setattr(vocabulary_head, "CHUNK_BYTES", rows * VOCABULARY * 8)
+    found = []
+    for function in (token_logps, plain):
+        *leaves, targets = head(torch.float64, bias)
+        logps = function(*leaves, targets)
+        (logps * torch.linspace(-1, 2, COUNT, dtype=torch.float64)).sum().backward()
+        found.append([logps.detach(), *(leaf.grad for leaf in leaves if leaf is not None)])
+    torch.testing.assert_close(*found, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_are_those_of_finite_differences(monkeypatch, bias):
+    monkeypatch.setattr(vocabulary_head, "CHUNK_BYTES", 4 * VOCABULARY * 8)
+    *leaves, targets = head(torch.float64, bias)
+    assert torch.autograd.gradcheck(lambda *given: token_logps(*given, targets), leaves)
+
+
+def test_bf16_gradients_leave_the_values_alone():
+    found = []
+    for options in ({}, {"bf16_gradients": True}, {"bf16_logits": True}):
+        *leaves, targets = head(torch.float32, True)
+        logps = token_logps(*leaves, targets, **options)
+        logps.sum().backward()
+        found.append([logps.detach(), *(leaf.grad for leaf in leaves)])
+    exact, rough_gradients, rough = found
+    assert torch.equal(rough_gradients[0], exact[0])
+    assert not torch.equal(rough[0], exact[0])
+    # A bf16 number has eight binary digits: 2 ** -8 is 0.4 %, of sums whose terms cancel some more.
+    for one in (rough_gradients, rough):
+        assert one[0].dtype == torch.float32
+        for gradient, expected in zip(one[1:], exact[1:], strict=True):
+            assert gradient.dtype == torch.float32
+            assert not torch.equal(gradient, expected)
+            assert (gradient - expected).norm() < 0.02 * expected.norm()
+
+
+def test_nothing_of_the_size_of_all_logits_is_ever_made(monkeypatch):
+    monkeypatch.setattr(vocabulary_head, "CHUNK_BYTES", 3 * VOCABULARY * 4)
+    largest = 0
+    *leaves, targets = head(torch.float32, False)
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        token_logps(*leaves, targets).sum().backward()
+    assert largest == VOCABULARY * WIDTH  # the weights and their gradient; COUNT x V would be 440
+
+
+def test_no_states_have_no_logps():
+    weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+    logps = token_logps(torch.zeros(0, WIDTH), weight, None, torch.zeros(0, dtype=torch.long))
+    assert logps.shape == (0,)
+    logps.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
