@@ -1,11 +1,27 @@
-"""`python -m benchmarks <name>`, from the repository's root."""
+"""`python -m benchmarks [name ...]`, from the repository's root: all of them, or those named.
 
+Prints one table and writes `benchmarks/results/<name>.json`, on a GPU under the GPU's name.
+"""
+
+import re
 import sys
+import time
 from importlib import import_module
-from pathlib import Path
 
-NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+import torch
 
-if len(sys.argv) != 2 or sys.argv[1] not in NAMES:
-    sys.exit(f"python -m benchmarks <name>, with one of: {', '.join(NAMES)}")
-import_module(f"benchmarks.{sys.argv[1]}").main()
+from benchmarks.lines import HEADER, write
+
+# Each module has a `run` that prints its lines as they come and returns them.
+NAMES = ("steps", "memory", "sampling", "judging")
+
+asked = sys.argv[1:] or list(NAMES)
+if unknown := set(asked) - set(NAMES):
+    sys.exit(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+print(HEADER, flush=True)
+for name in asked:
+    began = time.perf_counter()
+    lines = import_module(f"benchmarks.{name}").run()
+    if torch.cuda.is_available():
+        name = f"{re.sub(r'[^a-z0-9]+', '_', torch.cuda.get_device_name().lower())}_{name}"
+    write(name, lines, time.perf_counter() - began)

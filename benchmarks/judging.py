@@ -8,25 +8,22 @@ another.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import sqlite3
-import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
 import openai
 
+from benchmarks.lines import Line
 from cpo.chat import ChatServer, Reply, ask_all
 from cpo.verdict_store import Question, StoredVerdict, VerdictStore
 from tests.chat_server import ChatServerProcess
 
-VERDICTS, CONCURRENCY, LATENCY, REPEATS = 1_000, 8, 0.05, 7
+VERDICTS, CONCURRENCY, LATENCY, REPEATS = 1_000, 8, 0.05, 4
 IDEAL = VERDICTS / CONCURRENCY * LATENCY
+TARGET = 1 / 1.3
 RESPONSE = "A response of a usual length, some sixty words in all. " * 6
 
 
@@ -81,35 +78,21 @@ def with_openai(url: str) -> None:
     assert replies == ["A"] * VERDICTS
 
 
-def main() -> None:
-    """Measures both, prints a line for each, writes `benchmarks/results/judging.json`."""
+def run() -> list[Line]:
     os.environ["NO_PROXY"] = "127.0.0.1"
     subjects = {"cpo": with_cpo, "openai": with_openai}
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     with ChatServerProcess(LATENCY) as server:
         for _ in range(REPEATS):
             for name, subject in subjects.items():
-                started = time.perf_counter()
+                began = time.perf_counter()
                 subject(server.url)
-                seconds[name].append(round(time.perf_counter() - started, 3))
-    results = {}
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        results[name] = {"median": median, "of_ideal": round(median / IDEAL, 3), "seconds": taken}
-        spread = f"{min(taken):.2f} to {max(taken):.2f}"
-        print(f"{name:8} {median:.2f} s ({spread}), {median / IDEAL:.2f} x the ideal {IDEAL} s")
-    record = {
-        "what": "seconds for 1,000 verdicts, 8 at once, from a server that answers after 50 ms",
-        "ideal": IDEAL,
-        "results": results,
-        "versions": {
-            "python": platform.python_version(),
-            "sqlite": sqlite3.sqlite_version,
-            **{name: version(name) for name in ("openai", "httpx2")},
-        },
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    path = Path(__file__).parent / "results" / "judging.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                seconds[name].append(time.perf_counter() - began)
+    case = f"{VERDICTS:,} verdicts, {CONCURRENCY} at once, {LATENCY * 1e3:.0f} ms each"
+    lines = [
+        Line("judging", case, "the ideal", "s", seconds["cpo"], [IDEAL], bound=1.0, target=TARGET),
+        Line("judging", case, "openai, nothing stored", "s", seconds["cpo"], seconds["openai"]),
+    ]
+    for line in lines:
+        print(line, flush=True)
+    return lines

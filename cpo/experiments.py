@@ -555,6 +555,7 @@ class Suite:
             micro_batch=_micro_batch(
                 [one.group for one in examples], recipe.batch, optimiser.micro_batch_tokens
             ),
+            tokens_at_once=optimiser.micro_batch_tokens,
             checkpoint_minutes=optimiser.checkpoint_minutes,
             description=description,
         )
@@ -657,6 +658,7 @@ class Suite:
             recipe.precision,
             size,
             "reference log-probabilities",
+            tokens_at_once,
         )
         reference_logps = torch.empty_like(scored)
         reference_logps[by_length] = scored
@@ -864,11 +866,16 @@ class Suite:
 
 
 def score_groups(
-    model: Any, groups: Sequence[Group], precision: str, batch: int, description: str
+    model: Any,
+    groups: Sequence[Group],
+    precision: str,
+    batch: int,
+    description: str,
+    tokens_at_once: int | None = None,
 ) -> torch.Tensor:
     """Log-probabilities of groups of K continuations, `[N, K]`, fp32, on the CPU, without
     gradient."""
-    scorer = GroupScorer(model, precision)
+    scorer = GroupScorer(model, precision, tokens_at_once=tokens_at_once)
     scored = []
     with progress_bar(len(groups), description, "prompt") as bar, torch.inference_mode():
         for start in range(0, len(groups), batch):

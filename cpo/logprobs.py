@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from cpo.vocabulary_head import token_logps
@@ -114,6 +115,8 @@ class GroupScorer(nn.Module):
         fp32_head: False computes logits in bf16 too: several times faster on a processor, good
             enough for pretraining, too coarse for log-ratios.
         share_prefix: False repeats the prefix always.
+        tokens_at_once: of a larger batch, the columns are scored in parts of about so many tokens
+            that keep nothing for the backward pass, which scores each part again. None: no bound.
     """
 
     def __init__(
@@ -122,12 +125,14 @@ class GroupScorer(nn.Module):
         precision: str = "fp32",
         fp32_head: bool = True,
         share_prefix: bool = True,
+        tokens_at_once: int | None = None,
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.precision = precision
         self.fp32_head = fp32_head
         self.share_prefix = share_prefix
+        self.tokens_at_once = tokens_at_once
         disable_dropout(model)
 
     def forward(
@@ -141,9 +146,26 @@ class GroupScorer(nn.Module):
 
         Takes what `collate_groups` returns. An empty continuation scores 0.
         """
-        return self.token_logps(prefix_ids, prefix_mask, continuation_ids, continuation_mask).sum(
-            -1
-        )
+        prefix = prefix_ids, prefix_mask
+
+        def logps(ids: Tensor, mask: Tensor) -> Tensor:
+            return self.token_logps(*prefix, ids, mask).sum(-1)
+
+        parts = self._parts(prefix_mask, continuation_ids, continuation_mask)
+        if len(parts) == 1:
+            return logps(continuation_ids, continuation_mask)
+        # The loss's softmax couples the columns, so a group cannot be split into micro-batches.
+        scored = [
+            checkpoint(
+                logps,
+                continuation_ids.index_select(1, columns),
+                continuation_mask.index_select(1, columns),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for columns in parts
+        ]
+        return torch.cat(scored, -1).index_select(-1, torch.cat(parts).argsort())
 
     def token_logps(
         self,
@@ -183,6 +205,26 @@ class GroupScorer(nn.Module):
         copied = truncated[..., None] & (position < end)
         spread = torch.where(copied, spread[:, :1], spread)
         return spread.masked_scatter(truncated[..., None] & (position == end), at_cuts)
+
+    def _parts(self, prefix_mask: Tensor, ids: Tensor, mask: Tensor) -> list[Tensor]:
+        """All columns, in parts whose tokens with their prefixes are at most `tokens_at_once`, or
+        of one column."""
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        if self.tokens_at_once is None or prefix_mask.numel() + mask.numel() <= self.tokens_at_once:
+            return [columns]
+        # Truncations of column 0 stay with it, where they cost nothing.
+        free = _truncations(ids, mask).all(0) & self.share_prefix
+        tokens = mask.sum((0, 2)).masked_fill(free, 0)
+        columns = torch.cat([columns[:1], columns[free], columns[1:][~free[1:]]])
+        room = self.tokens_at_once - int(prefix_mask.sum())
+        sizes, filled = [0], 0
+        for count in tokens[columns].tolist():
+            if count and sizes[-1] and filled + count > room:
+                sizes.append(0)
+                filled = 0
+            sizes[-1] += 1
+            filled += count
+        return list(columns.split(sizes))
 
     def next_token_logits(
         self,

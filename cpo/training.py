@@ -62,7 +62,11 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a training needs besides its examples; `batch` is the global batch."""
+    """What a training needs besides its examples; `batch` is the global batch.
+
+    `micro_batch` examples are scored together, and of a micro-batch that is larger about
+    `tokens_at_once` tokens. Neither changes values.
+    """
 
     objective: str
     steps: int
@@ -81,6 +85,7 @@ class TrainingSettings:
     fp32_head: bool = True
     seed: int = 0
     micro_batch: int = 16
+    tokens_at_once: int | None = None
     checkpoint_minutes: float = 10.0
     description: str = "training"
 
@@ -301,7 +306,9 @@ def train(
             f"the plan is {settings.steps} steps of {settings.batch}, "
             f"there are {len(examples)} examples"
         )
-    scorer = GroupScorer(model, settings.precision, settings.fp32_head)
+    scorer = GroupScorer(
+        model, settings.precision, settings.fp32_head, tokens_at_once=settings.tokens_at_once
+    )
     if settings.objective == "pss":
         scorer = ScheduledSamplingScorer(
             model, settings.precision, settings.sampling_probability, settings.sampling_passes

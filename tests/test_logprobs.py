@@ -68,18 +68,22 @@ def candidates(k: int, truth: list[int], generator: torch.Generator) -> list[lis
     return [truth, *[*cut[:1], [], free[0], alike, *free[1:], *cut[1:], *free] * 3][:k]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 12, 16])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_shared_prefix_gives_the_values_and_gradients_of_a_repeated_one(
-    architecture, k, side, monkeypatch
-):
-    # Transformers' RMSNorm computes in fp32 whatever it is given.
+@pytest.fixture
+def float64_norms(monkeypatch):
+    """Transformers' RMSNorm computes in fp32 whatever it is given."""
     monkeypatch.setattr(
         LlamaRMSNorm,
         "forward",
         lambda norm, x: F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon),
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 12, 16])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_shared_prefix_gives_the_values_and_gradients_of_a_repeated_one(
+    architecture, k, side, float64_norms
+):
     model = tiny_model(architecture).double()
     generator = torch.Generator().manual_seed(k)
     truths = [[*range(2, 9), EOS], [5, EOS], list(range(10, 23))]
@@ -100,13 +104,66 @@ def test_a_shared_prefix_gives_the_values_and_gradients_of_a_repeated_one(
         scorer = GroupScorer(model, share_prefix=share_prefix)
         logps = scorer.token_logps(**batch)
         (logps * weights).sum().backward()
-        return [logps.detach(), *[parameter.grad.clone() for parameter in model.parameters()]]
+        return [logps.detach(), *gradients(model)]
 
     shared, repeated = run(True), run(False)
     assert shared[0].dtype == torch.float64
     for one, other in zip(shared, repeated, strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
     assert shared[0][~batch["continuation_mask"]].eq(0).all()  # nothing on padding
+
+
+def gradients(model) -> list[torch.Tensor]:
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_parts_give_the_values_and_gradients_of_the_whole(
+    architecture, share_prefix, float64_norms
+):
+    model = tiny_model(architecture).double()
+    generator = torch.Generator().manual_seed(0)
+    batch = collate_groups(
+        [
+            Group(list(range(3, 3 + width)), candidates(12, truth, generator))
+            for width, truth in ((2, [*range(2, 9), EOS]), (11, [*range(5, 30)]))
+        ]
+    )
+    weights = torch.randn(2, 12, generator=generator).double()
+
+    def run(tokens_at_once: int | None) -> tuple[int, list[torch.Tensor]]:
+        model.zero_grad()
+        scorer = GroupScorer(model, share_prefix=share_prefix, tokens_at_once=tokens_at_once)
+        logps = scorer(**batch)
+        (logps * weights).sum().backward()
+        given = batch["prefix_mask"], batch["continuation_ids"], batch["continuation_mask"]
+        return len(scorer._parts(*given)), [logps.detach(), *gradients(model)]
+
+    count, whole = run(None)
+    assert count == 1
+    for tokens_at_once in (1, 50, 70):
+        count, parts = run(tokens_at_once)
+        assert count > 1
+        for one, other in zip(parts, whole, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+def test_parts_hold_the_tokens_they_may_and_truncations_stay_with_their_truth():
+    truth = [*range(2, 12), EOS]  # 11 tokens
+    others = [[30 + i] * 9 for i in range(4)]
+    group = Group([3, 4, 5], [truth, others[0], [2, 3, EOS], *others[1:], [2, EOS]])
+    batch = collate_groups([group])
+    given = batch["prefix_mask"], batch["continuation_ids"], batch["continuation_mask"]
+
+    def parts(tokens_at_once: int) -> list[list[int]]:
+        scorer = GroupScorer(tiny_model("llama"), tokens_at_once=tokens_at_once)
+        return [one.tolist() for one in scorer._parts(*given)]
+
+    # 3 tokens of the prefix in each part; the truncations, columns 2 and 6, take none.
+    assert parts(3 + 11 + 9) == [[0, 2, 6, 1], [3, 4], [5]]
+    assert parts(3 + 11 + 9 - 1) == [[0, 2, 6], [1, 3], [4, 5]]
+    assert parts(1) == [[0, 2, 6], [1], [3], [4], [5]]
 
 
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread adds up in one order")

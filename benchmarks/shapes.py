@@ -1,0 +1,99 @@
+"""Models of a size, random prompts with K continuations, and the operations that they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks.lines import device
+from cpo.logprobs import Group
+
+K = 12  # candidates, as in the paper: the ground truth and 11 negatives
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama of `layers` layers of `width`, its head tied to the embedding."""
+
+    vocabulary: int
+    width: int
+    layers: int
+
+    @property
+    def body(self) -> int:
+        """Weights of the layers' matrices, each multiplied with every token."""
+        return self.layers * (4 * self.width**2 + 3 * self.width * self.inner)
+
+    @property
+    def inner(self) -> int:
+        return round(self.width * 8 / 3 / 32) * 32
+
+    @property
+    def parameters(self) -> int:
+        return self.body + self.vocabulary * self.width
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.0f} M, V = {self.vocabulary:,}"
+
+    def model(self, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.width // 64,
+            intermediate_size=self.inner,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=0,
+        )
+        return AutoModelForCausalLM.from_config(config).to(device())
+
+    def operations(self, body_tokens: int, attended: int, head_tokens: int) -> float:
+        """Floating-point operations, forward and backward, of what cannot be left out.
+
+        `attended` is the number of (query, key) pairs of each head and layer.
+        """
+        return (
+            3
+            * 2
+            * (
+                body_tokens * self.body
+                + 2 * attended * self.width * self.layers
+                + head_tokens * self.vocabulary * self.width
+            )
+        )
+
+    def shared(self, prefix: int, length: int, k: int = K) -> float:
+        """Of one prompt with K continuations whose prefix is computed once."""
+        attended = prefix**2 // 2 + k * (length * prefix + length**2 // 2)
+        return self.operations(prefix + k * length, attended, k * length)
+
+    def repeated(self, prefix: int, length: int, sequences: int, head: int) -> float:
+        """Of sequences that each carry the prefix, with `head` tokens of each in the head."""
+        whole = prefix + length
+        return self.operations(sequences * whole, sequences * whole**2 // 2, sequences * head)
+
+
+# Of 25 million parameters or so: GPT-2's vocabulary, and one that leaves more to the layers.
+LARGE_VOCABULARY = Shape(50_257, 256, 16)
+SMALL_VOCABULARY = Shape(8_192, 512, 7)
+
+PREFIX_AND_LENGTH = [(32, 128), (128, 128), (256, 64), (512, 64)]
+
+
+def random_groups(
+    shape: Shape, prefix: int, length: int, count: int, k: int = K, seed: int = 0
+) -> list[Group]:
+    """Prompts of exactly `prefix` tokens with K continuations of exactly `length`, none of which is
+    another one's truncation."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(number: int) -> list[int]:
+        return torch.randint(1, shape.vocabulary, (number,), generator=generator).tolist()
+
+    return [Group(ids(prefix), [[*ids(length - 1), 0] for _ in range(k)]) for _ in range(count)]

@@ -1,0 +1,275 @@
+"""Seconds of a training step: CPO with K = 12 against TRL's DPO, plain repetition, and MLE.
+
+All run in transformers' trainer, with AdamW, clipping and a log line at each step. TRL gets the 11
+pairs (chosen, rejected) that carry what one group of 12 does. "matched" has its reference values
+precomputed and no gradient checkpointing, as ours; "by default" is TRL as it comes.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
+
+from benchmarks.lines import Line, device, synchronise
+from benchmarks.shapes import (
+    LARGE_VOCABULARY,
+    PREFIX_AND_LENGTH,
+    SMALL_VOCABULARY,
+    K,
+    Shape,
+    random_groups,
+)
+from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.memory import keep_freed_memory
+from cpo.training import PlannedExamples, SequenceTrainer, TrainingExample, TrainingSettings
+
+STEPS = 4  # of which the first warms up
+TARGETS = {  # at P = L = 128 and P = 512, L = 64
+    "TRL, matched": {(128, 128): 3.2, (512, 64): 9.0},
+    "TRL, by default": {(128, 128): 5.0, (512, 64): 13.0},
+    "plain repetition": {(128, 128): 2.0, (512, 64): 6.0},
+}
+MLE_TARGET = 1 / 1.15
+
+
+class _Clock(TrainerCallback):
+    """Seconds from each log line to the next: a whole step, with its data, optimizer and log."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        synchronise()
+        self.times.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        return [after - before for before, after in pairwise(self.times)]
+
+
+def _arguments(folder: str, batch: int, **more: Any) -> dict[str, Any]:
+    """What both sides' trainers are told."""
+    return {
+        "output_dir": folder,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": batch,
+        "learning_rate": 1e-6,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": device().type == "cpu",
+        "dataloader_pin_memory": False,
+        **more,
+    }
+
+
+class PlainRepetition(nn.Module):
+    """What everybody writes first: each continuation with a prefix of its own, all logits at once.
+
+    For prompts and continuations without padding.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        prefix_ids: Tensor,
+        prefix_mask: Tensor,
+        continuation_ids: Tensor,
+        continuation_mask: Tensor,
+    ) -> Tensor:
+        k, length = continuation_ids.shape[1:]
+        ids = torch.cat(
+            [prefix_ids.repeat_interleave(k, 0), continuation_ids.flatten(0, 1)], dim=-1
+        )
+        with torch.autocast(ids.device.type, torch.bfloat16):
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        logps = logits[:, -length - 1 : -1].float().log_softmax(-1)
+        own = logps.gather(-1, ids[:, -length:, None])[..., 0].sum(-1)
+        return own.unflatten(0, (-1, k))
+
+
+def seconds_of(scorer: Any, groups: Sequence[Group], objective: str) -> list[float]:
+    """Seconds of the steps of CPO or MLE, all groups in each."""
+    reference_logps: list[list[float]] = [[] for _ in groups]
+    if objective != "mle":
+        batch = {name: one.to(device()) for name, one in collate_groups(groups).items()}
+        with torch.inference_mode():
+            reference_logps = scorer(**batch).tolist()
+    examples = [
+        TrainingExample(group, (True,) * len(group.continuations), logps)
+        for group, logps in zip(groups, reference_logps, strict=True)
+    ]
+    count = len(groups)
+    settings = TrainingSettings(
+        objective, STEPS, count, 1e-6, beta=5.0, precision="bf16", micro_batch=count
+    )
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        SequenceTrainer(
+            scorer,
+            PlannedExamples(examples * STEPS, count),
+            settings,
+            args=TrainingArguments(**_arguments(folder, count, remove_unused_columns=False)),
+            callbacks=[clock],
+        ).train()
+    return clock.seconds
+
+
+def trl_seconds(shape: Shape, groups: Sequence[Group], matched: bool) -> list[float]:
+    """Seconds of the steps of TRL's DPO on K - 1 pairs of each group, all pairs in each."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    def text(ids: Sequence[int]) -> str:
+        return "".join(f" w{one}" for one in ids)
+
+    pairs = [
+        {
+            "prompt": text(group.prefix_ids),
+            "chosen": text(group.continuations[0][:-1]),
+            "rejected": text(negative[:-1]),
+        }
+        for group in groups
+        for negative in group.continuations[1:]
+    ]
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        options = (
+            {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "bf16": True}
+            if matched
+            else {}
+        )
+        model = shape.model()
+        trainer = DPOTrainer(
+            model=model,
+            ref_model=copy.deepcopy(model),
+            args=DPOConfig(**_arguments(folder, len(pairs), beta=5.0, **options)),
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=_words(shape.vocabulary),
+            callbacks=[clock],
+        )
+        lengths = {len(one["prompt_ids"]) for one in trainer.train_dataset}
+        assert lengths == {len(groups[0].prefix_ids)}
+        trainer.train()
+    return clock.seconds
+
+
+def _words(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of words w1, w2, ..., so that texts have the lengths wanted."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"</s>": 0, **{f"w{i}": i for i in range(1, vocabulary)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+
+
+def matrix_rate() -> float:
+    """Operations a second of bf16 matrix products, the best of ten of 4,096 squared (8,192 on a
+    GPU)."""
+    size = 4096 if device().type == "cpu" else 8192
+    one = torch.randn(size, size, device=device(), dtype=torch.bfloat16)
+    best = float("inf")
+    for _ in range(10):
+        synchronise()
+        began = time.perf_counter()
+        one @ one
+        synchronise()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def run() -> list[Line]:
+    keep_freed_memory()
+    rate = matrix_rate()
+    lines = []
+    for shape in (SMALL_VOCABULARY, LARGE_VOCABULARY):
+        for prefix, length in PREFIX_AND_LENGTH:
+            lines += _compare(shape, prefix, length, rate)
+            gc.collect()
+    return [*lines, *_growth(rate)]
+
+
+def _compare(shape: Shape, prefix: int, length: int, rate: float) -> list[Line]:
+    """One shape and one pair of lengths against every peer."""
+    groups = random_groups(shape, prefix, length, count=1)
+    truths = [Group(group.prefix_ids, group.continuations[:1]) for group in groups]
+    ours = seconds_of(GroupScorer(shape.model(), "bf16"), groups, "cpo")
+    operations = shape.shared(prefix, length)
+    share = operations / min(ours) / rate
+    case = f"CPO step, {shape}, P = {prefix}, L = {length}"
+
+    def line(against: str, seconds: list[float], sequences: int, times: float = 1.0) -> Line:
+        # TRL on a processor, and plain repetition, have every token in the head.
+        counted = times * shape.repeated(prefix, length, sequences, head=prefix + length)
+        target = TARGETS[against].get((prefix, length))
+        return Line(
+            "steps", case, against, "s / step", ours, seconds, bound=counted / operations,
+            target=target, notes={"share_of_matrix_rate": share},
+        )  # fmt: skip
+
+    found = [
+        line("TRL, matched", trl_seconds(shape, groups, matched=True), 2 * (K - 1)),
+        # A third more for the reference's forward pass, another for checkpointing's second one.
+        line("TRL, by default", trl_seconds(shape, groups, matched=False), 2 * (K - 1), 5 / 3),
+        line("plain repetition", seconds_of(PlainRepetition(shape.model()), groups, "cpo"), K),
+    ]
+    mle = seconds_of(GroupScorer(shape.model(), "bf16"), truths, "mle")
+    needed = operations / shape.shared(prefix, length, k=1)
+    # The same number of operations of MLE: so many of its steps.
+    as_many = [seconds * needed for seconds in mle]
+    found.append(
+        Line(
+            "steps",
+            case,
+            "MLE, as many operations",
+            "s / step",
+            ours,
+            as_many,
+            bound=1.0,
+            target=MLE_TARGET,
+            notes={"operations_over_mle": needed},
+        )  # fmt: skip
+    )
+    for one in found:
+        print(one, flush=True)
+    return found
+
+
+def _growth(rate: float) -> list[Line]:
+    """How a step grows with K and with the model, against plain repetition."""
+    cases = [(SMALL_VOCABULARY, k) for k in (2, 4, 8, 16, 32, 64)]
+    cases += [(Shape(8_192, 256, 4), K), (Shape(8_192, 768, 8), K)]
+    lines = []
+    for shape, k in cases:
+        groups = random_groups(shape, 128, 128, count=1, k=k)
+        ours = seconds_of(GroupScorer(shape.model(), "bf16"), groups, "cpo")
+        peer = seconds_of(PlainRepetition(shape.model()), groups, "cpo")
+        operations = shape.shared(128, 128, k)
+        lines.append(
+            Line(
+                "growth",
+                f"K = {k}, {shape}, P = L = 128",
+                "plain repetition",
+                "s / step",
+                ours,
+                peer,
+                bound=shape.repeated(128, 128, k, head=256) / operations,
+                notes={"share_of_matrix_rate": operations / min(ours) / rate},
+            )  # fmt: skip
+        )
+        print(lines[-1], flush=True)
+    return lines
