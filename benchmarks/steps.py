@@ -47,9 +47,10 @@ class _Clock(TrainerCallback):
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
+    def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
         synchronise()
-        self.times.append(time.perf_counter())
+        if "loss" in logs:  # of a step, not of the whole training
+            self.times.append(time.perf_counter())
 
     @property
     def seconds(self) -> list[float]:

@@ -7,7 +7,7 @@ lengths of the data; the store says which artifacts are there already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,6 @@ BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
 QUESTION_TOKENS = 60  # of a template itself
 REPLY_TOKENS = 2  # "A" and an end
 SECONDS_A_REQUEST = 1.0
-DOLLY_QUERY_TOKENS, DOLLY_RESPONSE_TOKENS = 101, 85  # mean characters of its 15,011 rows / 4.2
 SCORING_SPEEDUP = 3.0  # a forward pass alone against forward and backward
 
 
@@ -201,7 +200,7 @@ def _row_steps(
         if "UN" in mixture:
             cost = Cost(0.0)
             if writer is not None:
-                written = min(rows, len(suite.instructions.train))
+                written = min(rows, suite.training_rows)
                 question = QUESTION_TOKENS + prefix + continuation
                 cost = asking(writer, written, question, continuation)
             yield Step(
@@ -219,28 +218,6 @@ def _row_steps(
         f"model {row.id}", row.model, suite.model_recipe(row, seed),
         Cost(tokens / model.training_tokens_per_second), partial(suite.model, row.id, seed),
     )  # fmt: skip
-
-
-def stated_judging(profile: Profile) -> Cost:
-    """What judging takes by the profile alone, where the data cannot be counted: with lengths as
-    Dolly's, capped."""
-    total = Cost(0.0)
-    limits = profile.instructions
-    of_task = {
-        "instructions": (
-            min(DOLLY_QUERY_TOKENS, limits.max_prefix_tokens),
-            min(DOLLY_RESPONSE_TOKENS, limits.max_continuation_tokens),
-        ),
-        "articles": (0.15 * profile.articles.max_tokens, 0.85 * profile.articles.max_tokens),
-    }
-    for row in profile.trained_rows:
-        if row.measure == "win_rate":
-            asked = (
-                profile.articles.test_articles if row.task == "articles" else limits.test_prompts
-            )
-            one = judging_cost(profile, asked * profile.seeds, *of_task[row.task])
-            total = Cost(*(a + b for a, b in zip(astuple(total), astuple(one), strict=True)))
-    return total
 
 
 def judging_cost(profile: Profile, prompts: int, prefix: float, continuation: float) -> Cost:
@@ -267,15 +244,15 @@ def _mean_tokens(suite: Suite) -> dict[Task, tuple[float, float]]:
     """Of each task the mean tokens of a training prefix and continuation, by their characters and
     the limits; articles are taken to fill their cap."""
     settings, cap = suite.profile.instructions, suite.profile.articles.max_tokens
-    sample = suite.instructions.train[:1000]
+    prefixes, continuations = suite.lengths
 
     def mean(lengths: list[int], limit: int) -> float:
         return sum(min(one / CHARACTERS_A_TOKEN, limit) for one in lengths) / len(lengths)
 
     return {
         "instructions": (
-            mean([len(one.prefix) for one in sample], settings.max_prefix_tokens),
-            mean([len(one.continuation) for one in sample], settings.max_continuation_tokens),
+            mean(prefixes, settings.max_prefix_tokens),
+            mean(continuations, settings.max_continuation_tokens),
         ),
         "articles": (0.15 * cap, 0.85 * cap),
     }

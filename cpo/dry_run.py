@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cpo.costs import Planned, stated_judging
+from cpo.costs import Planned
 from cpo.profiles import Profile
 
 
@@ -48,19 +48,6 @@ def artifacts_table(planned: Sequence[Planned]) -> str:
             )
             rows.append((item.name, item.stage, "to make", duration(item.seconds), *numbers))
     return table(rows)
-
-
-def stated_by(profile: Profile) -> str:
-    """What the profile itself says it takes, for where its artifacts cannot be counted."""
-    judging = stated_judging(profile)
-    return (
-        f"Rows of the tables it fills: {', '.join(row.id for row in profile.trained_rows)}\n"
-        f"The profile states: about {duration(profile.minutes * 60)} on {profile.hardware}, "
-        f"{profile.memory_gb:g} GB of memory, {profile.disk_gb:g} GB of disk, "
-        f"{profile.usd:.2f} USD.\n"
-        f"Its judge, {profile.judge.label}, on test prompts of Dolly's mean length: "
-        f"{asked(judging.requests, judging.tokens)}{judging.usd:.2f} USD."
-    )
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

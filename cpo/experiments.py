@@ -116,6 +116,17 @@ class Suite:
             on_bad_row=settings.on_bad_row,
         )
 
+    @property
+    def lengths(self) -> tuple[list[int], list[int]]:
+        """Characters of the prefixes, and of the continuations, of up to 1,000 training pairs."""
+        sample = self.instructions.train[:1000]
+        return [len(one.prefix) for one in sample], [len(one.continuation) for one in sample]
+
+    @property
+    def training_rows(self) -> int:
+        """How many pairs there are to train on."""
+        return len(self.instructions.train)
+
     @cached_property
     def articles(self) -> data.ArticleTask:
         """The articles, split."""

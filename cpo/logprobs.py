@@ -239,9 +239,11 @@ class GroupScorer(nn.Module):
         Row n is the distribution of token n of `continuation_ids[continuation_mask]` given what
         stands before it. For samplers; scoring never holds this tensor whole.
         """
-        return self._logits(
-            self._states_before_tokens(prefix_ids, prefix_mask, continuation_ids, continuation_mask)
+        states = self._states_before_tokens(
+            prefix_ids, prefix_mask, continuation_ids, continuation_mask
         )
+        head = self.model.get_output_embeddings()
+        return head(states.to(head.weight.dtype))
 
     def _states_before_tokens(
         self, prefix_ids: Tensor, prefix_mask: Tensor, continuation_ids: Tensor, mask: Tensor
@@ -310,14 +312,6 @@ class GroupScorer(nn.Module):
             found[rows, 1 : 1 + longest] = filled + fed.flatten().cumsum(0).view_as(fed) - 1
             filled += len(states)
         return torch.cat(pool).index_select(0, found[asked])
-
-    def _logits(self, states: Tensor) -> Tensor:
-        """`[N, V]`, at least fp32."""
-        head = self.model.get_output_embeddings()
-        half = self.precision == "bf16" and not self.fp32_head
-        with torch.autocast(states.device.type, torch.bfloat16, enabled=half):
-            logits = head(states if half else states.to(head.weight.dtype))
-        return logits.float() if half else logits
 
     def _head_logps(self, states: Tensor, targets: Tensor) -> Tensor:
         """log-softmax of the logits at `targets` `[N]`, fp32."""

@@ -24,7 +24,7 @@ class BaseModelRecipe(Recipe):
     """A base model and its tokenizer, made from scratch on packed text with a cosine schedule."""
 
     stage: ClassVar[str] = "base_model"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     config: dict[str, str | int | float | bool]
     texts: str
@@ -108,7 +108,7 @@ class ModelRecipe(Recipe):
     """A model trained from another one on a batch plan; `negatives` is None for MLE."""
 
     stage: ClassVar[str] = "model"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     start: Recipe
     examples: ExamplesRecipe

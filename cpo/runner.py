@@ -25,11 +25,11 @@ from nbclient.exceptions import DeadKernelError
 
 from cpo import doctor, run_record
 from cpo.costs import Planned
-from cpo.dry_run import artifacts_table, stated_by, table, totals
+from cpo.dry_run import artifacts_table, table, totals
 from cpo.executed import failure_in, make_portable
 from cpo.invocation import BadInput, Notebook, Run, literal_path, settle, shown
 from cpo.kernels import Kernel, LiveStream
-from cpo.profiles import ROOT, load_profile, named_environment
+from cpo.profiles import ROOT, Profile, load_profile, named_environment
 
 Plan = Callable[[str, Sequence[str], str], list[Planned]]
 
@@ -124,6 +124,13 @@ def _suite_plan(profile: str, overrides: Sequence[str], output: str) -> list[Pla
     return Suite.open(profile, list(overrides), output).plan()
 
 
+def _stated_plan(profile: Profile, output: Path) -> list[Planned]:
+    from cpo.stated import StatedSuite
+    from cpo.store import Store
+
+    return StatedSuite(profile, Store(output), output).plan()
+
+
 def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> None:
     profile = load_profile(run.profile, run.overrides, substitute=False)
     rows = [(item.path.stem, ", ".join(item.outputs)) for item in run.notebooks]
@@ -133,16 +140,15 @@ def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> No
     for item in absent:
         print(f"Missing: {item.what}: {item.detail}. {item.remedy}")
         if item.to_plan:
-            reason = "first what is missing has to be there"
+            reason = "for want of what is missing"
     try:
         planned = plan(run.profile, run.overrides, str(run.output)) if not reason else []
     except (ValueError, OSError, RuntimeError) as error:
-        reason = str(error)
+        reason = f"since here {error}"
     if reason:
-        print(f"{profile.name}: {profile.description}.")
-        print(f"Its artifacts cannot be counted here: {reason}.\n{stated_by(profile)}")
-        return
-    print(artifacts_table(planned) + "\n")
+        print(f"Counted by the profile alone, with texts as long as Dolly's, {reason}.")
+        planned = _stated_plan(profile, run.output)
+    print("\n" + artifacts_table(planned) + "\n")
     print("\n".join(totals(profile, planned)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from cpo import doctor
 from cpo.costs import Planned
 from cpo.executed import make_portable, without_machine_paths
 from cpo.profiles import ROOT, ProfileError, load_profile
@@ -263,7 +264,7 @@ def test_a_dry_run_says_what_it_takes_and_runs_nothing(make_notebook, tmp_path, 
     assert not artifacts.exists()
 
 
-def test_a_dry_run_without_the_data_says_what_is_missing_and_what_the_profile_states(
+def test_a_dry_run_without_the_data_says_what_is_missing_and_counts_by_the_profile(
     make_notebook, tmp_path, artifacts, capsys, monkeypatch
 ):
     monkeypatch.delenv("CPO_DATA", raising=False)
@@ -271,8 +272,27 @@ def test_a_dry_run_without_the_data_says_what_is_missing_and_what_the_profile_st
     assert run_suite("small", dry_run=True, notebooks_dir=tmp_path / "notebooks") == 0
     shown = capsys.readouterr().out
     assert "Missing: environment variable CPO_DATA" in shown
-    assert "cannot be counted here: first what is missing has to be there" in shown
-    assert "t2/MixNR/0.3" in shown
+    assert "Counted by the profile alone, with texts as long as Dolly's" in shown
+    assert "model t2/MixNR/0.3" in shown
+    assert not artifacts.exists()
+
+
+def test_the_paper_is_counted_without_network_or_data(
+    make_notebook, tmp_path, artifacts, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        doctor, "_hub", lambda what, name, key: doctor.Finding(name, False, "no hub", key)
+    )
+    make_notebook("00_one", "pass")
+    assert run_suite("paper", dry_run=True, notebooks_dir=tmp_path / "notebooks") == 0
+    shown = capsys.readouterr().out
+    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    # 2,000 steps of 64 of 97 + 73 tokens, the means of the stated lengths within the profile's
+    # limits, at 107,000 tokens a second, and three seconds of overhead: 206 s.
+    assert "  3 min  " in lines["reference/gpt2"]
+    # 1,000 verdicts of 60 + 97 + 2 x 73 tokens and 2 of the answer, at $0.4 and $1.6 a million.
+    assert lines["verdicts on t1/ANR"].split()[-3:] == ["1,000", "304,914", "0.12"]
+    assert "requests of" in shown.splitlines()[-1]
     assert not artifacts.exists()
 
 

@@ -32,7 +32,7 @@ def plain(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 4, COUNT, 1000])
 def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, bias):
-    monkeypatch.setattr(vocabulary_head, "CHUNK_BYTES", rows * VOCABULARY * 8)
+    monkeypatch.setattr(vocabulary_head, "CHUNK", rows)
     found = []
     for function in (token_logps, plain):
         *leaves, targets = head(torch.float64, bias)
@@ -44,7 +44,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows,
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_are_those_of_finite_differences(monkeypatch, bias):
-    monkeypatch.setattr(vocabulary_head, "CHUNK_BYTES", 4 * VOCABULARY * 8)
+    monkeypatch.setattr(vocabulary_head, "CHUNK", 4)
     *leaves, targets = head(torch.float64, bias)
     assert torch.autograd.gradcheck(lambda *given: token_logps(*given, targets), leaves)
 
@@ -69,7 +69,7 @@ def test_bf16_gradients_leave_the_values_alone():
 
 
 def test_nothing_of_the_size_of_all_logits_is_ever_made(monkeypatch):
-    monkeypatch.setattr(vocabulary_head, "CHUNK_BYTES", 3 * VOCABULARY * 4)
+    monkeypatch.setattr(vocabulary_head, "CHUNK", 3)
     largest = 0
     *leaves, targets = head(torch.float32, False)
 

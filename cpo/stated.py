@@ -1,0 +1,47 @@
+"""A suite by its profile alone: enough to say what a run would take where its data and models are
+not at hand."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from cpo.data import SPLITS
+from cpo.experiments import Suite
+from cpo.profiles import ModelName
+from cpo.recipes import BaseModelRecipe, ExternalModelRecipe
+
+DOLLY_ROWS = 15_011
+# Characters of its prompts, queries with their contexts, and of its responses: every tenth of them
+# is about so long.
+DOLLY_PREFIXES = (56, 67, 76, 85, 97, 115, 184, 545, 949, 1896)
+DOLLY_RESPONSES = (15, 46, 76, 111, 156, 222, 311, 431, 623, 1161)
+
+
+class StatedSuite(Suite):
+    """Counts artifacts and makes none.
+
+    In recipes, what is missing is named in place of its content's hash, so that nothing counts as
+    made. Texts of any source are taken to be as long as Dolly's.
+    """
+
+    @property
+    def lengths(self) -> tuple[list[int], list[int]]:
+        return list(DOLLY_PREFIXES), list(DOLLY_RESPONSES)
+
+    @property
+    def training_rows(self) -> int:
+        settings = self.profile.instructions
+        left = DOLLY_ROWS - settings.validation_rows - settings.test_prompts
+        return min(settings.train_rows or left, left)
+
+    @cached_property
+    def _data_hashes(self) -> dict[str, str]:
+        return {split: f"{self.profile.instructions.source} {split}" for split in SPLITS}
+
+    @cached_property
+    def _article_hashes(self) -> dict[str, str]:
+        return {split: f"{self.profile.articles.source} {split}" for split in SPLITS}
+
+    def _base_recipe(self, name: ModelName) -> BaseModelRecipe | ExternalModelRecipe:
+        pretrained = self.profile.models[name].pretrained
+        return ExternalModelRecipe(pretrained) if pretrained else super()._base_recipe(name)
