@@ -14,6 +14,7 @@ help() {
 ./run_all.sh doctor [--profile P]               what is missing here, each with what to do
 ./run_all.sh profiles                           the profiles, what they are for and what they need
 ./run_all.sh verdicts [--model M] [--export FILE.csv]   what judging has cost, and every verdict
+./run_all.sh diff RUN RUN                       what differed between two runs, such as figures/tiny
 ./run_all.sh help
 
 An active conda or virtual environment is used; otherwise .venv is made beside this file.
@@ -30,9 +31,9 @@ refuse() {
 command=run
 case "${1:-}" in
   help | -h | --help) help; exit 0 ;;
-  lab | test | doctor | profiles | verdicts | run) command=$1; shift ;;
+  lab | test | doctor | profiles | verdicts | diff | run) command=$1; shift ;;
   "" | -*) ;;
-  *) refuse "unknown command '$1': lab, test, doctor, profiles, verdicts or help" ;;
+  *) refuse "unknown command '$1': lab, test, doctor, profiles, verdicts, diff or help" ;;
 esac
 if [[ $command == run || $command == doctor || $command == profiles ]]; then
   previous=""
@@ -117,7 +118,7 @@ case "$command" in
     ;;
   test)
     cd "$root"
-    "$python" -m ruff check cpo tests
+    "$python" -m ruff check cpo tests benchmarks
     "$python" -m mypy
     exec "$python" -m pytest "$@"
     ;;

@@ -1,4 +1,4 @@
-"""The command line: `python -m cpo run`, `doctor`, `profiles`, `verdicts`."""
+"""The command line: `python -m cpo run`, `doctor`, `profiles`, `verdicts`, `diff`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verdicts.add_argument("--export", metavar="FILE.csv", help="write every verdict to a file")
     verdicts.add_argument("--model", help="only those of this judging model")
+    diff = commands.add_parser("diff", help="say what differed between two runs")
+    diff.add_argument("one", help="a folder of results, such as figures/tiny, or its run.json")
+    diff.add_argument("other")
     return parser
 
 
@@ -73,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from cpo.verdict_report import report
 
             return report(options.model, options.export)
+        if options.command == "diff":
+            from cpo import run_diff
+
+            return run_diff.report(options.one, options.other)
         if options.command == "doctor":
             from cpo import doctor
 

@@ -68,6 +68,7 @@ def write(
         "finished": _utc(time.time()),
         "notebook_seconds": notebook_seconds,
         "artifacts": [_artifact(item) for item in planned],
+        "outputs": {one.name: store.hash_file(one) for one in sorted(path.parent.glob("*.csv"))},
     }
     text = json.dumps(_base_names(without_machine_paths(record)), indent=1) + "\n"
     store.write_atomically(path, text)

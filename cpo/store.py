@@ -78,6 +78,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._intact: set[Path] = set()
 
     def path(self, recipe: Recipe) -> Path:
         """Where the recipe's artifact stands, or will."""
@@ -104,17 +105,19 @@ class Store:
 
         `make` writes its files into the folder it is given. Two processes asking for the same
         recipe wait for each other. If `make` raises, nothing is kept but what it put under
-        `partial`.
+        `partial`. An artifact is compared with its checksums when a process first asks for it, and
+        made again, after saying so, where a file was lost or altered.
         """
-        found = self.find(recipe)
-        if found is not None:
-            return found
         target = self.path(recipe)
+        if self.find(recipe) and not self._damage(target):
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            found = self.find(recipe)
-            if found is not None:
-                return found
+            if self.find(recipe):  # another process may have made it in the meantime
+                damage = self._damage(target)
+                if not damage:
+                    return target
+                print(f"{recipe.stage} {recipe.key}: {damage}; it is made again", flush=True)
             temporary = target.with_name(f".{recipe.key}.tmp")
             # Left by a killed run: the lock is ours, so nobody is writing there.
             shutil.rmtree(temporary, ignore_errors=True)
@@ -130,22 +133,49 @@ class Store:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(self.partial(recipe), ignore_errors=True)
+        self._intact.add(target)
         return target
 
+    def _damage(self, target: Path) -> str:
+        """What is wrong with an artifact by the checksums of its manifest; "" if nothing is."""
+        if target not in self._intact:
+            try:
+                checksums = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+            except (OSError, ValueError, LookupError, TypeError):
+                return "its manifest cannot be read"
+            if damage := damaged_file(target, checksums):
+                return damage
+            self._intact.add(target)
+        return ""
 
-def _write_manifest(folder: Path, recipe: Recipe, started: float, seconds: float) -> None:
-    files = {
+
+def checksums_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a folder, by its name in there."""
+    return {
         str(path.relative_to(folder)): hash_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def damaged_file(folder: Path, checksums: dict[str, str]) -> str:
+    """The first file that is missing or not what its checksum says, in words; "" if none is."""
+    for name, checksum in checksums.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if hash_file(folder / name) != checksum:
+            return f"{name} was altered or cut short"
+    return ""
+
+
+def _write_manifest(folder: Path, recipe: Recipe, started: float, seconds: float) -> None:
     manifest = {
         "recipe": recipe.describe(),
         "key": recipe.key,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 3),
         "provenance": provenance(),
-        "sha256": files,
+        "sha256": checksums_of(folder),
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
 

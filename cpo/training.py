@@ -7,8 +7,10 @@ precision are transformers' own.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from cpo import losses
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.progress import progress_bar
 from cpo.scheduled_sampling import ScheduledSamplingScorer
+from cpo.store import checksums_of, damaged_file, write_atomically
 
 Objective = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
@@ -44,6 +47,12 @@ NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
 # |first loss - loss of the reference itself|: beyond this, policy and reference were scored
 # differently.
 FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
+
+# |beta x log-ratio| of a mean over a batch: at the paper's beta of 5 a policy that gives a response
+# e ** 2,000 times the reference's probability has left it for good.
+EXPLODED_REWARD = 1e4
+
+CHECKSUMS = "sha256.json"
 
 
 class TrainingError(RuntimeError):
@@ -221,10 +230,12 @@ class SequenceTrainer(Trainer):
 
     def _check(self, step: dict[str, float]) -> None:
         number = self.state.global_step
-        if not math.isfinite(step["loss"]):
+        rewards = [abs(step.get(f"reward_{one}", 0.0)) for one in ("chosen", "rejected")]
+        if not math.isfinite(step["loss"]) or not max(rewards) <= EXPLODED_REWARD:
             raise TrainingError(
-                f"{self.settings.description}: the loss is {step['loss']} at step {number}. "
-                "Lower the learning rate or beta, or look at the batch's examples."
+                f"{self.settings.description}: the loss is {step['loss']} at step {number}, with "
+                f"rewards of up to {max(rewards):.3g}. The step's examples are in "
+                f"{self._save_batch(number)}: look at them, or lower the learning rate or beta."
             )
         if number == 1 and "loss_at_reference" in step:
             gap = abs(step["contrastive_loss"] - step["loss_at_reference"])
@@ -237,6 +248,17 @@ class SequenceTrainer(Trainer):
                     f"(ln K, or ln K! when ranked, if nothing is masked). Their distance {gap:.2g} "
                     f"is above {bound:g}: policy and reference were not scored alike."
                 )
+
+    def _save_batch(self, number: int) -> Path:
+        """The global batch of a step as JSON lines beside the checkpoints, for a person to see."""
+        planned: Any = self.train_dataset
+        size = self.settings.batch
+        path = Path(str(self.args.output_dir)) / f"batch-{number}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = planned.examples[(number - 1) * size : number * size]
+        lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in rows]
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         planned: Any = self.train_dataset
@@ -276,6 +298,14 @@ class _Progress(TrainerCallback):
         if minutes >= self.settings.checkpoint_minutes and state.global_step < state.max_steps:
             control.should_save = True
             self.saved = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint with checksums; only then the one before it goes."""
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_atomically(newest / CHECKSUMS, json.dumps(checksums_of(newest)))
+        for older in Path(args.output_dir).glob("checkpoint-*"):
+            if older != newest:
+                shutil.rmtree(older)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
@@ -364,7 +394,6 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
-        save_total_limit=1,
         seed=settings.seed,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
@@ -375,13 +404,17 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
 
 
 def _last_good_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: its state file, written last, can be
-    read."""
+    """The newest checkpoint that agrees with its checksums, which are written last."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in reversed(found):
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue
-        return str(path)
+            damage = "was not written to its end"
+        else:
+            damage = damaged_file(path, checksums)
+        if not damage:
+            return str(path)
+        print(f"{path.name} is not used: {damage}", flush=True)
+        shutil.rmtree(path)
     return None

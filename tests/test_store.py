@@ -191,6 +191,32 @@ def test_two_processes_share_one_artifact(tmp_path):
     assert (tmp_path / "calls").read_text() == "made\n"
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "a.txt").write_text("other"), "a.txt was altered or cut short"),
+        (lambda folder: (folder / "a.txt").write_text("on"), "a.txt was altered or cut short"),
+        (lambda folder: (folder / "a.txt").unlink(), "a.txt is missing"),
+        (lambda folder: (folder / MANIFEST).write_text('{"sha'), "its manifest cannot be read"),
+    ],
+    ids=["altered", "truncated", "lost", "manifest"],
+)
+def test_a_damaged_artifact_is_made_again_and_said(tmp_path, capsys, damage, said):
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "a.txt").write_text("one")
+
+    folder = Store(tmp_path).get_or_make(Inner(), make)
+    assert Store(tmp_path).get_or_make(Inner(), make) == folder and len(made) == 1
+    damage(folder)
+    assert Store(tmp_path).get_or_make(Inner(), make) == folder and len(made) == 2
+    assert f"inner {Inner().key}: {said}; it is made again" in capsys.readouterr().out
+    assert (folder / "a.txt").read_text() == "one"
+    assert Store(tmp_path).get_or_make(Inner(), make) == folder and len(made) == 2
+
+
 def test_hashes_follow_names_and_contents(tmp_path):
     (tmp_path / "a").write_text("1")
     first = hash_folder(tmp_path)

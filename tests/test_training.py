@@ -1,8 +1,10 @@
 """Training: where the loss starts, what it moves, and that it resumes exactly."""
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,7 +129,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     examples = contrasted(model, random_groups(16, 3))
     with torch.no_grad():
         model.transformer.wte.weight[3] = math.nan
-    with pytest.raises(TrainingError, match="loss is nan at step 1"):
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1, .*batch-1\.jsonl"):
+        train(model, examples, settings("cpo", 2), tmp_path / "out", tmp_path / "part")
+    saved = (tmp_path / "part" / "batch-1.jsonl").read_text().splitlines()
+    assert [json.loads(line)["group"]["prefix_ids"] for line in saved] == [
+        one.group.prefix_ids for one in examples[:8]
+    ]
+
+
+def test_rewards_that_explode_stop_the_run(tmp_path):
+    model = tiny_model("gpt2")
+    examples = [
+        dataclasses.replace(one, reference_logps=[value - 2e4 for value in one.reference_logps])
+        for one in contrasted(model, random_groups(16, 3))
+    ]
+    with pytest.raises(TrainingError, match=r"rewards of up to 2e\+04"):
         train(model, examples, settings("cpo", 2), tmp_path / "out", tmp_path / "part")
 
 
@@ -147,6 +163,7 @@ def test_micro_batch_is_the_largest_divisor_that_fits():
 
 
 SCRIPT = """
+    import resource
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
@@ -154,6 +171,8 @@ SCRIPT = """
     from models import tiny_model
     from cpo.training import train
     root = Path({root!r})
+    if len(sys.argv) > 2:  # a disk that takes no file of more bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
     model = tiny_model("gpt2")
     examples = contrasted(model, random_groups(8 * 60, 3))
     train(model, examples, settings("cpo", 60, learning_rate=1e-3, checkpoint_minutes=1e-6),
@@ -161,36 +180,58 @@ SCRIPT = """
 """
 
 
-def test_resumes_bit_for_bit_after_kill_9(tmp_path: Path):
+def test_resumes_bit_for_bit_after_kill_9_and_a_full_disk(tmp_path: Path):
     script = tmp_path / "run.py"
     tests = str(Path(__file__).parent)
     script.write_text(textwrap.dedent(SCRIPT.format(tests=tests, root=str(tmp_path))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start(name: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, str(script), name], env=environment)
+    def start(*given: str, **options) -> subprocess.Popen:
+        command = [sys.executable, str(script), *given]
+        return subprocess.Popen(command, env=environment, **options)
 
     assert start("whole").wait(300) == 0
+    # The weights fit, 110 kB or so, but not the optimizer's two moments of each.
+    full = start("full", "150000", stderr=subprocess.PIPE, text=True)
+    _, said = full.communicate(timeout=300)
+    assert full.returncode == 1 and "optimizer" in said
+    assert not (tmp_path / "full").exists()
+    assert start("full").wait(300) == 0
+    same_ends(tmp_path, "full")
     killed = start("killed")
     deadline = time.monotonic() + 120
     # Somewhere between its first checkpoints and its end.
-    while not list((tmp_path / "part-killed").glob("checkpoint-*/trainer_state.json")):
+    while not list((tmp_path / "part-killed").glob("checkpoint-*/sha256.json")):
         assert time.monotonic() < deadline and killed.poll() is None
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed").exists()
-    # A checkpoint that was being written when the kill came is passed over.
-    broken = tmp_path / "part-killed" / "checkpoint-59"
-    broken.mkdir(exist_ok=True)
-    (broken / "trainer_state.json").write_text('{"global_step": 5')
-    assert start("killed").wait(300) == 0
+    # One that was being written when the kill came is passed over, and one that was damaged.
+    unfinished = tmp_path / "part-killed" / "checkpoint-59"
+    unfinished.mkdir(exist_ok=True)
+    (unfinished / "trainer_state.json").write_text('{"global_step": 5')
+    good = next((tmp_path / "part-killed").glob("checkpoint-*/sha256.json")).parent
+    damaged = tmp_path / "part-killed" / "checkpoint-58"
+    shutil.copytree(good, damaged)
+    with open(damaged / "optimizer.pt", "r+b") as file:
+        file.truncate(1000)
+    again = start("killed", stdout=subprocess.PIPE, text=True)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0
+    assert "checkpoint-59 is not used: was not written to its end" in said
+    assert "checkpoint-58 is not used: optimizer.pt was altered or cut short" in said
+    same_ends(tmp_path, "killed")
+
+
+def same_ends(tmp_path: Path, name: str) -> None:
+    """The weights and losses of the training called `name` are those of the one called whole."""
     whole = load_file(tmp_path / "whole" / "model.safetensors")
-    resumed = load_file(tmp_path / "killed" / "model.safetensors")
-    for name, weights in whole.items():
-        assert torch.equal(weights, resumed[name]), name
+    resumed = load_file(tmp_path / name / "model.safetensors")
+    for key, weights in whole.items():
+        assert torch.equal(weights, resumed[key]), key
     lines = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "history.jsonl").open()]
-        for name in ("whole", "killed")
+        [json.loads(line)["loss"] for line in (tmp_path / one / "history.jsonl").open()]
+        for one in ("whole", name)
     ]
     assert lines[0] == lines[1] and len(lines[0]) == 60
