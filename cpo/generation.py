@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cpo.logprobs import continues_from_cache, select_rows
+from cpo.plan import stream_seed
 from cpo.progress import progress_bar
 
 # Finished rows leave the batch when no more than this share of it is still going on: leaving copies
@@ -41,7 +42,8 @@ def generate(
         prefixes: N prefixes as token ids.
         max_new_tokens: the bound; a continuation that reaches it has no EOS.
         batch: sequences decoded together, `per_prefix` copies counted.
-        seed: seeds sampling; with the same batch size the same continuations come out.
+        seed: seeds sampling, each batch by itself: with the same batch size the same continuations
+            come out, wherever its batches are decoded.
         lengths: a guess at each continuation's length; alike ones are decoded together, so that
             few wait for a long neighbour.
         decoding: arguments of `generate`: do_sample, top_k, top_p, temperature, num_beams.
@@ -63,13 +65,11 @@ def generate(
     if not options["do_sample"]:
         options = {key: options[key] for key in ("do_sample", "num_beams") if key in options}
     top_k = _top_k_of(options) if continues_from_cache(model) else None
-    generator = torch.Generator(model.device).manual_seed(seed)
     guess = lengths or [0] * len(prefixes)
     order = sorted(range(len(prefixes)), key=lambda row: (guess[row], len(prefixes[row])))
     rows_together = max(1, batch // per_prefix)
     found: list[list[list[int]]] = [[] for _ in prefixes]
     model.eval()
-    torch.manual_seed(seed)
     with (
         progress_bar(len(prefixes), description, "prompt") as bar,
         torch.inference_mode(),
@@ -77,12 +77,15 @@ def generate(
     ):
         for start in range(0, len(order), rows_together):
             rows = order[start : start + rows_together]
+            batch_seed = stream_seed(seed, start)
             together = [prefixes[row] for row in rows]
             if top_k is None:
+                torch.manual_seed(batch_seed)
                 ids = _by_transformers(
                     model, together, per_prefix, max_new_tokens, eos_token_id, options
                 )
             else:
+                generator = torch.Generator(model.device).manual_seed(batch_seed)
                 ids = _top_k(
                     model, together, per_prefix, max_new_tokens, eos_token_id, top_k, generator
                 )

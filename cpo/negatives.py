@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cpo.generation import generate
 from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.plan import stream_seed
 from cpo.profiles import NEGATIVE_KINDS
 from cpo.progress import progress_bar
 
@@ -280,7 +281,7 @@ def draw_negatives(planned: Planned, mixture: Mapping[str, int], seed: int) -> D
                 break
             # Streams of their own for each kind and draw, so that a mixture's other counts change
             # nothing.
-            drawn = SAMPLERS[kind](planned, wanted, _stream_seed(seed, kind, draw))
+            drawn = SAMPLERS[kind](planned, wanted, stream_seed(seed, kind, draw))
             for row, candidates in drawn.items():
                 for candidate in candidates:
                     is_truth = candidate == planned.continuations[row]
@@ -316,8 +317,3 @@ def _columns(
         result.candidates.append(candidates)
         result.mask.append(mask)
     return result
-
-
-def _stream_seed(seed: int, kind: str, draw: int) -> int:
-    digest = hashlib.sha256(f"{seed} {kind} {draw}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")

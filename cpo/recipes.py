@@ -89,7 +89,7 @@ class NegativesRecipe(Recipe):
     """Candidates, their order and their reference log-probabilities, on a batch plan."""
 
     stage: ClassVar[str] = "negatives"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     reference: Recipe
     examples: ExamplesRecipe
@@ -147,7 +147,7 @@ class GenerationsRecipe(Recipe):
     model."""
 
     stage: ClassVar[str] = "generations"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     model: Recipe
     prompts: str

@@ -47,6 +47,23 @@ def test_sampling_is_seeded_and_top_k_is_not_transformers_default():
     assert len(flat) > 50  # of 64: nothing cuts at 50
 
 
+@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}], ids=["top_k", "top_p"])
+def test_a_batch_is_drawn_alike_whatever_comes_before_it(options):
+    model = tiny_model("llama").eval()
+
+    def sample(prefixes: list[list[int]]) -> list[list[list[int]]]:
+        return generate(
+            model, prefixes, eos_token_id=EOS, max_new_tokens=6, per_prefix=4, batch=8,
+            do_sample=True, **options,
+        )  # fmt: skip
+
+    # Batches are of two prefixes, in order of length: [5], [6, 7] and then the two longer ones.
+    last = [[1, 2, 3], [1, 2, 3, 4]]
+    assert sample([[5], [6, 7], *last])[2:] == sample([[8], [9, 10], *last])[2:]
+    # Other batches, other draws.
+    assert sample([last[0]] * 4)[:2] != sample([last[0]] * 4)[2:]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_top_k_draws_from_the_models_own_distribution(architecture):
     model = tiny_model(architecture).eval()
