@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +25,7 @@ from cpo import costs, data, intervals, judging, metrics, world
 from cpo.artifacts import Artifact, Negatives
 from cpo.ensembling import interpolate
 from cpo.generation import generate
+from cpo.launching import launch
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
 from cpo.model_judges import chat_server, judge_identity, judge_of
@@ -32,6 +33,7 @@ from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
 from cpo.paper import ROWS, ModelName, ReferenceName, Row, Task, continued_mle, cpo_end
 from cpo.plan import plan_batches
+from cpo.processes import process_count, shared_out
 from cpo.profiles import ROOT, Articles, Instructions, Profile, ProfileError, load_profile, nearest
 from cpo.progress import progress_bar
 from cpo.ranking import embed_texts, minilm, rank_candidates
@@ -538,7 +540,34 @@ class Suite:
             train(start().load(), examples, settings, folder, self.store.partial(recipe))
             self.tokenizer(model).save_pretrained(folder)
 
-        return Artifact(name, recipe, self.store.get_or_make(recipe, make))
+        def needs() -> None:
+            start()
+            if contrasted is not None:
+                self.negatives(contrasted.id, recipe.seed)
+
+        folder = self._made(recipe, make, needs, "model", name, recipe.seed)
+        return Artifact(name, recipe, folder)
+
+    def _made(
+        self,
+        recipe: Recipe,
+        make: Callable[[Path], None],
+        needs: Callable[[], object],
+        *call: object,
+    ) -> Path:
+        """An artifact that is much work: here, or in the profile's processes.
+
+        Those make what `call` names, a method of a suite and its arguments, and nothing else: what
+        it `needs` has to be there before.
+        """
+        if self.profile.processes.count == 1:
+            return self.store.get_or_make(recipe, make)
+
+        def make_together(folder: Path) -> None:
+            needs()
+            launch(self.profile, self.store.root, call, recipe.key, folder)
+
+        return self.store.get_or_make(recipe, make_together)
 
     def _settings(
         self,
@@ -593,8 +622,17 @@ class Suite:
         if row.negatives is None:
             raise ValueError(f"{row_id} is trained without negatives")
         recipe = self.negatives_recipe(row, seed)
-        folder = self.store.get_or_make(
-            recipe, lambda path: self._make_negatives(recipe, row, seed, path)
+
+        def needs() -> None:
+            self.reference(row.model, row.reference, seed)
+            if recipe.unhelpful:
+                self.unhelpful(row, seed)
+
+        folder = self._made(
+            recipe,
+            lambda path: self._make_negatives(recipe, row, seed, path),
+            needs,
+            *("negatives", row_id, seed),
         )
         rows = self._planned(row.model, row.task, recipe.steps, recipe.batch, recipe.seed)
         return Negatives(folder, [one.prefix_ids for one in rows], self.tokenizer(row.model))
@@ -810,8 +848,13 @@ class Suite:
                     text = tokenizer.decode(ids, skip_special_tokens=True)
                     file.write(json.dumps({"id": row.id, "ids": ids, "text": text}) + "\n")
 
-        path = self.store.get_or_make(recipe, make) / "generations.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        def needs() -> None:
+            self.model(row_id, seed)
+            self.prompts(self._subject(row_id)[0], self._task(row_id), split)
+
+        path = self._made(recipe, make, needs, "generations", row_id, decoding, seed, split)
+        lines = (path / "generations.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     def _judged(
         self, model: ModelName, task: Task, split: str = "test"
@@ -887,20 +930,19 @@ def score_groups(
     """Log-probabilities of groups of K continuations, `[N, K]`, fp32, on the CPU, without
     gradient."""
     scorer = GroupScorer(model, precision, tokens_at_once=tokens_at_once)
-    scored = []
+
+    def scored(start: int) -> torch.Tensor:
+        part = collate_groups(groups[start : start + batch])
+        bar.update(min(batch, len(groups) - start))
+        return scorer(**{name: one.to(model.device) for name, one in part.items()}).cpu()
+
     with progress_bar(len(groups), description, "prompt") as bar, torch.inference_mode():
-        for start in range(0, len(groups), batch):
-            part = collate_groups(groups[start : start + batch])
-            scored.append(
-                scorer(**{name: one.to(model.device) for name, one in part.items()}).cpu()
-            )
-            bar.update(min(batch, len(groups) - start))
-    return torch.cat(scored)
+        return torch.cat(shared_out(range(0, len(groups), batch), scored))
 
 
 def _micro_batch(groups: Sequence[Group], batch: int, tokens: int) -> int:
     longest = max(len(group.prefix_ids) + sum(map(len, group.continuations)) for group in groups)
-    return micro_batch(batch, longest, tokens)
+    return micro_batch(batch, longest, tokens, process_count())
 
 
 def _external_folder(name: str) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cpo.logprobs import continues_from_cache, select_rows
 from cpo.plan import stream_seed
+from cpo.processes import shared_out
 from cpo.progress import progress_bar
 
 # Finished rows leave the batch when no more than this share of it is still going on: leaving copies
@@ -68,30 +69,31 @@ def generate(
     guess = lengths or [0] * len(prefixes)
     order = sorted(range(len(prefixes)), key=lambda row: (guess[row], len(prefixes[row])))
     rows_together = max(1, batch // per_prefix)
-    found: list[list[list[int]]] = [[] for _ in prefixes]
     model.eval()
+
+    def continuations_of(start: int) -> list[list[int]]:
+        together = [prefixes[row] for row in order[start : start + rows_together]]
+        given = model, together, per_prefix, max_new_tokens, eos_token_id
+        batch_seed = stream_seed(seed, start)
+        if top_k is None:
+            torch.manual_seed(batch_seed)
+            ids = _by_transformers(*given, options)
+        else:
+            generator = torch.Generator(model.device).manual_seed(batch_seed)
+            ids = _top_k(*given, top_k, generator)
+        bar.update(len(together))
+        return [up_to_eos(one, eos_token_id) for one in ids.tolist()]
+
     with (
         progress_bar(len(prefixes), description, "prompt") as bar,
         torch.inference_mode(),
         torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"),
     ):
-        for start in range(0, len(order), rows_together):
-            rows = order[start : start + rows_together]
-            batch_seed = stream_seed(seed, start)
-            together = [prefixes[row] for row in rows]
-            if top_k is None:
-                torch.manual_seed(batch_seed)
-                ids = _by_transformers(
-                    model, together, per_prefix, max_new_tokens, eos_token_id, options
-                )
-            else:
-                generator = torch.Generator(model.device).manual_seed(batch_seed)
-                ids = _top_k(
-                    model, together, per_prefix, max_new_tokens, eos_token_id, top_k, generator
-                )
-            for index, continuation in enumerate(ids.tolist()):
-                found[rows[index // per_prefix]].append(up_to_eos(continuation, eos_token_id))
-            bar.update(len(rows))
+        batches = shared_out(range(0, len(order), rows_together), continuations_of)
+    in_order = [continuation for batch_ids in batches for continuation in batch_ids]
+    found: list[list[list[int]]] = [[] for _ in prefixes]
+    for place, row in enumerate(order):
+        found[row] = in_order[place * per_prefix : (place + 1) * per_prefix]
     return found
 
 

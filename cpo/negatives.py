@@ -20,6 +20,7 @@ from torch import Tensor
 from cpo.generation import generate
 from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.plan import stream_seed
+from cpo.processes import shared_out
 from cpo.profiles import NEGATIVE_KINDS
 from cpo.progress import progress_bar
 
@@ -151,30 +152,30 @@ def meanfield(
     over the ground truth. The paper prints the condition as y_1 .. y_t, which would hold y_t
     itself.
     """
-    generator = torch.Generator().manual_seed(seed)
     scorer = GroupScorer(planned.model, planned.precision)
-    drawn: dict[int, list[Continuation]] = {}
     rows = list(wanted)
+
+    def resampled(start: int) -> list[tuple[int, list[Continuation]]]:
+        part = rows[start : start + planned.micro_batch]
+        bodies = [planned.body(row) for row in part]
+        groups = [
+            Group(planned.prefixes[row], [body]) for row, body in zip(part, bodies, strict=True)
+        ]
+        batch = {name: one.to(planned.model.device) for name, one in collate_groups(groups).items()}
+        logits = scorer.next_token_logits(**batch).cpu()
+        generator = torch.Generator().manual_seed(stream_seed(seed, start))
+        ends = torch.tensor([len(body) for body in bodies]).cumsum(0).tolist()
+        found = []
+        for row, body, end in zip(part, bodies, ends, strict=True):
+            own, rest = logits[end - len(body) : end], planned.continuations[row][len(body) :]
+            draws = [_resample(body, own, generator) + rest for _ in range(wanted[row])]
+            found.append((row, draws))
+        bar.update(len(part))
+        return found
+
     with progress_bar(len(rows), "resampling MN", "prompt") as bar, torch.inference_mode():
-        for start in range(0, len(rows), planned.micro_batch):
-            part = rows[start : start + planned.micro_batch]
-            bodies = [planned.body(row) for row in part]
-            groups = [
-                Group(planned.prefixes[row], [body]) for row, body in zip(part, bodies, strict=True)
-            ]
-            batch = {
-                name: one.to(planned.model.device) for name, one in collate_groups(groups).items()
-            }
-            logits = scorer.next_token_logits(**batch).cpu()
-            ends = torch.tensor([len(body) for body in bodies]).cumsum(0).tolist()
-            for row, body, end in zip(part, bodies, ends, strict=True):
-                own = logits[end - len(body) : end]
-                drawn[row] = [
-                    _resample(body, own, generator) + planned.continuations[row][len(body) :]
-                    for _ in range(wanted[row])
-                ]
-            bar.update(len(part))
-    return drawn
+        parts = shared_out(range(0, len(rows), planned.micro_batch), resampled)
+    return dict(pair for part in parts for pair in part)
 
 
 def _resample(body: Continuation, logits: Tensor, generator: torch.Generator) -> Continuation:

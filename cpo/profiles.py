@@ -117,6 +117,20 @@ class Optimiser(_Settings):
     checkpoint_minutes: float = Field(10.0, gt=0)
 
 
+class Processes(_Settings):
+    """How many processes train, sample and score together, each on a device of its own.
+
+    `ddp` keeps the model whole in each, `fsdp` a part of it. `options` are further arguments of
+    `accelerate launch`, such as `--num_machines=2`; `before` is a command in front of it, such as
+    `srun`. None of it changes what comes out.
+    """
+
+    count: int = Field(1, ge=1)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    options: list[str] = []
+    before: list[str] = []
+
+
 class Stage(_Settings):
     """One training stage: `steps` global batches of `batch` examples.
 
@@ -271,6 +285,7 @@ class Profile(_Settings):
     articles: Articles
     models: dict[ModelName, Model]
     optimiser: Optimiser
+    processes: Processes = Processes(count=1)
     reference: Stage
     ablation_reference: Stage
     articles_reference: Stage

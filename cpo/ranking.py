@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpo.processes import shared_out
+
 Embed = Callable[[Sequence[str]], Tensor]
 
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -39,7 +41,8 @@ def embed_texts(texts: Sequence[str], embed: Embed, chunk: int = 4096) -> Tensor
     """Embeddings `[N, D]`, each distinct text embedded once; alike lengths go together."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     rows = {text: row for row, text in enumerate(distinct)}
-    parts = [embed(distinct[start : start + chunk]) for start in range(0, len(distinct), chunk)]
+    starts = range(0, len(distinct), chunk)
+    parts = shared_out(starts, lambda start: embed(distinct[start : start + chunk]))
     return torch.cat(parts)[torch.tensor([rows[text] for text in texts])]
 
 

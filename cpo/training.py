@@ -25,6 +25,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cpo import losses
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
+from cpo.processes import (
+    from_main_process,
+    is_main_process,
+    process_count,
+    wait_for_everyone,
+)
 from cpo.progress import progress_bar
 from cpo.scheduled_sampling import ScheduledSamplingScorer
 from cpo.store import checksums_of, damaged_file, write_atomically
@@ -257,7 +263,8 @@ class SequenceTrainer(Trainer):
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = planned.examples[(number - 1) * size : number * size]
         lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in rows]
-        path.write_text("".join(lines), encoding="utf-8")
+        if is_main_process():
+            path.write_text("".join(lines), encoding="utf-8")
         return path
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -265,8 +272,12 @@ class SequenceTrainer(Trainer):
         return SequentialSampler(planned)  # the plan is the order
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
         # The inner model's own format: a from_pretrained folder, tied weights stored once.
-        self._inner().save_pretrained(output_dir or self.args.output_dir)
+        if state_dict is not None:  # gathered from processes that share the model out
+            state_dict = {name.removeprefix("model."): one for name, one in state_dict.items()}
+        self._inner().save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
@@ -301,6 +312,9 @@ class _Progress(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Seal the checkpoint with checksums; only then the one before it goes."""
+        wait_for_everyone()  # each process writes the state of its random numbers
+        if not is_main_process():
+            return
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_atomically(newest / CHECKSUMS, json.dumps(checksums_of(newest)))
         for older in Path(args.output_dir).glob("checkpoint-*"):
@@ -358,11 +372,12 @@ def train(
             "PrinterCallback",
         ):
             trainer.remove_callback(callback)
-    trainer.train(resume_from_checkpoint=_last_good_checkpoint(partial))
-    model.save_pretrained(output)
+    trainer.train(resume_from_checkpoint=from_main_process(lambda: _last_good_checkpoint(partial)))
+    trainer.save_model(str(output))
     history = [line for line in trainer.state.log_history if "loss" in line]
-    with open(output / "history.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in history)
+    if is_main_process():
+        with open(output / "history.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in history)
     return history
 
 
@@ -383,7 +398,7 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch // settings.micro_batch,
+        gradient_accumulation_steps=settings.batch // (settings.micro_batch * process_count()),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_steps,
@@ -396,6 +411,7 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
         save_strategy="no",
         seed=settings.seed,
         use_cpu=not cuda,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         report_to=[],

@@ -1,0 +1,94 @@
+"""An artifact made by several processes: `accelerate launch` starts them, this one waits.
+
+Each process opens the same suite and makes the same artifact. Trainings go through transformers'
+trainer, which shares out each global batch; generation, scoring and embedding share out their
+batches with `cpo.processes`. The main process writes the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from cpo.profiles import Processes, Profile
+
+FSDP = (
+    "--use_fsdp",
+    "--fsdp_version=2",
+    "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",
+    "--fsdp_state_dict_type=FULL_STATE_DICT",
+)
+LAST_LINES = 25
+LAUNCHER = "torch/distributed/elastic"
+
+
+class LaunchError(RuntimeError):
+    """The processes did not come to their end; the message holds the last lines they printed."""
+
+
+def launch(profile: Profile, store: Path, call: Sequence[object], key: str, folder: Path) -> None:
+    """Make the artifact of recipe `key` in `folder` by calling a method of the suite of `profile`
+    over `store` in every process: `call` is its name and its arguments.
+
+    What the processes print is printed here as it comes.
+
+    Raises:
+        LaunchError: one of them failed.
+    """
+    processes = profile.processes
+    # In there nothing is launched again.
+    alone = profile.model_copy(update={"processes": Processes(count=1)})
+    job = {
+        "profile": alone.model_dump_json(),
+        "store": str(store),
+        "call": list(call),
+        "key": key,
+        "folder": str(folder),
+    }
+    described = folder / ".job.json"
+    described.write_text(json.dumps(job), encoding="utf-8")
+    command = [
+        *processes.before,
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        f"--num_processes={processes.count}",
+        "--num_cpu_threads_per_process",
+        str(max(1, (os.cpu_count() or 1) // processes.count)),
+        "--mixed_precision=no",  # autocast is the scorer's
+        "--dynamo_backend=no",
+        # torchrun's launcher, on processors too, where accelerate's own would ask for mpirun.
+        *(FSDP if processes.strategy == "fsdp" else ["--multi_gpu"]),
+        *processes.options,
+        *("--module", "cpo.worker", str(described)),
+    ]
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    told = False
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, "CPO_PLAIN_PROGRESS": "1", "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                told = told or LAUNCHER in line
+                if not told:  # what the launcher has to say of its own end is no help
+                    last.append(line)
+        except BaseException:
+            process.terminate()  # its workers end with it
+            raise
+    described.unlink()
+    if process.returncode:
+        what = " ".join(map(str, call))
+        raise LaunchError(
+            f"{processes.count} processes for '{what}' ended with code {process.returncode}. "
+            f"Their last lines:\n{''.join(last)}"
+        )

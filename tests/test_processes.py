@@ -1,0 +1,162 @@
+"""Several processes: a real `accelerate launch` on the CPU, against one process.
+
+Parity is tested with half the machine's threads in each; what is equal is stated with its bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from test_experiments import SMALL
+
+from cpo.experiments import Suite
+from cpo.launching import LaunchError, launch
+from cpo.store import Store
+
+TESTS = str(Path(__file__).parent)
+
+
+def run_in(count: int, script: str, folder: Path) -> str:
+    """Run a script in `count` processes; returns what they printed."""
+    path = folder / "script.py"
+    header = f"import sys; sys.path.insert(0, {TESTS!r})\n"
+    path.write_text(header + textwrap.dedent(script))
+    command = [sys.executable]
+    if count > 1:
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={count}"]
+        command += ["--mixed_precision=no", "--dynamo_backend=no", "--num_machines=1"]
+    done = subprocess.run(
+        [*command, str(path), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_items_are_shared_out_and_come_back_in_order(tmp_path):
+    script = """
+        import os
+        from pathlib import Path
+        from cpo.processes import from_main_process, is_main_process, shared_out
+        done = []
+        squares = shared_out(range(7), lambda one: done.append(one) or one * one)
+        rank = os.environ["RANK"]
+        assert squares == [0, 1, 4, 9, 16, 25, 36]
+        assert done == list(range(int(rank), 7, 3)), done
+        assert from_main_process(lambda: rank) == "0"
+        assert is_main_process() == (rank == "0")
+        Path(sys.argv[1], f"seen-{rank}").touch()
+    """
+    run_in(3, script, tmp_path)
+    assert len(list(tmp_path.glob("seen-*"))) == 3
+
+
+TRAINING = """
+    import json
+    from pathlib import Path
+    import torch
+    from models import tiny_model
+    from test_training import random_groups, settings
+    from cpo.logprobs import GroupScorer, collate_groups
+    from cpo.processes import process_count
+    from cpo.training import TrainingExample, train
+    objective, dtype = {objective!r}, torch.{dtype}
+    model = tiny_model("gpt2").to(dtype)
+    groups = random_groups(8 * 20, 1 if objective == "mle" else 5)
+    mask = [True, True, False, True, True]
+    reference = [()] * len(groups)
+    if objective != "mle":
+        with torch.no_grad():
+            reference = [GroupScorer(model)(**collate_groups([one]))[0].tolist() for one in groups]
+    examples = [
+        # A masked candidate here and there.
+        TrainingExample(one, mask if row % 3 == 0 else [True] * 5, logps)
+        if objective != "mle" else TrainingExample(one)
+        for row, (one, logps) in enumerate(zip(groups, reference))
+    ]
+    out = Path(sys.argv[1]) / f"{{objective}}-{{process_count()}}"
+    train(model, examples, settings(objective, 20, micro_batch=2, mle_weight=0.3,
+          learning_rate=1e-3), out, out.with_name(out.name + "-partial"))
+"""
+
+
+@pytest.mark.parametrize(
+    "objective",
+    ["ranked_cpo", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cpo", "mle"))],
+)
+def test_a_training_ends_in_the_same_weights_on_any_number_of_processes(tmp_path, objective):
+    for count in (1, 2, 4):
+        run_in(count, TRAINING.format(objective=objective, dtype="float64"), tmp_path)
+    alone = load_file(tmp_path / f"{objective}-1" / "model.safetensors")
+    losses = _losses(tmp_path / f"{objective}-1")
+    assert len(losses) == 20
+    for count in (2, 4):
+        folder = tmp_path / f"{objective}-{count}"
+        for name, weights in load_file(folder / "model.safetensors").items():
+            assert weights.dtype.is_floating_point and str(weights.dtype) == "torch.float64"
+            np.testing.assert_allclose(weights, alone[name], rtol=0, atol=1e-8, err_msg=name)
+        np.testing.assert_allclose(_losses(folder), losses, rtol=1e-6)
+
+
+def test_losses_in_fp32_agree_too(tmp_path):
+    for count in (1, 2):
+        run_in(count, TRAINING.format(objective="ranked_cpo", dtype="float32"), tmp_path)
+    one, two = (_losses(tmp_path / f"ranked_cpo-{count}") for count in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+def _losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "history.jsonl").open()]
+
+
+@pytest.fixture(scope="module")
+def suites(tmp_path_factory) -> list[Suite]:
+    """The same profile with one process and with two, each over a store of its own."""
+    opened = []
+    for count in (1, 2):
+        root = tmp_path_factory.mktemp(f"suite{count}")
+        suite = Suite.open("smoke", [*SMALL, f"processes.count={count}"], root / "figures")
+        suite.store = Store(root / "artifacts")
+        opened.append(suite)
+    return opened
+
+
+def test_a_row_is_made_alike_by_two_processes(suites, capfd):
+    one, two = suites
+    row = "t2/MixNR/0"
+    alone, together = (suite.negatives(row) for suite in suites)
+    for number in range(len(alone)):
+        assert alone.candidates(number) == together.candidates(number)
+    np.testing.assert_allclose(together.reference_logps, alone.reference_logps, atol=1e-3)
+    assert np.array_equal(alone.order, together.order)
+    np.testing.assert_allclose(
+        *([line["loss"] for line in suite.history(row)] for suite in suites), rtol=1e-4
+    )
+    assert one.model(row).recipe.key == two.model(row).recipe.key
+    assert len(two.generations(row)) == 12
+    assert (
+        sum(a == b for a, b in zip(one.generations(row), two.generations(row), strict=True)) >= 11
+    )
+    # One process alone speaks for all, and nothing else is left in the artifact.
+    assert {path.name for path in two.model(row).path.iterdir()} == {
+        path.name for path in one.model(row).path.iterdir()
+    }
+
+
+def test_processes_that_fail_say_why_and_leave_nothing(suites, tmp_path):
+    two = suites[1]
+    recipe = two.generations_recipe_of("t2/PSS", None, 0, "test")
+    with pytest.raises(LaunchError, match="should have been made before"):
+        launch(two.profile, two.store.root, ("generations", "t2/PSS"), recipe.key, tmp_path)
+    assert not list(tmp_path.iterdir())
