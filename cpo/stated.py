@@ -10,7 +10,7 @@ from cpo.experiments import Suite
 from cpo.profiles import ModelName
 from cpo.recipes import BaseModelRecipe, ExternalModelRecipe
 
-DOLLY_ROWS = 15_011
+DOLLY_TRAINING_ROWS = 7_505  # half of them, as in the paper
 # Characters of its prompts, queries with their contexts, and of its responses: every tenth of them
 # is about so long.
 DOLLY_PREFIXES = (56, 67, 76, 85, 97, 115, 184, 545, 949, 1896)
@@ -30,9 +30,7 @@ class StatedSuite(Suite):
 
     @property
     def training_rows(self) -> int:
-        settings = self.profile.instructions
-        left = DOLLY_ROWS - settings.validation_rows - settings.test_prompts
-        return min(settings.train_rows or left, left)
+        return min(self.profile.instructions.train_rows or DOLLY_TRAINING_ROWS, DOLLY_TRAINING_ROWS)
 
     @cached_property
     def _data_hashes(self) -> dict[str, str]:
