@@ -79,6 +79,7 @@ def with_openai(url: str) -> None:
 
 
 def run() -> list[Line]:
+    """Against the ideal, and against the plain client."""
     os.environ["NO_PROXY"] = "127.0.0.1"
     subjects = {"cpo": with_cpo, "openai": with_openai}
     seconds: dict[str, list[float]] = {name: [] for name in subjects}

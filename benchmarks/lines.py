@@ -70,10 +70,12 @@ HEADER = (
 
 
 def device() -> torch.device:
+    """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def synchronise() -> None:
+    """Returns when the GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

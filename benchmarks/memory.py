@@ -62,6 +62,7 @@ def _status(name: str) -> int:
 
 
 def run() -> list[Line]:
+    """Both pairs of lengths, twice each."""
     lines = []
     for prefix, length in LENGTHS:
         measured: dict[str, list[float]] = {"ours": [], "plain": []}

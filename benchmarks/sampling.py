@@ -39,6 +39,7 @@ def _ending_model(shape: Shape) -> Any:
 
 
 def run() -> list[Line]:
+    """Both vocabularies."""
     keep_freed_memory()
     return [_compare(shape) for shape in (SMALL_VOCABULARY, LARGE_VOCABULARY)]
 

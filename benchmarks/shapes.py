@@ -53,30 +53,33 @@ class Shape:
         )
         return AutoModelForCausalLM.from_config(config).to(device())
 
-    def operations(self, body_tokens: int, attended: int, head_tokens: int) -> float:
-        """Floating-point operations, forward and backward, of what cannot be left out.
-
-        `attended` is the number of (query, key) pairs of each head and layer.
-        """
-        return (
-            3
-            * 2
-            * (
-                body_tokens * self.body
-                + 2 * attended * self.width * self.layers
-                + head_tokens * self.vocabulary * self.width
-            )
-        )
-
     def shared(self, prefix: int, length: int, k: int = K) -> float:
-        """Of one prompt with K continuations whose prefix is computed once."""
+        """Operations of one prompt with K continuations whose prefix is computed once."""
         attended = prefix**2 // 2 + k * (length * prefix + length**2 // 2)
-        return self.operations(prefix + k * length, attended, k * length)
+        return self._body(prefix + k * length, attended) + self._head(k * length)
 
-    def repeated(self, prefix: int, length: int, sequences: int, head: int) -> float:
-        """Of sequences that each carry the prefix, with `head` tokens of each in the head."""
+    def repeated(
+        self,
+        prefix: int,
+        length: int,
+        sequences: int,
+        head: int,
+        body_times: float = 1.0,
+        head_times: float = 1.0,
+    ) -> float:
+        """Operations of sequences that each carry the prefix, with `head` tokens of each in the
+        head, and each of the two parts so many times."""
         whole = prefix + length
-        return self.operations(sequences * whole, sequences * whole**2 // 2, sequences * head)
+        body = self._body(sequences * whole, sequences * whole**2 // 2)
+        return body_times * body + head_times * self._head(sequences * head)
+
+    def _body(self, tokens: int, attended: int) -> float:
+        """Floating-point operations of the layers, forward and backward, that cannot be left out;
+        `attended` is the number of (query, key) pairs of each head and layer."""
+        return 6 * (tokens * self.body + 2 * attended * self.width * self.layers)
+
+    def _head(self, tokens: int) -> float:
+        return 6 * tokens * self.vocabulary * self.width
 
 
 # Of 25 million parameters or so: GPT-2's vocabulary, and one that leaves more to the layers.

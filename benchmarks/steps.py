@@ -77,7 +77,7 @@ def _arguments(folder: str, batch: int, **more: Any) -> dict[str, Any]:
 class PlainRepetition(nn.Module):
     """What everybody writes first: each continuation with a prefix of its own, all logits at once.
 
-    For prompts and continuations without padding.
+    Takes what `GroupScorer` takes and gives `[B, K]`, for tokens without padding.
     """
 
     def __init__(self, model: Any) -> None:
@@ -194,6 +194,7 @@ def matrix_rate() -> float:
 
 
 def run() -> list[Line]:
+    """Every shape and pair of lengths against every peer, then growth with K and the model."""
     keep_freed_memory()
     rate = matrix_rate()
     lines = []
@@ -207,31 +208,45 @@ def run() -> list[Line]:
 def _compare(shape: Shape, prefix: int, length: int, rate: float) -> list[Line]:
     """One shape and one pair of lengths against every peer."""
     groups = random_groups(shape, prefix, length, count=1)
-    truths = [Group(group.prefix_ids, group.continuations[:1]) for group in groups]
     ours = seconds_of(GroupScorer(shape.model(), "bf16"), groups, "cpo")
     operations = shape.shared(prefix, length)
     share = operations / min(ours) / rate
     case = f"CPO step, {shape}, P = {prefix}, L = {length}"
 
-    def line(against: str, seconds: list[float], sequences: int, times: float = 1.0) -> Line:
-        # TRL on a processor, and plain repetition, have every token in the head.
-        counted = times * shape.repeated(prefix, length, sequences, head=prefix + length)
+    def line(against: str, seconds: list[float], counted: float) -> Line:
         target = TARGETS[against].get((prefix, length))
         return Line(
             "steps", case, against, "s / step", ours, seconds, bound=counted / operations,
             target=target, notes={"share_of_matrix_rate": share},
         )  # fmt: skip
 
+    whole = prefix + length
+    pairs = 2 * (K - 1)
+    # On a processor TRL has every token in the head, as plain repetition has.
+    head = whole if device().type == "cpu" else length
     found = [
-        line("TRL, matched", trl_seconds(shape, groups, matched=True), 2 * (K - 1)),
-        # A third more for the reference's forward pass, another for checkpointing's second one.
-        line("TRL, by default", trl_seconds(shape, groups, matched=False), 2 * (K - 1), 5 / 3),
-        line("plain repetition", seconds_of(PlainRepetition(shape.model()), groups, "cpo"), K),
+        line(
+            "TRL, matched",
+            trl_seconds(shape, groups, matched=True),
+            shape.repeated(prefix, length, pairs, head),
+        ),
+        # A third more for the reference's forward pass; another for the layers' second one.
+        line(
+            "TRL, by default",
+            trl_seconds(shape, groups, matched=False),
+            shape.repeated(prefix, length, pairs, head, body_times=5 / 3, head_times=4 / 3),
+        ),
+        line(
+            "plain repetition",
+            seconds_of(PlainRepetition(shape.model()), groups, "cpo"),
+            shape.repeated(prefix, length, K, whole),
+        ),
     ]
-    mle = seconds_of(GroupScorer(shape.model(), "bf16"), truths, "mle")
+    # As many operations of MLE: so many prompts in one step.
     needed = operations / shape.shared(prefix, length, k=1)
-    # The same number of operations of MLE: so many of its steps.
-    as_many = [seconds * needed for seconds in mle]
+    prompts = random_groups(shape, prefix, length, count=round(needed), k=1)
+    mle = seconds_of(GroupScorer(shape.model(), "bf16"), prompts, "mle")
+    as_many = [seconds * needed / len(prompts) for seconds in mle]
     found.append(
         Line(
             "steps",

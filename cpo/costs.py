@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CHARACTERS_A_TOKEN = 4.2
 OVERHEAD_SECONDS = 3.0  # loading, saving and starting, for each artifact
 BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
+BYTES_EXCHANGED = 4  # a second gradient, which processes that train together exchange
 QUESTION_TOKENS = 60  # of a template itself
 REPLY_TOKENS = 2  # "A" and an end
 SECONDS_A_REQUEST = 1.0
@@ -73,6 +74,8 @@ class Step:
 def plan(suite: Suite) -> list[Planned]:
     """Every artifact that the profile's rows need, in the order of making, each once."""
     planned = []
+    several = suite.profile.processes.count > 1
+    training_bytes = BYTES_A_WEIGHT + (BYTES_EXCHANGED if several else 0)
     for step in steps(suite):
         recipe, cost = step.recipe, step.cost
         made = suite.store.find(recipe) is not None
@@ -86,7 +89,7 @@ def plan(suite: Suite) -> list[Planned]:
                 recipe.key,
                 made,
                 0.0 if made else cost.seconds + OVERHEAD_SECONDS,
-                parameters * (BYTES_A_WEIGHT if trains else 4) / 1e9 + 1.0,
+                parameters * (training_bytes if trains else 4) / 1e9 + 1.0,
                 parameters * 4 / 1e9 if keeps_weights else 0.001,
                 *(() if made else (cost.usd, cost.requests, cost.tokens)),
             )

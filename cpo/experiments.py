@@ -933,7 +933,7 @@ def score_groups(
 
     def scored(start: int) -> torch.Tensor:
         part = collate_groups(groups[start : start + batch])
-        bar.update(min(batch, len(groups) - start))
+        bar.update(min(batch, len(groups) - start) * process_count())
         return scorer(**{name: one.to(model.device) for name, one in part.items()}).cpu()
 
     with progress_bar(len(groups), description, "prompt") as bar, torch.inference_mode():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cpo.logprobs import continues_from_cache, select_rows
 from cpo.plan import stream_seed
-from cpo.processes import shared_out
+from cpo.processes import process_count, shared_out
 from cpo.progress import progress_bar
 
 # Finished rows leave the batch when no more than this share of it is still going on: leaving copies
@@ -81,7 +81,7 @@ def generate(
         else:
             generator = torch.Generator(model.device).manual_seed(batch_seed)
             ids = _top_k(*given, top_k, generator)
-        bar.update(len(together))
+        bar.update(len(together) * process_count())
         return [up_to_eos(one, eos_token_id) for one in ids.tolist()]
 
     with (

@@ -7,22 +7,21 @@ batches with `cpo.processes`. The main process writes the result.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from cpo.negatives import SAMPLERS
 from cpo.profiles import Processes, Profile
 
-FSDP = (
-    "--use_fsdp",
-    "--fsdp_version=2",
-    "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP",
-    "--fsdp_state_dict_type=FULL_STATE_DICT",
-)
 LAST_LINES = 25
 LAUNCHER = "torch/distributed/elastic"
 
@@ -38,7 +37,7 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
     What the processes print is printed here as it comes.
 
     Raises:
-        LaunchError: one of them failed.
+        LaunchError: one of them failed, or they could not know a sampler that was registered here.
     """
     processes = profile.processes
     # In there nothing is launched again.
@@ -49,19 +48,29 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
         "call": list(call),
         "key": key,
         "folder": str(folder),
+        "samplers": _modules_of_samplers(),
+        "owner": {"host": socket.gethostname(), "pid": os.getpid()},
     }
+    if torch.cuda.is_available():  # room for the process that shares this one's device
+        gc.collect()
+        torch.cuda.empty_cache()
     described = folder / ".job.json"
     described.write_text(json.dumps(job), encoding="utf-8")
+    machines = next((one for one in processes.options if "--num_machines=" in one), "=1")
+    here = max(1, processes.count // int(machines.split("=")[1]))
     command = [
         *processes.before,
         *(sys.executable, "-m", "accelerate.commands.launch"),
         f"--num_processes={processes.count}",
         "--num_cpu_threads_per_process",
-        str(max(1, (os.cpu_count() or 1) // processes.count)),
+        str(max(1, (os.cpu_count() or 1) // here)),
         "--mixed_precision=no",  # autocast is the scorer's
         "--dynamo_backend=no",
         # torchrun's launcher, on processors too, where accelerate's own would ask for mpirun.
-        *(FSDP if processes.strategy == "fsdp" else ["--multi_gpu"]),
+        "--multi_gpu",
+        # Which machine this is, a rendezvous finds out by itself; without a number it would not
+        # start.
+        "--machine_rank=0",
         *processes.options,
         *("--module", "cpo.worker", str(described)),
     ]
@@ -84,6 +93,7 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
                     last.append(line)
         except BaseException:
             process.terminate()  # its workers end with it
+            process.wait()
             raise
     described.unlink()
     if process.returncode:
@@ -92,3 +102,14 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
             f"{processes.count} processes for '{what}' ended with code {process.returncode}. "
             f"Their last lines:\n{''.join(last)}"
         )
+
+
+def _modules_of_samplers() -> list[str]:
+    """Where samplers of a user's own are defined: other processes have to import them."""
+    modules = {sampler.__module__ for sampler in SAMPLERS.values()}
+    if "__main__" in modules:
+        raise LaunchError(
+            "a negative sampler is defined in this notebook or script, where other processes "
+            "cannot find it: move it to a module of its own, or set processes.count to 1"
+        )
+    return sorted(module for module in modules if not module.startswith("cpo."))

@@ -110,8 +110,9 @@ class GroupScorer(nn.Module):
 
     Args:
         model: a transformers causal language model with fp32 weights.
-        precision: "bf16" runs the transformer under autocast; logits, their softmax and all sums
-            stay in fp32 either way, unless `fp32_head` is False.
+        precision: "bf16" runs the transformer, and the backward pass of the vocabulary head, under
+            autocast; log-probabilities come from fp32 logits either way, unless `fp32_head` is
+            False.
         fp32_head: False computes logits in bf16 too: several times faster on a processor, good
             enough for pretraining, too coarse for log-ratios.
         share_prefix: False repeats the prefix always.

@@ -20,7 +20,7 @@ from torch import Tensor
 from cpo.generation import generate
 from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.plan import stream_seed
-from cpo.processes import shared_out
+from cpo.processes import process_count, shared_out
 from cpo.profiles import NEGATIVE_KINDS
 from cpo.progress import progress_bar
 
@@ -170,7 +170,7 @@ def meanfield(
             own, rest = logits[end - len(body) : end], planned.continuations[row][len(body) :]
             draws = [_resample(body, own, generator) + rest for _ in range(wanted[row])]
             found.append((row, draws))
-        bar.update(len(part))
+        bar.update(len(part) * process_count())
         return found
 
     with progress_bar(len(rows), "resampling MN", "prompt") as bar, torch.inference_mode():

@@ -6,11 +6,15 @@ A process that was not launched with others does everything itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+
+# The others wait while the main process writes and checks what may be tens of gigabytes.
+PATIENCE = timedelta(hours=2)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,7 +22,7 @@ Result = TypeVar("Result")
 
 def _state() -> PartialState:
     # Without `cpu`, processes that were launched together on processors would not see each other.
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def process_count() -> int:

@@ -118,15 +118,14 @@ class Optimiser(_Settings):
 
 
 class Processes(_Settings):
-    """How many processes train, sample and score together, each on a device of its own.
+    """How many processes train, sample and score together, each with the model on its own device.
 
-    `ddp` keeps the model whole in each, `fsdp` a part of it. `options` are further arguments of
-    `accelerate launch`, such as `--num_machines=2`; `before` is a command in front of it, such as
-    `srun`. None of it changes what comes out.
+    `options` are further arguments of `accelerate launch`, such as `--num_machines=2`; `before` is
+    a command in front of it, such as `srun`. None of it changes what comes out, but for PSS, whose
+    draws every process makes for its own share.
     """
 
     count: int = Field(1, ge=1)
-    strategy: Literal["ddp", "fsdp"] = "ddp"
     options: list[str] = []
     before: list[str] = []
 
@@ -324,6 +323,13 @@ class Profile(_Settings):
                 for row_id in Comparison.parse(text).rows:
                     if row_id not in ROWS:
                         raise ValueError(f"claims.{number}: {_unknown('row', row_id, ROWS)}")
+        for stage in ("reference", "ablation_reference", "articles_reference", "continuation"):
+            batch = getattr(self, stage).batch
+            if batch % self.processes.count:
+                raise ValueError(
+                    f"{stage}.batch: {batch} examples cannot be shared out evenly among "
+                    f"{self.processes.count} processes: change one of the two"
+                )
         for which in ("mle", "cpo"):
             if which not in self.continuation.learning_rate:
                 raise ValueError(f"continuation.learning_rate: `{which}` is missing")

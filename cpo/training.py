@@ -306,7 +306,9 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
         minutes = (time.monotonic() - self.saved) / 60
-        if minutes >= self.settings.checkpoint_minutes and state.global_step < state.max_steps:
+        due = minutes >= self.settings.checkpoint_minutes
+        # By one clock: all processes save together or none does.
+        if state.global_step < state.max_steps and from_main_process(lambda: due):
             control.should_save = True
             self.saved = time.monotonic()
 
@@ -383,7 +385,13 @@ def train(
 
 def micro_batch(batch: int, longest: int, tokens: int, processes: int = 1) -> int:
     """The largest divisor of a process's share of `batch` that fits in `tokens` if every group has
-    `longest`, its prefix and its K continuations together."""
+    `longest`, its prefix and its K continuations together; 1 where none fits.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+    if batch % processes:
+        raise ValueError(f"a global batch of {batch} cannot be shared out among {processes}")
     share = batch // processes
     return max(
         size
@@ -394,7 +402,7 @@ def micro_batch(batch: int, longest: int, tokens: int, processes: int = 1) -> in
 
 def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArguments:
     cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch,
@@ -417,6 +425,9 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
         report_to=[],
         disable_tqdm=True,
     )
+    # On several GPUs one process would wrap the model for all of them, and read so many batches.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _last_good_checkpoint(folder: Path) -> str | None:

@@ -1,9 +1,9 @@
 """The vocabulary head: log-probabilities of tokens from hidden states, never all logits at once.
 
 Logits are by far the largest tensor of a language model's step: 4,096 x 50,257 of them in fp32 are
-0.8 GB, and a plain cross entropy holds them three times. Here they exist a chunk at a time, in one
-buffer; the backward pass computes them again. On a processor that is also the faster way, since a
-chunk stays in its cache.
+0.8 GB, and a plain cross entropy holds them three times. Here they exist a chunk at a time, and the
+backward pass computes them again. On a processor that is also the faster way, since a chunk stays
+in its cache.
 
 torch's own `linear_cross_entropy` keeps gradients instead of logits, which takes one weight for all
 tokens beforehand. CPO's weights are known only when all K continuations are scored.
@@ -40,7 +40,8 @@ def token_logps(
         targets: `[N]`, int64.
         bf16_logits: matrix products of the forward pass in bf16. Their logits are rounded to three
             digits: good enough for pretraining, too coarse for log-ratios.
-        bf16_gradients: matrix products of the backward pass in bf16, as autocast does them.
+        bf16_gradients: matrix products of the backward pass in bf16, logits computed again
+            included, as in autocast; softmax and sums are fp32 there too.
     """
     return _TokenLogps.apply(
         states.to(weight.dtype), weight, bias, targets, bf16_logits, bf16_logits or bf16_gradients
@@ -80,7 +81,11 @@ class _TokenLogps(torch.autograd.Function):
         for rows in logits_of.chunks:
             # d logp(y) / d logits = onehot(y) - softmax
             own = gradient[rows, None]
-            slopes = logits_of(states[rows]).sub_(log_normalisers[rows, None]).exp_().mul_(-own)
+            logits = logits_of(states[rows])
+            normaliser = log_normalisers[rows, None]
+            if ctx.bf16_gradients:  # rounded, these logits have one of their own
+                normaliser = logits.logsumexp(-1, keepdim=True)
+            slopes = logits.sub_(normaliser).exp_().mul_(-own)
             slopes.scatter_add_(-1, targets[rows, None], own)
             if bias_gradient is not None:
                 bias_gradient += slopes.sum(0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from cpo.experiments import Suite
 from cpo.processes import is_main_process, wait_for_everyone
@@ -26,6 +29,11 @@ class WorkerStore(Store):
         self.folder = folder
 
     def get_or_make(self, recipe: Recipe, make: Callable[[Path], None]) -> Path:
+        """The folder of the artifact, made if it is the one.
+
+        Raises:
+            FileNotFoundError: another one is missing.
+        """
         if recipe.key == self.key:
             make(self.folder)
             return self.folder
@@ -38,7 +46,9 @@ class WorkerStore(Store):
 def main() -> None:
     """Make the artifact that the file named on the command line describes."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(job["owner"],), daemon=True).start()
+    for module in job["samplers"]:
+        import_module(module)
     with tempfile.TemporaryDirectory() as scratch:
         # All go through the same code; what the others would write is of no use.
         folder = Path(job["folder"] if is_main_process() else scratch)
@@ -49,11 +59,22 @@ def main() -> None:
         wait_for_everyone()
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, however that one ended."""
-    while os.getppid() == parent:
+def _end_with(owner: dict[str, Any]) -> None:
+    """End this process when the launcher, or the process that asked for all this, is gone."""
+    launcher, same_host = os.getppid(), owner["host"] == socket.gethostname()
+    while os.getppid() == launcher != 1 and not (same_host and _is_gone(owner["pid"])):
         time.sleep(0.5)
     os._exit(1)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 if __name__ == "__main__":

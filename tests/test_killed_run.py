@@ -1,6 +1,13 @@
-"""A run that is killed in the middle of training, started again, ends like one that was not."""
+"""A run that is killed at any moment, and started again by the same command, ends in the same
+numbers.
+
+Two kills here; `CPO_KILLS=20 pytest tests/test_killed_run.py` for as many as one likes.
+"""
+
+from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -8,50 +15,103 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
-SCRIPT = """
+KILLS = int(os.environ.get("CPO_KILLS", "2"))
+
+# Base model and reference are taken over: the kills fall into what comes after them.
+TAKEN_OVER = ("world", "base_model")
+
+CELLS = (
+    "from cpo import figures\n"
+    "from cpo.experiments import Suite\n"
+    "suite = Suite.open(profile, overrides, output)",
+    "rows = ('t2/MLE2', 't2/MixNR/0', 't2/ANR')\nfor row in rows:\n    suite.model(row)",
+    "for row in rows:\n    suite.generations(row)",
+    "figures.measures_frame(suite, rows).to_csv(suite.output / 'measures.csv', index=False)",
+)
+
+SETTINGS = (
+    "continuation.steps.long=30",
+    "reference.steps=20",
+    "optimiser.checkpoint_minutes=1e-6",  # after each step
+)
+
+# The command `./run_all.sh`, on the test's notebooks.
+COMMAND = """
 import sys
-from cpo import figures
-from cpo.experiments import Suite
-suite = Suite.open("smoke", ["continuation.steps.long=40"], sys.argv[1])
-rows = ("t2/MLE2", "t2/MixNR/0", "t2/MixNR/0.5")
-for row in rows:
-    suite.model(row)
-figures.measures_frame(suite, rows).to_csv(suite.output / "measures.csv", index=False)
+from pathlib import Path
+from cpo import __main__ as command, runner
+settled = runner.run_suite
+def on_these(*given):
+    return settled(*given, notebooks_dir=Path(sys.argv[1]), plan=lambda *_: [])
+runner.run_suite = on_these
+sys.exit(command.main(["run", "--profile", "smoke", *sys.argv[2:]]))
 """
 
 
-@pytest.mark.slow
-def test_a_killed_run_ends_in_the_same_numbers(tmp_path: Path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
+class Runs:
+    """Runs of one command, each over artifacts of its own."""
 
-    def start(name: str) -> subprocess.Popen:
-        environment = {**os.environ, "CPO_ARTIFACTS": str(tmp_path / f"artifacts-{name}")}
-        return subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / name)],
-            env=environment,
-            stderr=subprocess.DEVNULL,
-        )
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = [part for one in SETTINGS for part in ("--set", one)]
 
-    assert start("whole").wait() == 0
-    # The base model and the reference are made already; the kill comes in the trainings after them.
-    shutil.copytree(tmp_path / "artifacts-whole", tmp_path / "artifacts-killed")
-    for folder in ("model", "negatives", "generations", "measures", "ensemble"):
-        for made in (tmp_path / "artifacts-killed" / folder).iterdir():
-            if made.is_dir():
-                shutil.rmtree(made)
-    killed = start("killed")
-    temporary = tmp_path / "artifacts-killed" / "model"
-    deadline = time.monotonic() + 300
-    while len(list(temporary.glob("[!.]*/manifest.json"))) < 2:  # reference and MLE are made
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(2)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed" / "measures.csv").exists()
-    assert start("killed").wait() == 0
-    numbers = [(tmp_path / name / "measures.csv").read_bytes() for name in ("whole", "killed")]
-    assert numbers[0] == numbers[1]
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        arguments = [str(self.folder / "notebooks"), *self.settings]
+        with open(self.folder / f"{name}.log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", COMMAND, *arguments],
+                env={**os.environ, "CPO_ARTIFACTS": str(self.folder / name)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def finish(self, name: str) -> None:
+        assert self.start(name).wait(600) == 0, (self.folder / f"{name}.log").read_text()
+
+    def numbers(self, name: str) -> bytes:
+        (path,) = (self.folder / name / "figures").rglob("measures.csv")
+        return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Runs, float]:
+    """A run that nobody disturbed, and the seconds that it took from its base model on."""
+    folder = tmp_path_factory.mktemp("runs")
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["kernelspec"] = {"name": "cpo", "display_name": "CPO", "language": "python"}
+    notebook.metadata["cpo"] = {"outputs": ["measures.csv"], "after": []}
+    parameters = nbformat.v4.new_code_cell('profile = "smoke"\noverrides = []\noutput = ""')
+    parameters.metadata["tags"] = ["parameters"]
+    notebook.cells = [parameters, *(nbformat.v4.new_code_cell(source) for source in CELLS)]
+    (folder / "notebooks").mkdir()
+    nbformat.write(notebook, folder / "notebooks" / "00_rows.ipynb")
+    runs = Runs(folder)
+    runs.finish("first")
+    take_over(folder, "whole")
+    began = time.monotonic()
+    runs.finish("whole")
+    assert runs.numbers("whole") == runs.numbers("first")
+    return runs, time.monotonic() - began
+
+
+def take_over(folder: Path, name: str) -> None:
+    for stage in TAKEN_OVER:
+        shutil.copytree(folder / "first" / stage, folder / name / stage)
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_killed_run_ends_in_the_same_numbers(whole, number):
+    runs, seconds = whole
+    name = f"killed-{number}"
+    take_over(runs.folder, name)
+    # In equal parts of the run's time, at a random moment of each.
+    moment = seconds * (number + random.random()) / KILLS
+    process = runs.start(name)
+    time.sleep(moment)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    runs.finish(name)
+    assert runs.numbers(name) == runs.numbers("whole"), f"killed after {moment:.1f} s"

@@ -1,7 +1,4 @@
-"""Several processes: a real `accelerate launch` on the CPU, against one process.
-
-Parity is tested with half the machine's threads in each; what is equal is stated with its bound.
-"""
+"""Several processes: a real `accelerate launch` on the CPU, against one process."""
 
 from __future__ import annotations
 
@@ -35,9 +32,10 @@ def run_in(count: int, script: str, folder: Path) -> str:
     if count > 1:
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={count}"]
         command += ["--mixed_precision=no", "--dynamo_backend=no", "--num_machines=1"]
+        command += ["--machine_rank=0"]
     done = subprocess.run(
         [*command, str(path), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
@@ -88,9 +86,14 @@ TRAINING = """
         for row, (one, logps) in enumerate(zip(groups, reference))
     ]
     out = Path(sys.argv[1]) / f"{{objective}}-{{process_count()}}"
-    train(model, examples, settings(objective, 20, micro_batch=2, mle_weight=0.3,
-          learning_rate=1e-3), out, out.with_name(out.name + "-partial"))
+    given = settings(objective, 20, micro_batch=2, mle_weight=0.3, learning_rate=1e-3,
+                     checkpoint_minutes={minutes})
+    train(model, examples, given, out, out.with_name(out.name + "-partial"))
 """
+
+
+def training(objective: str, dtype: str, minutes: float = 10) -> str:
+    return TRAINING.format(objective=objective, dtype=dtype, minutes=minutes)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ TRAINING = """
 )
 def test_a_training_ends_in_the_same_weights_on_any_number_of_processes(tmp_path, objective):
     for count in (1, 2, 4):
-        run_in(count, TRAINING.format(objective=objective, dtype="float64"), tmp_path)
+        run_in(count, training(objective, "float64"), tmp_path)
     alone = load_file(tmp_path / f"{objective}-1" / "model.safetensors")
     losses = _losses(tmp_path / f"{objective}-1")
     assert len(losses) == 20
@@ -111,15 +114,46 @@ def test_a_training_ends_in_the_same_weights_on_any_number_of_processes(tmp_path
         np.testing.assert_allclose(_losses(folder), losses, rtol=1e-6)
 
 
+def test_two_processes_resume_from_their_common_checkpoint(tmp_path):
+    script = training("mle", "float64", minutes=1e-6)
+    # Both stop with the step after which the tenth checkpoint stands.
+    stop = """
+    from cpo import training
+    sealed, saves = training._Progress.on_save, []
+    def stopping(self, args, state, control, **kwargs):
+        sealed(self, args, state, control, **kwargs)
+        saves.append(state.global_step)
+        if len(saves) == 10:
+            control.should_training_stop = True
+            raise SystemExit(0)
+    training._Progress.on_save = stopping
+    """
+    run_in(2, textwrap.dedent(stop) + textwrap.dedent(script), tmp_path)
+    partial = tmp_path / "mle-2-partial"
+    assert [path.name for path in partial.glob("checkpoint-*")] == ["checkpoint-10"]
+    assert not (tmp_path / "mle-2").exists()
+    run_in(2, script, tmp_path)
+    run_in(1, training("mle", "float64"), tmp_path)
+    alone = load_file(tmp_path / "mle-1" / "model.safetensors")
+    for name, weights in load_file(tmp_path / "mle-2" / "model.safetensors").items():
+        np.testing.assert_allclose(weights, alone[name], rtol=0, atol=1e-8, err_msg=name)
+    assert len(_losses(tmp_path / "mle-2")) == 20
+
+
 def test_losses_in_fp32_agree_too(tmp_path):
     for count in (1, 2):
-        run_in(count, TRAINING.format(objective="ranked_cpo", dtype="float32"), tmp_path)
+        run_in(count, training("ranked_cpo", "float32"), tmp_path)
     one, two = (_losses(tmp_path / f"ranked_cpo-{count}") for count in (1, 2))
     np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
 def _losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "history.jsonl").open()]
+
+
+@pytest.fixture(autouse=True)
+def on_the_processor(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +202,10 @@ def test_processes_that_fail_say_why_and_leave_nothing(suites, tmp_path):
 def test_several_nodes_are_reached_by_a_command_in_front(suites, tmp_path):
     # Two "nodes" of one process each, both on this machine, as srun would start them.
     both = tmp_path / "both.sh"
-    both.write_text('"$@" & first=$!\n"$@" & second=$!\nwait $first && wait $second\n')
+    both.write_text(
+        '"$@" & first=$!\n"${@/machine_rank=0/machine_rank=1}" & second=$!\n'
+        "wait $first && wait $second\n"
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
