@@ -7,11 +7,13 @@ precomputed and no gradient checkpointing, as ours; "by default" is TRL as it co
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -55,6 +57,17 @@ class _Clock(TrainerCallback):
     @property
     def seconds(self) -> list[float]:
         return [after - before for before, after in pairwise(self.times)]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Log lines and progress bars of both sides are made, and go nowhere."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _arguments(folder: str, batch: int, **more: Any) -> dict[str, Any]:
@@ -118,7 +131,7 @@ def seconds_of(scorer: Any, groups: Sequence[Group], objective: str) -> list[flo
         objective, STEPS, count, 1e-6, beta=5.0, precision="bf16", micro_batch=count
     )
     clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quietly():
         SequenceTrainer(
             scorer,
             PlannedExamples(examples * STEPS, count),
@@ -147,7 +160,7 @@ def trl_seconds(shape: Shape, groups: Sequence[Group], matched: bool) -> list[fl
         for negative in group.continuations[1:]
     ]
     clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quietly():
         options = (
             {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "bf16": True}
             if matched

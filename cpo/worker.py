@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo.experiments import Suite
-from cpo.processes import is_main_process, wait_for_everyone
+from cpo.processes import is_main_process, leave_together
 from cpo.profiles import Profile
 from cpo.store import Recipe, Store
 
@@ -56,7 +56,7 @@ def main() -> None:
         suite = Suite(Profile.model_validate_json(job["profile"]), store, Path(scratch))
         name, *arguments = job["call"]
         getattr(suite, name)(*arguments)
-        wait_for_everyone()
+        leave_together()
 
 
 def _end_with(owner: dict[str, Any]) -> None:
