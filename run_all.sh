@@ -120,7 +120,9 @@ case "$command" in
     cd "$root"
     "$python" -m ruff check cpo tests benchmarks
     "$python" -m mypy
-    exec "$python" -m pytest "$@"
+    # Side by side, each on one thread: threads of several would wait for each other.
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
     ;;
   *)
     exec "$python" -m cpo "$command" "$@"
