@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cpo import course
+from cpo import course, negatives
 from exercises.build import Exercise, read_exercises, section, with_exercises
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +49,10 @@ for x in (1, math.pi):
 
 
 @pytest.fixture(autouse=True)
-def notebook_settings() -> Iterator[None]:
-    """Exercises may set what torch keeps for the whole process, as a notebook may."""
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What exercises draw, set and register for the whole process is taken back."""
+    monkeypatch.setattr(negatives, "SAMPLERS", dict(negatives.SAMPLERS))
+    monkeypatch.setattr(negatives, "NEGATIVE_KINDS", set(negatives.NEGATIVE_KINDS))
     with torch.random.fork_rng():
         yield
     torch.set_default_dtype(torch.float32)
