@@ -10,7 +10,7 @@ import torch
 
 
 def continuation_logp(logits: torch.Tensor, ids: torch.Tensor, prefix_length: int) -> torch.Tensor:
-    """log pi(y | x), a scalar: logits [T, V] of ids [T], of which `prefix_length` are the prefix."""
+    """log pi(y | x), a scalar: logits [T, V] of ids [T], `prefix_length` of them the prefix."""
     # solution
     logps = logits[:-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]  # of tokens 1 .. T - 1
     return logps[prefix_length - 1 :].sum()

@@ -175,7 +175,7 @@ for probabilities, swapped, expected in (
     assert abs(found - expected) < 1e-5, (
         f"{probabilities}, {swapped} swapped: {expected}, not {found}"
     )
-# Sixteen positions, of which 15 % are two, played 20,000 times: choose two, toss a coin for each.
+# Sixteen positions, of which 15 % are two, played 20,000 times: choose two, a coin for each.
 p = torch.linspace(0.1, 0.95, 16)
 generator = torch.Generator().manual_seed(0)
 chosen = torch.rand(20_000, 16, generator=generator).argsort(-1)[:, :2]
