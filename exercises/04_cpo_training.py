@@ -2,7 +2,7 @@
 
 # %% exercise: When the push lets go | easy | 10 minutes
 # The ground truth is ahead of $K - 1$ equal negatives by `lead` nats: its log-ratio minus theirs.
-# At which lead has the push on it, $\beta\,(1 - p_1)$, fallen to *half* of $\beta$? A pencil is
+# At which lead has the push on it, $\beta\,(1 - w_1)$, fallen to *half* of $\beta$? A pencil is
 # enough.
 
 # %% stub
@@ -32,7 +32,7 @@ for candidates, beta in ((2, 5.0), (5, 1.0), (12, 0.5), (12, 5.0)):
     )
 
 # %% note
-# $p_1 = 1/2$ where $e^{\beta \cdot \text{lead}} = K - 1$. With $K = 2$ the push starts at half of
+# $w_1 = 1/2$ where $e^{\beta \cdot \text{lead}} = K - 1$. With $K = 2$ the push starts at half of
 # $\beta$: there is nothing to let go. With $\beta = 5$ and $K = 12$ half a nat, on a whole
 # sequence, is the end of it.
 
