@@ -72,9 +72,10 @@ for candidates, copies, beta in ((4, 1, 5.0), (4, 2, 5.0), (12, 3, 0.5)):
 # that the repeated text is that much worse than the others; it only was drawn more often.
 
 # %% exercise: The push of a whole order | medium | 15 minutes
-# Derive the gradient of eq. 2 for one prefix: what is $\partial \mathcal{L} / \partial \log
-# \pi_\theta(y_{\tau(k)}|x)$? Start from "ranked CPO is a nest of eq. 1" (section 6) and add up
-# what section 8 says of each. Write it without autograd; the check has autograd.
+# Derive the gradient of eq. 2 for one prefix: what is
+# $\partial \mathcal{L} / \partial \log \pi_\theta(y_{\tau(k)}|x)$? Start from "ranked CPO is a
+# nest of eq. 1" (section 6) and add up what section 8 says of each. Write it without autograd;
+# the check has autograd.
 
 # %% stub
 import torch
@@ -112,10 +113,10 @@ for beta in (0.5, 5.0):
 # negatives are treated as answers to learn from.
 
 # %% exercise: What batch negatives reward | hard | 30 minutes
-# Batch negatives are continuations of *other* prefixes: $A(y) = \sum_x p(x)\,
-# p_{\text{data}}(y|x)$, the same for every prefix. By section 9, which policy minimises eq. 1?
-# Write it for several prefixes at once. The check computes eq. 1 exactly, for $K = 2$, and asks
-# whether the gradient at your policy is zero.
+# Batch negatives are continuations of *other* prefixes:
+# $A(y) = \sum_x p(x)\, p_{\text{data}}(y|x)$, the same for every prefix. By section 9, which
+# policy minimises eq. 1? Write it for several prefixes at once. The check computes eq. 1 exactly,
+# for $K = 2$, and asks whether the gradient at your policy is zero.
 
 # %% stub
 import torch

@@ -80,8 +80,8 @@ assert found == expected, f"cpo.ranking says {expected}, not {found}"
 # the columns.
 
 # %% exercise: A kind of negative of your own | medium | 20 minutes
-# Write a fifth kind, the *rotation*: $y_1$ with its beginning moved to its end, cut after $1
-# \dots T - 1$ of its tokens; its EOS, if it has one, stays last. The contract is
+# Write a fifth kind, the *rotation*: $y_1$ with its beginning moved to its end, cut after
+# $1 \dots T - 1$ of its tokens; its EOS, if it has one, stays last. The contract is
 # `cpo.negatives.Sampler`: planned rows, how many for which row, and a seed; back come the
 # candidates of each row, at most so many, no cut twice, the same for the same seed.
 # `planned.body(row)` is $y_1$ without EOS.
