@@ -123,7 +123,7 @@ assert sorted(every[0]) == [(12, 13, 14, 11, 0), (13, 14, 11, 12, 0), (14, 11, 1
     f"four tokens can be rotated in three ways, EOS stays: {every[0]}"
 )
 assert every[1] == [(22, 21)], f"two tokens, no EOS: one rotation, {every[1]}"
-assert len(every[2]) == 0, f"one token cannot be rotated: {every[2]}"
+assert not every.get(2), f"one token cannot be rotated: {every[2]}"
 one = [tuple(rotations(planned, {0: 1}, seed)[0]) for seed in range(20)]
 assert len(set(one)) == 3, "twenty seeds should find all three rotations"
 assert one == [tuple(rotations(planned, {0: 1}, seed)[0]) for seed in range(20)], (
