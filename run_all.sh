@@ -118,7 +118,7 @@ case "$command" in
     ;;
   test)
     cd "$root"
-    "$python" -m ruff check cpo tests benchmarks
+    "$python" -m ruff check cpo exercises tests benchmarks
     "$python" -m mypy
     exec "$python" -m pytest "$@"
     ;;
