@@ -12,7 +12,6 @@
 # %% stub
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 
@@ -23,6 +22,8 @@ def until_rest(logits_of: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Te
     `inputs` [T] before t. `start` is [T].
     """
     # solution
+    import torch
+
     inputs, passes = start, 0
     while True:
         following = logits_of(inputs).argmax(-1)
@@ -33,6 +34,7 @@ def until_rest(logits_of: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Te
 
 
 # %% check
+import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -91,7 +93,6 @@ for seed in range(3):
 # then write it.
 
 # %% stub
-import torch
 from torch import Tensor
 
 
@@ -108,6 +109,8 @@ def first_step(chosen: Tensor, rejected: Tensor, beta: float, rate: float) -> tu
 
 
 # %% check
+import torch
+
 from cpo.losses import dpo_loss
 
 # Nothing in common: step = 0.1 * 1 / 2 * (1, -1), so one rises by 0.05 and the other falls.

@@ -22,7 +22,7 @@ def shortest(example: Judged, response_a: str, response_b: str) -> Verdict:
 # %% check
 import numpy as np
 
-from cpo import comparing
+from cpo.comparing import flip_rate
 from cpo.data import Example
 from cpo.judging import RuleJudge, judge_responses
 
@@ -33,7 +33,7 @@ prompts = [Example(f"prompt-{i}", "?", text, "", None) for i, text in enumerate(
 found = judge_responses(RuleJudge("shortest", shortest), prompts, answers, orders=2)
 # Longer, shorter, as long (13 characters each), shorter, as long, as long.
 assert found.points.tolist() == [0, 1, 0.5, 1, 0.5, 0.5], f"points {found.points.tolist()}"
-assert comparing.flip_rate(*found.by_order).value == 0, "sides must not matter to this rule"
+assert flip_rate(*found.by_order).value == 0, "sides must not matter to this rule"
 opposite = judge_responses("longest", prompts, answers).points
 assert np.all(found.points + opposite == 1), "what the one gives, the other takes"
 
@@ -51,16 +51,17 @@ assert np.all(found.points + opposite == 1), "what the one gives, the other take
 # $2 \cdot 0.25\,(1 - \rho)/n$. It is found if $\hat d$ is more than 1.96 standard deviations above
 # zero.
 #
-# How large must $n$ be, for a `power` of 0.8 or any other?
+# How large must $n$ be, for a `power` of 0.8 or any other? (`statistics.NormalDist().inv_cdf` has
+# the quantiles of the normal distribution.)
+
 
 # %% stub
-import math
-from statistics import NormalDist
-
-
 def prompts_needed(difference: float, correlation: float, power: float = 0.8) -> int:
     """The least number of prompts at which `difference` is found with probability `power`."""
     # solution
+    import math
+    from statistics import NormalDist
+
     normal = NormalDist()
     # d - 1.96 sd has to lie z_power sd above zero.
     deviations = normal.inv_cdf(0.975) + normal.inv_cdf(power)

@@ -112,17 +112,19 @@ assert sorted(steps, reverse=True) == steps, f"further apart has to be less alik
 # becomes *another* word of the same kind (a season another season, a river another river). Grammar,
 # length and style stay as they are. What should the oracle say of each part of its grade? And
 # MAUVE?
+#
+# `cpo.world.tables` has `KIND`, from a word to its kind, and `WORDS`, from a kind to all its words.
+
 
 # %% stub
-import random
-import re
-
-from cpo.world.tables import KIND, WORDS  # word -> its kind; kind -> all its words
-
-
 def spoilt(text: str, subject: str, seed: int) -> str:
     """`text` with every known word but `subject` replaced, at random, by another of its kind."""
     # solution
+    import random
+    import re
+
+    from cpo.world.tables import KIND, WORDS
+
     draw = random.Random(seed)
 
     def other(match: re.Match[str]) -> str:
@@ -136,8 +138,11 @@ def spoilt(text: str, subject: str, seed: int) -> str:
 
 
 # %% check
+import re
+
 from cpo.world import WorldArticle, oracle_parts, oracle_score
 from cpo.world.oracle import world_facts
+from cpo.world.tables import KIND
 
 # An article on the town of Tolan, all of it true in the world number 0.
 truth = world_facts(0).values["Tolan"]

@@ -78,8 +78,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpo.losses import cpo_loss
-
 REFERENCE = torch.tensor([[-4.0, -3.0, -5.0]])  # log pi_ref(y_j | x), column 0 the ground truth
 
 
@@ -90,6 +88,8 @@ def trained(optimiser: Callable[..., Any], beta: float, rate: float, steps: int)
     REFERENCE.
     """
     # solution
+    from cpo.losses import cpo_loss
+
     policy = REFERENCE.clone().requires_grad_()
     search = optimiser([policy], lr=rate)
     for _ in range(steps):

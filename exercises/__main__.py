@@ -11,7 +11,7 @@ NOTEBOOKS = FOLDER.parent / "notebooks"
 
 
 def main() -> None:
-    for source in sorted(FOLDER.glob("[0-9]*.py")):
+    for source in sorted(FOLDER.glob("[0-9A]*.py")):
         path = NOTEBOOKS / f"{source.stem}.ipynb"
         old = path.read_text(encoding="utf-8")
         new = with_exercises(old, read_exercises(source))

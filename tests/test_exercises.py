@@ -15,7 +15,7 @@ from cpo import course, negatives
 from exercises.build import Exercise, read_exercises, section, with_exercises
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "exercises").glob("[0-9]*.py"))
+SOURCES = sorted((ROOT / "exercises").glob("[0-9A]*.py"))
 EXERCISES = [one for source in SOURCES for one in read_exercises(source)]
 NUMBERS = [one.number for one in EXERCISES]
 
