@@ -104,8 +104,8 @@ assert sorted(steps, reverse=True) == steps, f"further apart has to be less alik
 
 # %% note
 # So the least value is not 0 but $1/\binom{2c}{c}$, 0.004 at MAUVE's $c = 5$. The constant $c$ only
-# stretches the scale: without it (c = 1) two sets of texts with nothing in common would still score
-# one half. One more reason to compare only scores with equal settings.
+# stretches the scale: without it ($c = 1$) two sets of texts with nothing in common would still
+# score one half. One more reason to compare only scores with equal settings.
 
 # %% exercise: True, or only plausible? | medium | 25 minutes
 # Write a spoiler of texts: every word that the world's tables know, except the subject's name,

@@ -60,8 +60,7 @@ print(found)
 
 # %% note
 # A winner at the lower edge says: this method did best where it did least. Whether an even smaller
-# rate is better cannot be told from this search, and all intervals there overlap with the
-# reference's.
+# rate is better cannot be told from this search; the intervals of its neighbours overlap as it is.
 
 # %% exercise: What beta does to Adam | medium | 30 minutes
 # The gradient of eq. 1 is $\beta\,(w_j - [j = 1])$ (notebook 00), so one might think that a larger
