@@ -118,7 +118,7 @@ case "$command" in
     ;;
   test)
     cd "$root"
-    "$python" -m ruff check cpo tests benchmarks
+    "$python" -m ruff check cpo exercises tests benchmarks
     "$python" -m mypy
     # Side by side, each on one thread: threads of several would wait for each other.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
