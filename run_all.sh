@@ -114,6 +114,8 @@ export JUPYTER_PREFER_ENV_PATH=1
 
 case "$command" in
   lab)
+    # Without JupyterLab's news and its catalogue of extensions: this lab calls nobody.
+    export JUPYTER_CONFIG_PATH="$root/jupyter${JUPYTER_CONFIG_PATH:+:$JUPYTER_CONFIG_PATH}"
     exec "$python" -m jupyter lab --notebook-dir="$root/notebooks" "$@"
     ;;
   test)
