@@ -18,7 +18,8 @@ help() {
 ./run_all.sh help
 
 An active conda or virtual environment is used; otherwise .venv is made beside this file.
-CPO_DATA names the folder of local data, CPO_ARTIFACTS the folder for artifacts (default: artifacts/).
+CPO_DATA names the folder of local data, CPO_ARTIFACTS the folder for artifacts (default: artifacts/),
+CPO_BROWSER a Chromium for the browser tests (default: one that is found; without one they skip).
 TEXT
 }
 
