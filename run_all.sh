@@ -10,6 +10,7 @@ help() {
     --from and --only choose notebooks by number. Output: figures/<profile>/ for a full, unchanged
     run, artifacts/figures/ otherwise.
 ./run_all.sh lab [arguments of jupyter lab]     JupyterLab in the same environment
+./run_all.sh site [--profile P]                 a book of the notebooks and their results, into site/
 ./run_all.sh test [arguments of pytest]         ruff, mypy and pytest
 ./run_all.sh doctor [--profile P]               what is missing here, each with what to do
 ./run_all.sh profiles                           the profiles, what they are for and what they need
@@ -32,11 +33,11 @@ refuse() {
 command=run
 case "${1:-}" in
   help | -h | --help) help; exit 0 ;;
-  lab | test | doctor | profiles | verdicts | diff | run) command=$1; shift ;;
+  lab | site | test | doctor | profiles | verdicts | diff | run) command=$1; shift ;;
   "" | -*) ;;
-  *) refuse "unknown command '$1': lab, test, doctor, profiles, verdicts, diff or help" ;;
+  *) refuse "unknown command '$1': lab, site, test, doctor, profiles, verdicts, diff or help" ;;
 esac
-if [[ $command == run || $command == doctor || $command == profiles ]]; then
+if [[ $command == run || $command == site || $command == doctor || $command == profiles ]]; then
   previous=""
   for argument in "$@"; do
     case "$previous" in --profile | --set | --from | --only) previous=""; continue ;; esac
@@ -121,7 +122,7 @@ case "$command" in
     ;;
   test)
     cd "$root"
-    "$python" -m ruff check cpo tests benchmarks
+    "$python" -m ruff check cpo tests benchmarks docs
     "$python" -m mypy
     exec "$python" -m pytest "$@"
     ;;
