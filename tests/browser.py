@@ -300,6 +300,13 @@ class NotebookPage:
         [index] = [at for at, one in enumerate(self.cells) if one["id"] == identity]
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
 
+    def control(self, identity: str, description: str) -> Locator:
+        """The control with that description among the widgets that a cell shows."""
+        label = self.page.locator(
+            ".widget-label, .widget-label-basic", has_text=re.compile(f"^{re.escape(description)}$")
+        )
+        return self.cell(identity).locator(".widget-inline-hbox", has=label)
+
     def menu(self, *labels: str) -> None:
         """Choose from the menu bar, such as `menu("Run", "Run All Cells")`."""
         bar, *items = (re.compile(f"^{re.escape(label)}$") for label in labels)

@@ -20,13 +20,15 @@ from browser import (
     jupyter_lab,
     launch,
 )
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, expect, sync_playwright
 
+from cpo import site
 from cpo.profiles import ROOT
 
 pytestmark = pytest.mark.browser
 
 METHOD, NEGATIVES = "00_the_method_by_hand", "02_negatives_one_by_one"
+RANKING = "ranking (y1 best, then y2, y3, ...)"
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +79,70 @@ def test_notebook_00_in_the_lab(lab, context, watch, screenshot):
     notebook = NotebookPage(context, lab, METHOD)
     screenshot("00-opened", notebook.page)
     notebook.run_all()
-    screenshot("00-run", notebook.page)
+    explorer = notebook.cell("explore-loss")
+    loss, picture = explorer.locator("p b"), explorer.locator("img")
+    at_first = picture.get_attribute("src")
+    screenshot("00-loss-explorer", explorer)
+
+    def handle(description: str) -> Locator:
+        return notebook.control("explore-loss", description).locator(".noUi-handle")
+
+    # With the keyboard: K = 2, and both log-ratios as high as they go. Equal rewards: ln 2 = 0.693.
+    handle("candidates K").press("Home")
+    handle("log-ratio of y1").press("End")
+    handle("log-ratio of y2").press("End")
+    expect(loss).to_have_text("Loss 0.693")
+    expect(handle("log-ratio of y3")).to_be_hidden()
+    expect(picture).not_to_have_attribute("src", at_first)
+    # With the mouse: y2 down to its lowest. At beta = 1, as in every profile's start of the slider
+    # or set here, ln(1 + e^(-3 - 3)) = 0.002.
+    handle("beta").press("Home")
+    for _ in range(3):
+        handle("beta").press("ArrowRight")
+    expect(notebook.control("explore-loss", "beta").locator(".widget-readout")).to_have_text("1")
+    track = notebook.control("explore-loss", "log-ratio of y2").locator(".noUi-target")
+    handle("log-ratio of y2").drag_to(track, target_position={"x": 1, "y": 2})
+    expect(loss).to_have_text("Loss 0.002")
+    # Ranking only two candidates changes the name of the equation, not the loss.
+    notebook.control("explore-loss", RANKING).locator("input").check()
+    expect(explorer).to_contain_text("Loss 0.002 (eq. 2, ranked; at the start ln K! = 0.693)")
+    screenshot("00-loss-explorer-moved", explorer)
+
     notebook.restart_and_run_all()
+    expect(picture).to_have_attribute("src", at_first)
     assert notebook.page.locator(".Toastify__toast").count() == 0  # it has nothing to tell or ask
     assert broken_pictures(notebook.page) == []
+    screenshot("00-run-again", notebook.page)
     watch.assert_quiet()
 
 
 def test_notebook_02_in_the_lab(lab, context, watch, screenshot):
     notebook = NotebookPage(context, lab, NEGATIVES)
     notebook.run_all()
-    screenshot("02-run", notebook.page)
+    viewer = notebook.cell("explore-negatives")
+    table = viewer.locator("table")
+    screenshot("02-negative-viewer", viewer)
+
+    def choice(description: str) -> Locator:
+        return notebook.control("explore-negatives", description).locator("select")
+
+    at_first = table.inner_text()
+    choice("prompt").press("ArrowDown")
+    expect(table).not_to_have_text(at_first, use_inner_text=True)
+    choice("kind").select_option("MN")
+    kinds = table.locator("tbody td:nth-child(2)")
+    expect(kinds).to_have_text(["truth", "MN", "MN", "MN"])
+    expect(table.locator("mark").first).to_be_visible()
+    screenshot("02-negative-viewer-MN", viewer)
+    choice("colours show").select_option("reference log-probability")
+    expect(table.locator("span").first).to_be_visible()
+    expect(table.locator("mark")).to_have_count(0)
+    screenshot("02-negative-viewer-surprise", viewer)
+
     notebook.restart_and_run_all()
-    assert notebook.page.locator(".Toastify__toast").count() == 0  # it has nothing to tell or ask
+    expect(table).to_have_text(at_first, use_inner_text=True)
     assert broken_pictures(notebook.page) == []
+    screenshot("02-run-again", notebook.page)
     watch.assert_quiet()
 
 
@@ -103,4 +155,24 @@ def test_the_report_opens_from_a_file_without_a_network(context, watch, screensh
     screenshot("report", page)
     assert broken_pictures(page) == []
     assert [url for url in watch.requests if not url.startswith("data:")] == [alone.as_uri()]
+    watch.assert_quiet()
+
+
+def test_two_pages_of_the_site_open_without_a_network(context, watch, screenshot, tmp_path):
+    assert site.build(ROOT / "figures" / "tiny", tmp_path / "site") == 0
+    context.set_offline(True)
+    page = context.new_page()
+    page.goto((tmp_path / "site" / "index.html").as_uri())
+    expect(page.locator("h1")).to_contain_text("CPO")
+    assert broken_pictures(page) == []
+    screenshot("site-start", page)
+    page.get_by_role("link", name="00 · The method by hand").first.click()
+    expect(page.locator("h1")).to_contain_text("The method by hand")
+    assert page.locator("math").count() > 20
+    for formula in page.locator("math[display=block]").all():
+        assert formula.bounding_box()["height"] > 10
+    assert broken_pictures(page) == []
+    screenshot("site-notebook", page)
+    inside = (tmp_path / "site").as_uri()
+    assert [url for url in watch.requests if not url.startswith((inside, "data:"))] == []
     watch.assert_quiet()
