@@ -20,7 +20,7 @@ from browser import (
     jupyter_lab,
     launch,
 )
-from playwright.sync_api import Browser, BrowserContext, Locator, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from cpo import site
 from cpo.profiles import ROOT
@@ -57,27 +57,28 @@ def watch() -> Watch:
 
 
 @pytest.fixture
-def context(browser: Browser, watch: Watch) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(15_000)
-    watch.over(context)
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def screenshot(tmp_path: Path) -> Callable[[str, object], None]:
+def screenshot(tmp_path: Path) -> Callable[[str, Page | Locator], None]:
     folder = Path(os.environ.get("CPO_SCREENSHOTS") or tmp_path)
 
-    def take(name: str, what: object) -> None:
+    def take(name: str, what: Page | Locator) -> None:
         what.screenshot(path=folder / f"{name}.png")
 
     return take
 
 
+@pytest.fixture
+def context(browser, watch, screenshot, request) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(15_000)
+    watch.over(context)
+    yield context
+    for page in context.pages:
+        screenshot(f"{request.node.name}-at-the-end", page)
+    context.close()
+
+
 def test_notebook_00_in_the_lab(lab, context, watch, screenshot):
     notebook = NotebookPage(context, lab, METHOD)
-    screenshot("00-opened", notebook.page)
     notebook.run_all()
     explorer = notebook.cell("explore-loss")
     loss, picture = explorer.locator("p b"), explorer.locator("img")
@@ -112,7 +113,6 @@ def test_notebook_00_in_the_lab(lab, context, watch, screenshot):
     expect(picture).to_have_attribute("src", at_first)
     assert notebook.page.locator(".Toastify__toast").count() == 0  # it has nothing to tell or ask
     assert broken_pictures(notebook.page) == []
-    screenshot("00-run-again", notebook.page)
     watch.assert_quiet()
 
 
@@ -142,7 +142,6 @@ def test_notebook_02_in_the_lab(lab, context, watch, screenshot):
     notebook.restart_and_run_all()
     expect(table).to_have_text(at_first, use_inner_text=True)
     assert broken_pictures(notebook.page) == []
-    screenshot("02-run-again", notebook.page)
     watch.assert_quiet()
 
 
@@ -172,7 +171,6 @@ def test_two_pages_of_the_site_open_without_a_network(context, watch, screenshot
     for formula in page.locator("math[display=block]").all():
         assert formula.bounding_box()["height"] > 10
     assert broken_pictures(page) == []
-    screenshot("site-notebook", page)
     inside = (tmp_path / "site").as_uri()
     assert [url for url in watch.requests if not url.startswith((inside, "data:"))] == []
     watch.assert_quiet()
