@@ -73,7 +73,7 @@ class Page(HTMLParser):
 def candidate(kind: str, words: str, similarity: float = 0.5, surprise: float = 1.0) -> Candidate:
     """A token for each word; the same word has the same id."""
     tokens = [f" {word}" for word in words.split()]
-    ids = [sum(map(ord, token)) for token in tokens]
+    ids = [int.from_bytes(token.encode()) for token in tokens]
     return Candidate(kind, ids, tokens, [-surprise] * len(ids), similarity)
 
 
@@ -167,10 +167,10 @@ def test_the_picture_is_an_output_of_its_own_and_the_controls_have_words_in_thei
     (_, controls), (_, picture) = screen
     assert controls[widgets.WIDGET_VIEW]["model_id"] == piece.box.model_id
     for words in (controls["text/plain"], Page(controls["text/html"]).text):
-        assert words.lower().startswith(name)
-        assert "need a running notebook" in words
-        for control in piece.controls.values():
-            assert (control.description in words) == (control.layout.display != "none")
+        assert words.lower() == f"{name}: its controls need a running notebook."
+    for control in piece.controls.values():  # what they were set to stands below the picture
+        said = f"{control.description}: " in Page(picture).text
+        assert said == (control.layout.display != "none")
     assert "img" not in Page(controls["text/html"]).tags  # the picture is not stored twice
     assert picture == piece.picture
     assert len(picture) < 60_000
@@ -379,8 +379,7 @@ def test_no_text_acts_as_html():
         live_curves.curves_page(seen),
     ]
     piece = widgets.verdict_browser({EVIL: judgements(verdicts, [example], [EVIL])})
-    pages += [piece.picture, piece.bundle()["text/html"]]
-    for page in pages:
+    for page in [*pages, piece.picture]:
         parsed = Page(page)
         assert "script" not in parsed.tags
         pictures = [alternative for alternative in parsed.alternatives if alternative]
@@ -519,4 +518,4 @@ def test_a_page_made_of_a_saved_notebook_shows_the_picture_as_last_drawn(tmp_pat
         # ln(1 + e^-1) = 0.313: the state after the second cell.
         assert any(one.startswith("Loss 0.313") for one in alternatives), alternatives
         assert "Training curves. x (2): step 2 of 2" in " ".join(alternatives)
-    assert "need a running notebook" in page and "widget-view" not in page
+    assert "its controls need a running notebook" in page and "widget-view" not in page
