@@ -53,6 +53,7 @@ class Page(HTMLParser):
         self.text = ""
         self.rows: list[list[str]] = []
         self.alternatives: list[str] = []
+        self.in_cell = False
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -61,13 +62,17 @@ class Page(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+            self.in_cell = True
         if tag == "img":
             self.alternatives.append(dict(attrs).get("alt") or "")
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if self.rows and self.rows[-1]:
+        if self.in_cell:
             self.rows[-1][-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = self.in_cell and tag not in ("td", "th")
 
 
 def candidate(kind: str, words: str, similarity: float = 0.5, surprise: float = 1.0) -> Candidate:
