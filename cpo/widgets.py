@@ -38,7 +38,7 @@ class Piece:
         self.controls = dict(controls)
         self.draw = draw
         self.box = ipywidgets.VBox(list(self.controls.values()))
-        self.picture = draw(**self.values)
+        self.picture = self._drawn()
         self._display_id = uuid.uuid4().hex
         self._shown = False
         for control in self.controls.values():
@@ -51,12 +51,7 @@ class Piece:
 
     def bundle(self) -> dict[str, Any]:
         """The controls as an output: widgets for a page with a kernel, words for all others."""
-        settings = "; ".join(
-            f"{control.description} {_label(control)}"
-            for control in self.controls.values()
-            if control.layout.display != "none"
-        )
-        words = f"{self.title}, as set: {settings}. The controls need a running notebook."
+        words = f"{self.title}: its controls need a running notebook."
         model = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         return {
             WIDGET_VIEW: model,
@@ -64,13 +59,22 @@ class Piece:
             "text/plain": words,
         }
 
+    def _drawn(self) -> str:
+        """What `draw` makes, and below it what it was made of, for whom there are no controls."""
+        settings = "; ".join(
+            f"{control.description}: {_label(control)}"
+            for control in self.controls.values()
+            if control.layout.display != "none"
+        )
+        return f"{self.draw(**self.values)}<p><small>{html.escape(settings)}</small></p>"
+
     def _ipython_display_(self) -> None:
         display(self.bundle(), raw=True)
         display(HTML(self.picture), display_id=self._display_id)
         self._shown = True
 
     def _redraw(self, _: object) -> None:
-        picture = self.draw(**self.values)
+        picture = self._drawn()
         if picture == self.picture:
             return
         self.picture = picture
@@ -100,7 +104,7 @@ def loss_explorer(log_ratios: Sequence[float] = (0.3, 0.6, 0.0, -0.6), beta: flo
             options=[(f"{one:g}", one) for one in betas], value=beta, description="beta", **_LOOK
         ),
         "ranked": ipywidgets.Checkbox(
-            False, description="ranked: y1 best, then y2, y3, ...", indent=True, **_LOOK
+            False, description="ranking (y1 best, then y2, y3, ...)", indent=True, **_LOOK
         ),
     }
     for number, value in enumerate(given, 1):
