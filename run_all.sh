@@ -10,6 +10,7 @@ help() {
     --from and --only choose notebooks by number. Output: figures/<profile>/ for a full, unchanged
     run, artifacts/figures/ otherwise.
 ./run_all.sh lab [arguments of jupyter lab]     JupyterLab in the same environment
+./run_all.sh site [--profile P]                 a book of the notebooks and their results, into site/
 ./run_all.sh test [arguments of pytest]         ruff, mypy and pytest
 ./run_all.sh doctor [--profile P]               what is missing here, each with what to do
 ./run_all.sh profiles                           the profiles, what they are for and what they need
@@ -18,7 +19,8 @@ help() {
 ./run_all.sh help
 
 An active conda or virtual environment is used; otherwise .venv is made beside this file.
-CPO_DATA names the folder of local data, CPO_ARTIFACTS the folder for artifacts (default: artifacts/).
+CPO_DATA names the folder of local data, CPO_ARTIFACTS the folder for artifacts (default: artifacts/),
+CPO_BROWSER a Chromium for the browser tests (default: one that is found; without one they skip).
 TEXT
 }
 
@@ -31,11 +33,11 @@ refuse() {
 command=run
 case "${1:-}" in
   help | -h | --help) help; exit 0 ;;
-  lab | test | doctor | profiles | verdicts | diff | run) command=$1; shift ;;
+  lab | site | test | doctor | profiles | verdicts | diff | run) command=$1; shift ;;
   "" | -*) ;;
-  *) refuse "unknown command '$1': lab, test, doctor, profiles, verdicts, diff or help" ;;
+  *) refuse "unknown command '$1': lab, site, test, doctor, profiles, verdicts, diff or help" ;;
 esac
-if [[ $command == run || $command == doctor || $command == profiles ]]; then
+if [[ $command == run || $command == site || $command == doctor || $command == profiles ]]; then
   previous=""
   for argument in "$@"; do
     case "$previous" in --profile | --set | --from | --only) previous=""; continue ;; esac
@@ -114,11 +116,13 @@ export JUPYTER_PREFER_ENV_PATH=1
 
 case "$command" in
   lab)
+    # Without JupyterLab's news and its catalogue of extensions: this lab calls nobody.
+    export JUPYTER_CONFIG_PATH="$root/jupyter${JUPYTER_CONFIG_PATH:+:$JUPYTER_CONFIG_PATH}"
     exec "$python" -m jupyter lab --notebook-dir="$root/notebooks" "$@"
     ;;
   test)
     cd "$root"
-    "$python" -m ruff check cpo exercises tests benchmarks
+    "$python" -m ruff check cpo exercises tests benchmarks docs
     "$python" -m mypy
     # Side by side, each on one thread: threads of several would wait for each other.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

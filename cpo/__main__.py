@@ -1,4 +1,4 @@
-"""The command line: `python -m cpo run`, `doctor`, `profiles`, `verdicts`, `diff`."""
+"""The command line: `python -m cpo run`, `site`, `doctor`, `profiles`, `verdicts`, `diff`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cpo.profiles import ProfileError, load_profile, nearest, profile_names
+from cpo.profiles import ROOT, ProfileError, load_profile, nearest, profile_names
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="run this notebook alone; may be repeated",
     )
+    site = commands.add_parser("site", help="build the book of the notebooks", allow_abbrev=False)
+    site.add_argument("--profile", default="tiny", help="whose results it shows")
     doctor = commands.add_parser("doctor", help="say what is missing here", allow_abbrev=False)
     doctor.add_argument("--profile", default="tiny")
     doctor.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
@@ -80,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from cpo import run_diff
 
             return run_diff.report(options.one, options.other)
+        if options.command == "site":
+            return _site(options.profile)
         if options.command == "doctor":
             from cpo import doctor
 
@@ -109,6 +113,20 @@ def _run(options: argparse.Namespace) -> int:
     except (BadInput, DataError) as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
+
+
+def _site(profile: str) -> int:
+    from cpo import run_record, site
+
+    folders = [ROOT / "figures", run_record.artifacts_folder() / "figures"]
+    results = site.results_of(profile, folders)
+    if not results.is_dir():
+        load_profile(profile, substitute=False)  # refuses a name that there is not
+        print(f"Profile {profile} has not been run here: the notebooks are shown without outputs.")
+    code = site.build(results, ROOT / "site")
+    if code == 0:
+        print(f"The site is built, and opens offline: {ROOT / 'site' / 'index.html'}")
+    return code
 
 
 def _profiles() -> int:

@@ -17,6 +17,7 @@ from cpo.profiles import ROOT
 _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\[(\d+:)?\d\d:\d\d[,<]")
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _CURSOR = re.compile(r"\x1b\[[0-9;]*[A-HJKf]")
+_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _CELL_FILE = re.compile(r"\S*/ipykernel_\d+/\d+\.py")
 
 
@@ -41,12 +42,14 @@ def failure_in(notebook: NotebookNode) -> str:
 
 
 def make_portable(notebook: NotebookNode) -> None:
-    """Tidy streams, and take out or shorten every path of this machine, in place."""
+    """Tidy streams, leave of widgets what is read without a kernel, and take out or shorten every
+    path of this machine, in place."""
     for name in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(name, None)
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = _tidy_streams(cell.outputs)
+            cell.outputs = _without_widgets(_tidy_streams(cell.outputs))
     cleaned = without_machine_paths({"cells": notebook.cells, "metadata": notebook.metadata})
     notebook.cells, notebook.metadata = cleaned["cells"], cleaned["metadata"]
 
@@ -109,6 +112,23 @@ def _tidy_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
         if output.output_type == "stream":
             output.text = _as_shown(output.text)
     return [item for item in tidy if item.output_type != "stream" or item.text.strip()]
+
+
+def _without_widgets(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Of a widget stays what stands in for it; of one with nothing but its name, nothing.
+
+    A widget's view is preferred by whatever shows a notebook, and needs a kernel, or scripts from
+    elsewhere.
+    """
+    kept = []
+    for output in outputs:
+        views = output.get("data", {})
+        if _WIDGET_VIEW in views:
+            del views[_WIDGET_VIEW]
+            if views.keys() <= {"text/plain"}:
+                continue
+        kept.append(output)
+    return kept
 
 
 def _as_shown(text: str) -> str:

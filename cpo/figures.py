@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cpo.claims import CLAIMS, MARGIN, Outcome, combined
+from cpo.claims import CLAIMS, MARGIN, OVERHEAD_MARGIN, Outcome, combined
 from cpo.intervals import Estimate, mean_over_seeds, win_rate
 from cpo.judging import Judged, Verdicts
 from cpo.paper import DECODINGS, JUDGED_BY, ROWS, continued_mle, rows_of
@@ -526,16 +526,27 @@ def alpha_figure(frame: pd.DataFrame, measure: str = "win_rate", label: str = ""
     alphas = chosen["row"].map(lambda row: ROWS[row].alpha).astype(float)
     line = chosen.assign(alpha=alphas).dropna(subset=["alpha"]).sort_values("alpha")
     tables = sorted({ROWS[row].table for row in line["row"]})
+    several = len(tables) > 1
     with style():
-        width = max(1, len(tables))
-        figure, grid = plt.subplots(1, width, figsize=(COLUMN * width, 2.3), squeeze=False)
+        # Printed over both columns at most: a wider figure would be shrunk, and its text with it.
+        size = (PAGE if several else COLUMN, 2.3)
+        figure, grid = plt.subplots(1, max(1, len(tables)), figsize=size, squeeze=False)
         for axes, name in zip(grid.flat, tables or [""], strict=True):
             own = line[line["row"].map(lambda row: ROWS[row].table) == name]
             ends = {continued_mle(ROWS[row]).id for row in own["row"]}
             mle = chosen[chosen["row"].isin(ends)].assign(alpha=1.0)
             _alpha_panel(axes, own, mle, value)
-            which = f"\ntable {name[1:]}, {ROWS[own['row'].iloc[0]].model}" * (len(tables) > 1)
-            axes.set_ylabel((label or measure.replace("_", " ")) + which)
+            if several:
+                model = ROWS[own["row"].iloc[0]].model
+                axes.set_title(f"table {name[1:]}, {model}", loc="left")
+            else:
+                _legend(axes)
+        grid[0, 0].set_ylabel(label or measure.replace("_", " "))
+        figure.supxlabel("alpha (0: CPO, 1: continued MLE)", fontsize=STYLE["axes.labelsize"])
+        if several:
+            drawn = [axes.get_legend_handles_labels() for axes in grid.flat]
+            named = {name: one for both in drawn for one, name in zip(*both, strict=True)}
+            figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -548,9 +559,7 @@ def _alpha_panel(axes: Axes, line: pd.DataFrame, mle: pd.DataFrame, value: str) 
     _level(axes, mle.dropna(subset=[value]), value, "MLE continued")
     if "paper" in whole:
         _paper_marks(axes, whole["alpha"], whole)
-    axes.set_xlabel("alpha (0: CPO, 1: continued MLE)")
     axes.set_xlim(-0.05, 1.05)
-    _legend(axes)
     if ours.empty:
         _say(axes, "no row was run")
 
@@ -680,18 +689,30 @@ def samples_page(
 _CSS = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 Georgia, 'Times New Roman', serif; color: #1a1a1a; background: #fff;
-  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 70rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
 h1, h2, h3, h4, th, nav { font-family: Helvetica, Arial, sans-serif; line-height: 1.25; }
 h1 { font-size: 1.8rem; }
-h2 { font-size: 1.3rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
+h2 { font-size: 1.3rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; break-after: avoid; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; break-after: avoid; }
 h4 { font-size: .85rem; margin: .2rem 0; color: #444; }
+p { max-width: 50rem; }
+a { color: #005a8c; }
+nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0;
+  font-size: .9rem; }
 .scroll { overflow-x: auto; }
+.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr));
+  column-gap: 2.5rem; }
+.tables > div { min-width: 0; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e3e3e3; }
-th:first-child, td:first-child { text-align: left; }
-td.ours { font-weight: bold; }
-td.comparison, td.note { text-align: left; min-width: 11rem; }
+th, td { padding: .2rem .6rem; text-align: right; vertical-align: top;
+  border-bottom: 1px solid #e3e3e3; }
+th:first-child, td:first-child, td.says, td.verdict, td.comparison, td.note { text-align: left; }
+tbody th { font-weight: normal; }
+td.interval { white-space: nowrap; }
+td.ours, td.verdict { font-weight: bold; }
+td.verdict { white-space: nowrap; }
+td.says { min-width: 14rem; }
+td.comparison { min-width: 11rem; }
 td.note { min-width: 22rem; }
 caption { text-align: left; caption-side: bottom; color: #444; padding-top: .4rem; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
@@ -699,10 +720,26 @@ figcaption { color: #444; font-size: .9rem; max-width: 48rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; background: #f6f6f6;
   padding: .5rem; margin: .2rem 0; }
 pre.prompt { border-left: 3px solid #0072B2; }
-.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .6rem; }
-@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(14rem, 100%), 1fr));
+  gap: .6rem; }
+@media print {
+  @page { margin: 1.3cm; }
+  body { max-width: none; margin: 0; padding: 0; font-size: 10pt; }
+  h1 { font-size: 15pt; margin: 0; } h2 { margin-top: 1rem; } h3 { margin-top: .6rem; }
+  nav { display: none; }
+  .scroll { overflow: visible; }
+  .tables { grid-template-columns: 1fr 1fr; column-gap: 1rem; }
+  table { font-size: 7.5pt; } th, td { padding: .05rem .3rem; }
+  caption { font-size: 6.5pt; } .tables caption { line-height: 1.3; }
+  td.says, td.comparison, td.note { min-width: 0; }
+  figure, tr, .tables > div { break-inside: avoid; }
+}
 """
-_STYLED = ("ours", "comparison", "note")  # columns with a style of their own
+# Columns with a style of their own.
+_STYLED = {
+    "ours": "ours", "95 % interval": "interval", "the paper says": "says", "verdict": "verdict",
+    "comparison": "comparison", "note": "note",
+}  # fmt: skip
 _SECTIONS = {
     "reference": "The references, before any contrast",
     "measures": "Automatic measures",
@@ -714,35 +751,50 @@ _SECTIONS = {
 def report(folder: Path, profile: Profile, notes: Sequence[str] = ()) -> Path:
     """Write `report.html`: one self-contained page of what lies in `folder`, and nothing else.
 
-    It shows, in this order: what was run (`notes` are paragraphs of text), claims, tables, figures,
-    measures, negatives, samples (`samples.html`), and provenance (`run.json`). What is missing is
-    left out, but for tables, whose absence is said. Images are inside the page; it asks for nothing
-    from anywhere.
+    It begins with what is to be known first: the claims with their verdicts, and the tables, ours
+    beside the paper's. Then notes on the run (`notes` are paragraphs of text), every comparison
+    behind the claims, figures, measures, negatives, samples (`samples.html`), and provenance
+    (`run.json`). What is missing is left out, but for tables, whose absence is said. Images are
+    inside the page; it asks for nothing from anywhere.
     """
-    parts = ["<h2>What was run</h2>", f"<p>{_escape(_sentence(profile))}</p>"]
-    parts += [f"<p>{_escape(note)}</p>" for note in notes]
-    figures = sorted(folder.glob("*.png"))
-    if (path := folder / "claims.csv").is_file():
-        parts += ["<h2>The paper's claims</h2>", _html_table(pd.read_csv(path), profile)]
-        parts += [_figure_section(one) for one in figures if one.stem == "claims"]
-        figures = [one for one in figures if one.stem != "claims"]
-    tables = sorted(folder.glob("table*.csv"))
-    parts.append("<h2>Tables: ours beside the paper's</h2>")
-    if not tables:
-        parts.append("<p>This run made no table.</p>")
-    parts += [_table_section(path, profile) for path in tables]
+    sections: dict[str, str] = {}
+    claims = folder / "claims.csv"
+    if claims.is_file():
+        sections["The paper's claims"] = _claims_section(pd.read_csv(claims), profile)
+    tables = [_table_section(path, profile) for path in sorted(folder.glob("table*.csv"))]
+    sections["Tables: ours beside the paper's"] = (
+        f"<div class='tables'>{''.join(tables)}</div>" if tables
+        else "<p>This run made no table.</p>"
+    )  # fmt: skip
+    if notes:
+        sections["Notes on this run"] = "".join(f"<p>{_escape(note)}</p>" for note in notes)
+    figures = {path.stem: _figure_section(path) for path in sorted(folder.glob("*.png"))}
+    if claims.is_file():
+        every = pd.read_csv(claims)[["claim", "note"]]
+        sections["Every comparison behind the claims"] = figures.pop("claims", "") + _html_table(
+            every, "What each claim was judged on, with intervals adjusted for all of them."
+        )
     if figures:
-        parts.append("<h2>Figures</h2>")
-        parts += [_figure_section(path) for path in figures]
+        sections["Figures"] = "\n".join(figures.values())
     for stem, title in _SECTIONS.items():
         if (path := folder / f"{stem}.csv").is_file():
-            parts += [f"<h2>{title}</h2>", _html_table(pd.read_csv(path), profile)]
+            frame = pd.read_csv(path)
+            sections[title] = _html_table(frame, caption(frame, profile))
     if (path := folder / "samples.html").is_file():
-        body = re.search(r"<main>(.*)</main>", path.read_text(encoding="utf-8"), re.DOTALL)
+        body = re.search(r"<h1>.*?</h1>(.*)</main>", path.read_text(encoding="utf-8"), re.DOTALL)
         # One level down: the page's title becomes a section of the report.
         samples = body.group(1) if body else ""
-        parts.append(re.sub(r"<(/?)h([1-5])>", lambda tag: _lowered(*tag.groups()), samples))
-    parts.append(_provenance(folder / "run.json", profile))
+        lowered = re.sub(r"<(/?)h([1-5])>", lambda tag: _lowered(*tag.groups()), samples)
+        sections["Samples, side by side"] = lowered
+    sections["Provenance"] = _provenance(folder / "run.json", profile)
+
+    names = {title: re.sub(r"\W+", "-", title.lower()) for title in sections}
+    links = "".join(f"<li><a href='#{name}'>{title}</a></li>" for title, name in names.items())
+    parts = [
+        f"<p>{_escape(_sentence(profile))}</p>",
+        f"<nav aria-label='Contents'><ul>{links}</ul></nav>",
+        *(f"<h2 id='{names[title]}'>{title}</h2>\n{body}" for title, body in sections.items()),
+    ]
     path = folder / "report.html"
     title = f"Contrastive Preference Optimization: profile {profile.name}"
     path.write_text(_page(title, "\n".join(parts)), encoding="utf-8")
@@ -760,26 +812,50 @@ def _sentence(profile: Profile) -> str:
     )
 
 
+def _claims_section(frame: pd.DataFrame, profile: Profile) -> str:
+    """The verdicts, each with what the paper says and the comparison that decided it."""
+    frame.insert(1, "the paper says", [CLAIMS.get(number, "") for number in frame["claim"]])
+    text = (
+        f"{caption(frame, profile)} Of several comparisons with the claim's verdict, the one with "
+        "the smallest effect is shown; all of them stand further down."
+    )
+    if frame["comparison"].astype(str).str.startswith("overhead ").any():
+        text += (
+            " The effect of an overhead is a ratio: seconds over tokens, both against MLE; it "
+            f"holds up to {OVERHEAD_MARGIN}."
+        )
+    return _html_table(frame.drop(columns="note"), text, "The paper's claims")
+
+
 def _table_section(path: Path, profile: Profile) -> str:
+    """One of the paper's tables; judge and seeds stand in its caption, not in each row again."""
     title = re.sub(r"(?<=[a-z])(?=\d)", " ", path.stem).capitalize()
-    return f"<h3>{_escape(title)}</h3>" + _html_table(pd.read_csv(path), profile)
+    frame = pd.read_csv(path)
+    shown = frame.drop(columns=["judge", "seeds", "valid"], errors="ignore")
+    return (
+        f"<div><h3>{_escape(title)}</h3>"
+        + _html_table(shown, caption(frame, profile), title)
+        + "</div>"
+    )
 
 
-def _html_table(frame: pd.DataFrame, profile: Profile) -> str:
-    for name in ("n", "valid", "invalid", "ties", "seeds", "drawn"):
-        if name in frame:  # read back as a float where some are empty
-            frame[name] = frame[name].astype("Int64")
+def _html_table(frame: pd.DataFrame, text: str, name: str = "Table") -> str:
+    """A table under its caption; where it is wider than the screen, it alone scrolls."""
+    for column in ("n", "valid", "invalid", "ties", "seeds", "drawn"):
+        if column in frame:  # read back as a float where some are empty
+            frame[column] = frame[column].astype("Int64")
     header, body = _readable(frame)
     head = "".join(f"<th scope='col'>{_escape(name)}</th>" for name in header)
     lines = "".join(
-        "<tr>" + "".join(
-            f"<td{f' class={name}' if name in _STYLED else ''}>{_escape(cell)}</td>"
-            for name, cell in zip(header, row, strict=True)
+        f"<tr><th scope='row'>{_escape(first)}</th>" + "".join(
+            f"<td{f' class={_STYLED[name]}' if name in _STYLED else ''}>{_escape(cell)}</td>"
+            for name, cell in zip(header[1:], rest, strict=True)
         ) + "</tr>\n"
-        for row in body
+        for first, *rest in body
     )  # fmt: skip
     return (
-        f"<div class='scroll'><table><caption>{_escape(caption(frame, profile))}</caption>"
+        f"<div class='scroll' role='region' tabindex='0' aria-label='{_escape(name)}'>"
+        f"<table><caption>{_escape(text)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>"
     )
 
@@ -797,7 +873,7 @@ def _figure_section(path: Path) -> str:
 
 def _provenance(run: Path, profile: Profile) -> str:
     settings = json.loads(profile.model_dump_json())
-    parts = ["<h2>Provenance</h2>"]
+    parts = []
     if run.is_file():
         record = json.loads(run.read_text(encoding="utf-8"))
         # The record's own settings name no folder of this machine.

@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
 EXPLODED_REWARD = 1e4
 
 CHECKSUMS = "sha256.json"
+
+# Told of every step of every training in this process: what is trained, how many steps it has, and
+# its log so far, a dict a step; such as what draws curves in a notebook.
+Watcher = Callable[[str, int, Sequence[Mapping[str, float]]], None]
+WATCHERS: list[Watcher] = []
 
 
 class TrainingError(RuntimeError):
@@ -311,6 +317,14 @@ class _Progress(TrainerCallback):
         if state.global_step < state.max_steps and from_main_process(lambda: due):
             control.should_save = True
             self.saved = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for watcher in list(WATCHERS) if is_main_process() else []:
+            try:
+                watcher(self.settings.description, state.max_steps, state.log_history)
+            except Exception as error:  # a picture is not worth a training
+                WATCHERS.remove(watcher)
+                warnings.warn(f"not watched any further: {error!r}", stacklevel=2)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Seal the checkpoint with checksums; only then the one before it goes."""

@@ -15,6 +15,7 @@ MakeNotebook = Callable[..., Path]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "smoke: every notebook through the real runner; minutes")
+    config.addinivalue_line("markers", "browser: a real browser; skipped where none is found")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -181,12 +181,26 @@ def only_axes(figure: Any) -> Any:
     return axes
 
 
+def fonts_of(pdf: Path) -> set[str]:
+    """The names of a document's fonts, each of them embedded as TrueType: a printer needs no other.
+
+    Type 3, which matplotlib writes by default, is refused by publishers, for it cannot be edited.
+    """
+    source = pdf.read_bytes()
+    kinds = set(re.findall(rb"/Type /Font\s+/Subtype /(\w+)", source))
+    assert kinds and kinds <= {b"Type0", b"CIDFontType2", b"TrueType"}, kinds
+    descriptors = re.findall(rb"<< /Type /FontDescriptor[^>]*>>", source)
+    assert len(descriptors) == len(set(re.findall(rb"/FontDescriptor \d+ 0 R", source))) > 0
+    assert all(b"/FontFile2 " in one for one in descriptors)
+    return {name.decode() for one in descriptors for name in re.findall(rb"/FontName /(\S+)", one)}
+
+
 def test_save_writes_both_files_the_same_every_time(suite: FakeSuite, tmp_path: Path) -> None:
     for name in ("one", "two"):
         figure = panels_of_figure_1(suite)
         png, pdf = figures.save(figure, tmp_path / name / "figure1.b", "What is seen.")
         assert (png.name, pdf.name) == ("figure1.b.png", "figure1.b.pdf")
-        assert b"/Type3" not in pdf.read_bytes()  # fonts embedded as TrueType
+        assert fonts_of(pdf)
     with Image.open(tmp_path / "one" / "figure1.b.png") as image:
         assert image.info["Description"] == "What is seen."
         assert image.width == pytest.approx(6.8 * 200, abs=2)
@@ -256,6 +270,18 @@ def test_alpha_figure_has_the_mle_end_and_the_papers_marks(suite: FakeSuite) -> 
     assert offsets == [(0, 0.476), (0.5, 0.479), (0.7, 0.487), (0.9, 0.485), (1, 0.471)]
 
 
+def test_alpha_figure_of_several_tables_is_no_wider_than_a_page(profile: Profile) -> None:
+    rows = ("t1/MLE", "t1/MixNR/0.5", "t2/MLE2", "t2/MixNR/0.5", "t3/MLE", "t3/BNR/0.5")
+    suite = FakeSuite(profile.model_copy(update={"rows": rows}))
+    every = pd.concat([figures.table(suite, name) for name in ("t1", "t2", "t3")])
+    figure = figures.alpha_figure(every)
+    assert figure.get_figwidth() == figures.PAGE  # wider, and print would shrink its text
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["table 1, gpt2", "table 2, llama", "table 3, llama"]
+    (legend,) = figure.legends  # one for all panels
+    assert {text.get_text() for text in legend.get_texts()} == {"ours", "paper", "MLE continued"}
+
+
 def test_alpha_figure_of_a_measure(suite: FakeSuite) -> None:
     ids = ["reference/llama", "t2/MLE2", "t2/MixNR/0", "t2/MixNR/0.5"]
     frame = figures.measures_frame(suite, ids)
@@ -306,6 +332,8 @@ class Page(HTMLParser):
         self.headings: list[int] = []
         self.images: list[dict[str, str | None]] = []
         self.fetched: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []  # within the page
         self.tags: set[str] = set()
         self.text = ""
         self.feed(text)
@@ -321,7 +349,11 @@ class Page(HTMLParser):
         if tag == "img":
             self.images.append(dict(attrs))
         for name, value in attrs:
-            if name in ("src", "href", "srcset", "data") and not (value or "").startswith("data:"):
+            if name == "id":
+                self.ids.append(str(value))
+            if name == "href" and (value or "").startswith("#"):
+                self.links.append(str(value)[1:])
+            elif name in ("src", "href", "srcset", "data") and not str(value).startswith("data:"):
                 self.fetched.append(str(value))
 
     def handle_endtag(self, tag: str) -> None:
@@ -380,10 +412,11 @@ def test_report_is_one_self_contained_page(
     steps = zip(page.headings, page.headings[1:], strict=False)
     assert page.headings[0] == 1 and page.headings.count(1) == 1
     assert all(after <= before + 1 for before, after in steps)
+    assert page.links == [name for name in page.ids if name in page.links]  # all lead somewhere
     order = [
-        "What was run", "The paper's claims", "after Holm's", "-0.123", "Tables", "Table 1",
-        "Figures", "Automatic measures", "Samples", "truth 25", "Provenance", "torch: 2.13.0",
-        "Settings",
+        "CPO beats MLE continued for the same steps", "fails", "-0.123", "after Holm's", "Table 1",
+        "Run on a laptop", "All comparisons.", "Win rate.", "Automatic measures", "truth 25",
+        "torch: 2.13.0", "Settings",
     ]  # fmt: skip
     places = [page.text.index(what) for what in order]
     assert places == sorted(places)
@@ -406,6 +439,25 @@ def test_report_of_an_empty_folder_says_so(profile: Profile, tmp_path: Path) -> 
     page = Page(figures.report(tmp_path, profile).read_text(encoding="utf-8"))
     assert "no table" in page.text
     assert "Figures" not in page.text
+
+
+def test_report_tables_can_be_read_by_ear_and_on_a_phone(
+    suite: FakeSuite, profile: Profile, tmp_path: Path
+) -> None:
+    figures.write_table(figures.table(suite, "t1"), tmp_path, "table1", profile)
+    source = figures.report(tmp_path, profile).read_text(encoding="utf-8")
+    assert "<html lang='en'>" in source and "width=device-width" in source
+    # Wide tables scroll by themselves, with the keyboard too; each has a name and a caption.
+    assert source.count("<table>") == 1
+    assert "<div class='scroll' role='region' tabindex='0' aria-label='Table 1'><table>" in source
+    (head,) = re.findall(r"<thead>(.*)</thead>", source)
+    assert re.findall(r"<th scope='col'>(.*?)</th>", head) == [
+        "row", "model", "alpha", "paper", "ours", "95 % interval", "n", "invalid", "ties",
+    ]  # fmt: skip
+    # Every row has a header, in the paper's order; what all rows share is said in the caption.
+    rows = re.findall(r"<tr><th scope='row'>(.*?)</th>", source)
+    assert rows == [row.id for row in rows_of("t1")]
+    assert "judge: oracle; 10 prompts; 1 training seed" in source
 
 
 def test_every_row_can_be_shown(tmp_path: Path) -> None:
