@@ -84,7 +84,7 @@ def _parts(name: str, function: Any, seen: set[Any]) -> Iterator[str]:
             yield f"{used} = {json.dumps(value, sort_keys=True, default=_plain)}"
         except (TypeError, ValueError):
             raise OwnCodeError(
-                f"'{name}' uses `{used}`, a {type(value).__name__} from outside the function, and "
+                f"'{name}' uses `{used}` ({type(value).__name__}) from outside the function, and "
                 "no recipe can tell when its content changes: make it inside the function, take it "
                 "from the function's arguments, or use plain values (numbers, texts, lists)"
             ) from None

@@ -358,7 +358,7 @@ class Profile(_Settings):
 
     @property
     def every_row(self) -> dict[str, Row]:
-        """The paper's rows and those of one's own, by id, also those that the profile leaves out."""
+        """The paper's rows and those of one's own, by id; which are trained, `rows` says."""
         return ROWS | self.own_rows
 
     @property
