@@ -31,11 +31,21 @@ SCORING_SPEEDUP = 3.0  # a forward pass alone against forward and backward
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Of one artifact: seconds, and what it asks of a chat model."""
+
+    seconds: float
+    requests: int = 0
+    tokens: float = 0.0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True)
 class Planned:
     """One artifact of a profile and what it costs; `seconds` is 0 where it is made already.
 
     `requests` to a chat model, with the `tokens` of questions and answers, `usd` at the prices that
-    the profile gives.
+    the profile gives. `cost` is what it takes to make, or would take again.
     """
 
     name: str
@@ -48,16 +58,7 @@ class Planned:
     usd: float = 0.0
     requests: int = 0
     tokens: float = 0.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one artifact: seconds, and what it asks of a chat model."""
-
-    seconds: float
-    requests: int = 0
-    tokens: float = 0.0
-    usd: float = 0.0
+    cost: Cost = Cost(0.0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def plan(suite: Suite) -> list[Planned]:
                 0.0 if made else cost.seconds + OVERHEAD_SECONDS,
                 parameters * (training_bytes if trains else 4) / 1e9 + 1.0,
                 parameters * 4 / 1e9 if keeps_weights else 0.001,
-                *(() if made else (cost.usd, cost.requests, cost.tokens)),
+                *((0.0, 0, 0.0) if made else (cost.usd, cost.requests, cost.tokens)),
+                cost,
             )
         )
     return planned

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from cpo.costs import Planned
+from cpo.costs import OVERHEAD_SECONDS, Cost, Planned
 from cpo.profiles import Profile
 
 
@@ -22,6 +22,31 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> list[str]:
         f"{sum(item.disk_gb for item in todo):.2f} GB of disk, "
         f"{asked(sum(item.requests for item in todo), sum(item.tokens for item in todo))}"
         f"{sum(item.usd for item in todo):.2f} USD.",
+    ]
+
+
+def own_rows(
+    number: str, rows: Mapping[str, Sequence[str]], planned: Sequence[Planned]
+) -> list[str]:
+    """A line about the rows that a notebook adds itself, and that no plan can know; none without.
+
+    Args:
+        rows: their ids, each with the rows of which it is like the first that is planned.
+    """
+    of_row: dict[str, list[Cost]] = {}
+    for item in planned:  # such as "model t2/ANR"
+        of_row.setdefault(item.name.split(" ")[-1], []).append(item.cost)
+    costs = []
+    for alike in rows.values():
+        costs += next((of_row[row] for row in alike if row in of_row), [])
+    if not costs:
+        return []
+    seconds = sum(cost.seconds + OVERHEAD_SECONDS for cost in costs)
+    usd, requests = sum(cost.usd for cost in costs), sum(cost.requests for cost in costs)
+    return [
+        f"Not counted there: notebook {number} defines {', '.join(rows)} itself; if they are "
+        f"not made yet, about {duration(seconds)} more, "
+        f"{asked(requests, sum(cost.tokens for cost in costs))}{usd:.2f} USD."
     ]
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -31,10 +31,19 @@ from cpo.memory import keep_freed_memory
 from cpo.model_judges import chat_server, judge_identity, judge_of
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
-from cpo.paper import ROWS, ModelName, ReferenceName, Row, Task, continued_mle, cpo_end
+from cpo.paper import ModelName, ReferenceName, Row, Task, continued_mle, cpo_end
 from cpo.plan import plan_batches
 from cpo.processes import process_count, shared_out
-from cpo.profiles import ROOT, Articles, Instructions, Profile, ProfileError, load_profile, nearest
+from cpo.profiles import (
+    ROOT,
+    Articles,
+    Instructions,
+    Judge,
+    Profile,
+    ProfileError,
+    load_profile,
+    nearest,
+)
 from cpo.progress import progress_bar
 from cpo.ranking import embed_texts, minilm, rank_candidates
 from cpo.recipes import (
@@ -51,7 +60,14 @@ from cpo.recipes import (
     WorldRecipe,
 )
 from cpo.store import Recipe, Store, hash_folder
-from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
+from cpo.training import (
+    RANKED_OBJECTIVES,
+    TrainingExample,
+    TrainingSettings,
+    micro_batch,
+    objective_identity,
+    train,
+)
 from cpo.unhelpful import write_unhelpful
 
 TASK_OF: dict[ReferenceName, Task] = {
@@ -369,7 +385,7 @@ class Suite:
         recipe = self._training_recipe(
             start=self.reference_recipe(row.model, row.reference, seed),
             examples=self.examples_recipe(row.model, task=row.task),
-            objective=row.objective,
+            objective=objective_identity(row.objective),
             beta=settings.beta_of(row.objective),
             steps=settings.steps[row.steps],
             batch=settings.batch,
@@ -467,10 +483,51 @@ class Suite:
         )
 
     def row(self, row_id: str) -> Row:
-        """A row of the paper by its id."""
-        if row_id not in ROWS:
-            raise KeyError(f"no row '{row_id}'.{nearest(row_id, ROWS)}")
-        return ROWS[row_id]
+        """A row of the paper, or one of your own, by its id."""
+        rows = self.profile.every_row
+        if row_id not in rows:
+            raise KeyError(f"no row '{row_id}'.{nearest(row_id, rows)}")
+        return rows[row_id]
+
+    def add_row(self, row_id: str, like: str, **changes: Any) -> Row:
+        """Add a row of your own to this suite: another row with something changed.
+
+        It is made by the code that makes all others, and stands in `figures.table(suite, "own")`.
+        A row added again by the same id stands for what it is then.
+
+        Args:
+            row_id: such as `own/SNR`.
+            like: id of the row that it is like.
+            changes: fields of `cpo.paper.Row`, such as `objective="hinge"`; `negatives` may be
+                counts, `{"SN": 4}`, as well as the name of a mixture of the profile.
+
+        Raises:
+            KeyError: there is no row `like`.
+            ProfileError: no such field, kind of negative or objective, or they do not go together.
+        """
+        fields = [field.name for field in dataclasses.fields(Row)]
+        known = [name for name in fields if name not in ("id", "paper")]
+        for name in changes:
+            if name not in known:
+                said = f"nothing of a row is called '{name}'.{nearest(name, known)} Known: "
+                raise ProfileError(said + ", ".join(known) + ".")
+        counts = changes.get("negatives")
+        mixture = counts if isinstance(counts, Mapping) else None
+        named = changes if mixture is None else changes | {"negatives": row_id}
+        row = dataclasses.replace(self.row(like), id=row_id, paper=None, **named)
+        self.profile = self.profile.with_row(row, mixture)
+        return self.row(row_id)
+
+    def judged_by(self, kind: str) -> Suite:
+        """This suite, rows of your own included, with another registered judge.
+
+        Raises:
+            JudgeError: there is none of that name.
+        """
+        judge = Judge(kind=kind)
+        judge_identity(judge, "instructions")
+        changed = self.profile.model_copy(update={"judge": judge})
+        return type(self)(changed, self.store, self.output)
 
     def _subject(self, row_id: str) -> tuple[ModelName, ReferenceName, Row | None]:
         """Model, reference and row that an id speaks of; no row for `reference/llama` and its
@@ -535,7 +592,7 @@ class Suite:
                 ]
             else:
                 negatives = self.negatives(contrasted.id, recipe.seed)
-                examples = negatives.training_examples(ranked=recipe.objective == "ranked_cpo")
+                examples = negatives.training_examples(contrasted.objective in RANKED_OBJECTIVES)
             settings = self._settings(recipe, examples, f"training {name}")
             train(start().load(), examples, settings, folder, self.store.partial(recipe))
             self.tokenizer(model).save_pretrained(folder)
@@ -578,7 +635,8 @@ class Suite:
         optimiser = self.profile.optimiser
         contrast = recipe if isinstance(recipe, ModelRecipe) else None
         return TrainingSettings(
-            contrast.objective if contrast else "mle",
+            # One of a user's own is known here by its name, without the hash of its source.
+            contrast.objective.split(":")[0] if contrast else "mle",
             recipe.steps,
             recipe.batch,
             recipe.learning_rate,
@@ -685,6 +743,7 @@ class Suite:
             max_continuation_tokens=recipe.examples.max_continuation_tokens,
             precision=recipe.precision,
             generation_batch=recipe.generation_batch,
+            tokenizer=tokenizer,
         )
         drawn = draw_negatives(planned, self.profile.negatives[str(row.negatives)], seed)
         mask = torch.tensor(drawn.mask)

@@ -29,7 +29,7 @@ from PIL import Image
 from cpo.claims import CLAIMS, MARGIN, OVERHEAD_MARGIN, Outcome, combined
 from cpo.intervals import Estimate, mean_over_seeds, win_rate
 from cpo.judging import Judged, Verdicts
-from cpo.paper import DECODINGS, JUDGED_BY, ROWS, continued_mle, rows_of
+from cpo.paper import DECODINGS, JUDGED_BY, ROWS, continued_mle
 from cpo.profiles import Profile
 from cpo.store import Recipe
 
@@ -93,8 +93,8 @@ class SuiteNumbers(Protocol):
 
 
 def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
-    """What a table reports of its rows (`t1` to `t4`, a figure's panel, or ours, `x`), beside the
-    paper's numbers: win rates, and MAUVE for `t4`.
+    """What a table reports of its rows (`t1` to `t4`, a figure's panel, ours, `x`, or those of your
+    own, `own`), beside the paper's numbers: win rates, and MAUVE for `t4`.
 
     Every row is there. `ours` and what goes with it are empty where the profile leaves the row out,
     and where there is no judge, or no features for MAUVE. `n` is prompts planned; `valid`,
@@ -104,9 +104,10 @@ def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
     Raises:
         KeyError: no such table.
     """
-    rows = rows_of(name)
+    every = suite.profile.every_row.values()
+    rows = [row for row in every if row.table == name]
     if not rows:
-        known = ", ".join(sorted({row.table for row in ROWS.values()}))
+        known = ", ".join(sorted({row.table for row in every}))
         raise KeyError(f"no table '{name}'; there are {known}")
     records, said = [], set()
     for row in rows:

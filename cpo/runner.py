@@ -25,7 +25,7 @@ from nbclient.exceptions import DeadKernelError
 
 from cpo import doctor, run_record
 from cpo.costs import Planned
-from cpo.dry_run import artifacts_table, table, totals
+from cpo.dry_run import artifacts_table, own_rows, table, totals
 from cpo.executed import failure_in, make_portable
 from cpo.invocation import BadInput, Notebook, Run, literal_path, settle, shown
 from cpo.kernels import Kernel, LiveStream
@@ -86,7 +86,7 @@ def run_suite(
     print("Reading the data and looking up what is made already ...", flush=True)
     settled = load_profile(run.profile, run.overrides)
     planned = plan(run.profile, run.overrides, str(run.output))
-    print("\n".join(totals(settled, planned)))
+    print("\n".join([*totals(settled, planned), *_own_rows(run, planned)]))
     kind = "full run" if run.full else "partial or changed run, or a profile that is not committed"
     print(f"{len(run.notebooks)} notebooks -> {shown(run.output)} ({kind})", flush=True)
 
@@ -149,7 +149,12 @@ def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> No
         print(f"Counted by the profile alone, with texts as long as Dolly's, {reason}.")
         planned = _stated_plan(profile, run.output)
     print("\n" + artifacts_table(planned) + "\n")
-    print("\n".join(totals(profile, planned)))
+    print("\n".join([*totals(profile, planned), *_own_rows(run, planned)]))
+
+
+def _own_rows(run: Run, planned: Sequence[Planned]) -> list[str]:
+    lines = [own_rows(item.number, item.own_rows, planned) for item in run.notebooks]
+    return [line for found in lines for line in found]
 
 
 # --- One notebook ---------------------------------------------------------------------------------

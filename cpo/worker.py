@@ -47,7 +47,7 @@ def main() -> None:
     """Make the artifact that the file named on the command line describes."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     threading.Thread(target=_end_with, args=(job["owner"],), daemon=True).start()
-    for module in job["samplers"]:
+    for module in job["modules"]:
         import_module(module)
     with tempfile.TemporaryDirectory() as scratch:
         # All go through the same code; what the others would write is of no use.
