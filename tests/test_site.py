@@ -270,7 +270,7 @@ def test_the_whole_site(tmp_path: Path) -> None:
         assert all(image["alt"] for image in page.images)
 
 
-# --- Text, formulas and pictures of the checkout ----------------------------------------------------
+# --- Text, formulas and pictures of the checkout ---
 
 
 def test_links_of_the_readme_and_the_pages_of_text_hold() -> None:
