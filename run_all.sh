@@ -122,7 +122,7 @@ case "$command" in
     ;;
   test)
     cd "$root"
-    "$python" -m ruff check cpo exercises tests benchmarks docs
+    "$python" -m ruff check cpo exercises notebooks tests benchmarks docs
     "$python" -m mypy
     # Side by side, each on one thread: threads of several would wait for each other.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

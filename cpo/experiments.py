@@ -524,7 +524,8 @@ class Suite:
         Raises:
             JudgeError: there is none of that name.
         """
-        judge = Judge(kind=kind)
+        orders = self.profile.judge.orders
+        judge = Judge.model_validate({"kind": kind, "orders": orders})
         judge_identity(judge, "instructions")
         changed = self.profile.model_copy(update={"judge": judge})
         return type(self)(changed, self.store, self.output)

@@ -29,7 +29,7 @@ from PIL import Image
 from cpo.claims import CLAIMS, MARGIN, OVERHEAD_MARGIN, Outcome, combined
 from cpo.intervals import Estimate, mean_over_seeds, win_rate
 from cpo.judging import Judged, Verdicts
-from cpo.paper import DECODINGS, JUDGED_BY, ROWS, continued_mle
+from cpo.paper import DECODINGS, JUDGED_BY, ROWS, continued_mle, rows_of
 from cpo.profiles import Profile
 from cpo.store import Recipe
 
@@ -104,10 +104,10 @@ def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
     Raises:
         KeyError: no such table.
     """
-    every = suite.profile.every_row.values()
-    rows = [row for row in every if row.table == name]
+    own = [row for row in suite.profile.own_rows.values() if row.table == name]
+    rows = [*rows_of(name), *own]
     if not rows:
-        known = ", ".join(sorted({row.table for row in every}))
+        known = ", ".join(sorted({row.table for row in suite.profile.every_row.values()}))
         raise KeyError(f"no table '{name}'; there are {known}")
     records, said = [], set()
     for row in rows:
