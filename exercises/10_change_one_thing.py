@@ -110,14 +110,9 @@ assert rows.grad[~mask].abs().sum() == 0, "what is masked has no gradient"
 # %% exercise: A judge that can be trusted | hard | 20 minutes
 # A judge must not care on which side a response stands, or its verdicts measure the coin that
 # chose the side. Write a judge that prefers the response which repeats itself less (by
-<<<<<<< HEAD
 # `repeated_ngrams` over the lower-cased words, n = 2), with a tie where both do so alike. Then
 # write `is_fair`: whether exchanging the sides exchanges a judge's verdict on each of the given
 # pairs.
-=======
-# `repeated_ngrams` over the lower-cased words, n = 2), a tie where both do so alike. Then write
-# `is_fair`: whether exchanging the sides exchanges a judge's verdict on each of the given pairs.
->>>>>>> sampler
 
 # %% stub
 from cpo.metrics import repeated_ngrams
