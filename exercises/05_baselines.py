@@ -115,11 +115,15 @@ from cpo.losses import dpo_loss
 
 # Nothing in common: step = 0.1 * 1 / 2 * (1, -1), so one rises by 0.05 and the other falls.
 apart = first_step(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), beta=1.0, rate=0.1)
-assert torch.allclose(torch.tensor(apart), torch.tensor([0.05, -0.05])), f"apart: {apart}"
+assert torch.allclose(torch.tensor(apart), torch.tensor([0.05, -0.05])), (
+    f"+0.05 and -0.05, not {apart}"
+)
 
 # The same direction, and the rejected one twice as steep: step = 0.05 * (1 - 2, 0), both fall.
 alike = first_step(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), beta=1.0, rate=0.1)
-assert torch.allclose(torch.tensor(alike), torch.tensor([-0.05, -0.1])), f"alike: {alike}"
+assert torch.allclose(torch.tensor(alike), torch.tensor([-0.05, -0.1])), (
+    f"-0.05 and -0.1, not {alike}"
+)
 
 # A real policy over 5 sequences, log pi = log softmax(features @ theta), and a real step.
 torch.manual_seed(1)

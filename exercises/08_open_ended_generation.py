@@ -162,7 +162,9 @@ for seed in range(5):
     kinds = [[KIND.get(word, word) for word in words] for words in (was, now)]
     assert kinds[0] == kinds[1], f"every word keeps its kind, and others stay: {text}"
     parts = oracle_parts(article, text, article.prefix)
-    assert parts == {"right": 0, "fitting": 1, "not_repeating": 1, "well_formed": 1}, parts
+    assert parts == {"right": 0, "fitting": 1, "not_repeating": 1, "well_formed": 1}, (
+        f"{text}: {parts}"
+    )
 assert len({spoilt(told, "Tolan", seed) for seed in range(5)}) > 1, "another seed, another text"
 print(text.strip(), "\n", parts)
 

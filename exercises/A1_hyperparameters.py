@@ -107,6 +107,10 @@ for beta in (0.2, 5.0):
     expected = 0.01 * beta * torch.tensor([2 / 3, -1 / 3, -1 / 3])
     found = trained(SGD, beta, rate=0.01, steps=1)
     assert torch.allclose(found, expected, atol=1e-6), f"SGD, beta {beta:g}: {found.tolist()}"
+# Two steps are twice as much, nearly: the weights w_j have hardly changed.
+found = trained(SGD, 0.2, rate=0.01, steps=2)
+expected = 2 * 0.01 * 0.2 * torch.tensor([2 / 3, -1 / 3, -1 / 3])
+assert torch.allclose(found, expected, rtol=0.01), "every step uses its own gradient alone"
 # Adam's first step is rate * sign(gradient), whatever beta.
 for beta in (0.2, 5.0):
     found = trained(Adam, beta, rate=0.01, steps=1)

@@ -38,7 +38,7 @@ def twice(x: int) -> int:
 # %% check
 import math
 
-from cpo.world import oracle_score
+from cpo import course
 
 for x in (1, math.pi):
     assert twice(x) == x + x, "twice is x and x again"
@@ -136,7 +136,7 @@ def test_a_source_becomes_cells(tmp_path: Path) -> None:
         'def twice(x: int) -> int:\n    """2x."""\n    raise NotImplementedError("your turn")'
     )
     assert check["source"] == (
-        "import math\n\nfrom cpo.course import exercise\nfrom cpo.world import oracle_score\n\n"
+        "import math\n\nfrom cpo import course\nfrom cpo.course import exercise\n\n"
         'with exercise("00.1"):\n    for x in (1, math.pi):\n'
         '        assert twice(x) == x + x, "twice is x and x again"'
     )
