@@ -111,7 +111,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         for index, cell in enumerate(cells):
             cell["id"] = f"cell-{index}"
-        return new_notebook(cells=cells)
+        return new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
 
     executed = notebook("Made up", 0)
     picture = {"image/png": PIXEL, "text/plain": "<Figure size 640x480 with 1 Axes>"}
@@ -270,7 +270,7 @@ def test_the_whole_site(tmp_path: Path) -> None:
         assert all(image["alt"] for image in page.images)
 
 
-# --- Text, formulas and pictures of the checkout ---
+# --- Text, formulas and pictures of the checkout --------------------------------------------------
 
 
 def test_links_of_the_readme_and_the_pages_of_text_hold() -> None:
