@@ -91,8 +91,8 @@ loss = squared_loss(policy, zeros, 2.0, every)
 assert loss.dim() == 0, "a training wants a scalar"
 assert loss.item() == 2.5, f"margins of 2 and 3 cost (1 + 4) / 2, not {loss.item()}"
 loss.backward()
-# Both margins are too large: the truth is pulled back down. d/dp_1 = 2 (1 + 2) = 6, since
-# each of the two adds (1/2) * 2 * off * beta; the negatives get -2 and -4.
+# Both margins are too large: the ground truth is pulled back down. Each of the two adds
+# (1/2) * 2 * off * beta to its gradient, 2 + 4 = 6; the negatives get -2 and -4.
 assert policy.grad.tolist() == [[6.0, -2.0, -4.0]], f"gradient {policy.grad.tolist()}"
 rows = torch.tensor([[1.0, 0.0, -0.5], [0.3, 0.1, 0.2]], requires_grad=True)
 mask = torch.tensor([[True, True, False], [True, False, False]])
@@ -110,9 +110,8 @@ assert rows.grad[~mask].abs().sum() == 0, "what is masked has no gradient"
 # %% exercise: A judge that can be trusted | hard | 20 minutes
 # A judge must not care on which side a response stands, or its verdicts measure the coin that
 # chose the side. Write a judge that prefers the response which repeats itself less (by
-# `repeated_ngrams` over the lower-cased words, n = 2), with a tie where both do so alike. Then
-# write `is_fair`: whether exchanging the sides exchanges a judge's verdict on each of the given
-# pairs.
+# `repeated_ngrams` over the lower-cased words, n = 2), and a tie where both do so alike. Then write
+# `is_fair`: whether exchanging the sides exchanges a judge's verdict on each of the given pairs.
 
 # %% stub
 from cpo.metrics import repeated_ngrams
@@ -136,14 +135,14 @@ def is_fair(judge, example, pairs):
 
 # %% check
 plain, echo = "The wark eats moss.", "The wark The wark the wark eats moss."
-both = ((plain, echo), (echo, plain), (plain, plain))
-verdicts = [less_repetitive(None, *pair) for pair in both]
-# echo has seven pairs of words, of which "the wark" thrice, "wark the" twice: 3 of 7 repeat.
+shown = [(plain, echo), (echo, plain), (plain, plain)]
+verdicts = [less_repetitive(None, *pair) for pair in shown]
+# echo has seven pairs of words, "the wark" thrice and "wark the" twice: 3 of 7 repeated.
 assert verdicts == ["A", "B", "tie"], f"without, with, and the same repetition: {verdicts}"
 assert less_repetitive(None, "", plain) == "tie", "an empty response repeats nothing either"
 pairs = [(plain, echo), (plain, plain), (echo, "moss")]
 assert is_fair(less_repetitive, None, pairs) is True, "it looks at the texts alone"
-assert is_fair(lambda example, a, b: "A", None, pairs) is False, "always A: the worst of judges"
+assert is_fair(lambda example, a, b: "A", None, pairs) is False, "always A is no judge at all"
 longer = lambda example, a, b: "A" if len(a) >= len(b) else "B"  # noqa: E731
 assert is_fair(longer, None, [(plain, echo)]) is True, "on this pair it does not matter"
 assert is_fair(longer, None, pairs) is False, "its ties go to A: only a pair of equals shows it"
