@@ -300,11 +300,21 @@ class NotebookPage:
         [index] = [at for at, one in enumerate(self.cells) if one["id"] == identity]
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
 
+    def show(self, identity: str) -> None:
+        """Scroll the cell to the top of what is seen."""
+        # Twice: what comes into sight is only then laid out, and moves the rest.
+        for _ in range(2):
+            self.cell(identity).evaluate(
+                """cell => new Promise(done => {
+                     cell.scrollIntoView({block: 'start'});
+                     requestAnimationFrame(() => requestAnimationFrame(done));
+                   })"""
+            )
+
     def control(self, identity: str, description: str) -> Locator:
         """The control with that description among the widgets that a cell shows."""
-        label = self.page.locator(
-            ".widget-label, .widget-label-basic", has_text=re.compile(f"^{re.escape(description)}$")
-        )
+        name = re.compile(f"^{re.escape(description)}$")
+        label = self.page.locator(".widget-label", has_text=name)
         return self.cell(identity).locator(".widget-inline-hbox", has=label)
 
     def menu(self, *labels: str) -> None:
