@@ -6,10 +6,11 @@ lengths of the data; the store says which artifacts are there already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cpo.comparison import Comparison
 from cpo.paper import ModelName, Row, Task
@@ -21,9 +22,15 @@ if TYPE_CHECKING:
     from cpo.store import Recipe
 
 CHARACTERS_A_TOKEN = 4.2
+SHARED_OUT = ("model", "negatives", "generations")  # among the profile's processes
+OF_A_PROCESS = 1.0  # GB, before there is a model
 OVERHEAD_SECONDS = 3.0  # loading, saving and starting, for each artifact
 BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
-BYTES_EXCHANGED = 4  # a second gradient, which processes that train together exchange
+BYTES_OF_COPY = 2  # of a weight in bf16, which autocast keeps until the backward pass
+# What a layer keeps of each token for the backward pass, in bytes for each unit of its width, at 16
+# bits and without attention scores (Korthikanti et al. 2022).
+BYTES_A_UNIT = 34
+CHECKPOINT_BYTES = 2 * 12  # weights and both moments, and until it is sealed the one before it
 QUESTION_TOKENS = 60  # of a template itself
 REPLY_TOKENS = 2  # "A" and an end
 SECONDS_A_REQUEST = 1.0
@@ -34,8 +41,10 @@ SCORING_SPEEDUP = 3.0  # a forward pass alone against forward and backward
 class Planned:
     """One artifact of a profile and what it costs; `seconds` is 0 where it is made already.
 
-    `requests` to a chat model, with the `tokens` of questions and answers, `usd` at the prices that
-    the profile gives.
+    `memory_gb` is of each process; `disk_gb` stays, `scratch_gb` is taken by checkpoints meanwhile;
+    `alone` are the seconds it would take on one GPU, `gpu_hours` those of all that make it.
+    `requests` go to a chat model, with the `tokens` of questions and answers, `usd` at the prices
+    that the profile gives.
     """
 
     name: str
@@ -45,6 +54,9 @@ class Planned:
     seconds: float
     memory_gb: float
     disk_gb: float
+    scratch_gb: float = 0.0
+    alone: float = 0.0
+    gpu_hours: float = 0.0
     usd: float = 0.0
     requests: int = 0
     tokens: float = 0.0
@@ -52,9 +64,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one artifact: seconds, and what it asks of a chat model."""
+    """Of one artifact: seconds on one process, and what it asks of a chat model, `waiting` seconds
+    for the answers."""
 
     seconds: float
+    waiting: float = 0.0
     requests: int = 0
     tokens: float = 0.0
     usd: float = 0.0
@@ -73,28 +87,65 @@ class Step:
 
 def plan(suite: Suite) -> list[Planned]:
     """Every artifact that the profile's rows need, in the order of making, each once."""
-    planned = []
-    several = suite.profile.processes.count > 1
-    training_bytes = BYTES_A_WEIGHT + (BYTES_EXCHANGED if several else 0)
+    profile, planned = suite.profile, []
     for step in steps(suite):
         recipe, cost = step.recipe, step.cost
         made = suite.store.find(recipe) is not None
-        parameters = suite.profile.models[step.model].parameters
-        keeps_weights = recipe.stage in ("base_model", "model", "ensemble")
+        parameters = profile.models[step.model].parameters
         trains = recipe.stage in ("base_model", "model")
+        held = parameters * 4 / 1e9
+        memory = training_memory_gb(profile, step.model) if trains else held + OF_A_PROCESS
+        spent: dict[str, Any] = {}
+        if not made:
+            processes = profile.processes.count if recipe.stage in SHARED_OUT else 1
+            fixed = cost.waiting + OVERHEAD_SECONDS
+            seconds = cost.seconds / processes + fixed
+            spent = {
+                "alone": cost.seconds + fixed,
+                "gpu_hours": seconds * processes / 3600 if profile.gpus else 0.0,
+                "usd": cost.usd,
+                "requests": cost.requests,
+                "tokens": cost.tokens,
+            }
         planned.append(
             Planned(
                 step.name,
                 recipe.stage,
                 recipe.key,
                 made,
-                0.0 if made else cost.seconds + OVERHEAD_SECONDS,
-                parameters * (training_bytes if trains else 4) / 1e9 + 1.0,
-                parameters * 4 / 1e9 if keeps_weights else 0.001,
-                *(() if made else (cost.usd, cost.requests, cost.tokens)),
+                0.0 if made else seconds,
+                memory,
+                held if trains or recipe.stage == "ensemble" else 0.001,
+                parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
+                **spent,
             )
         )
     return planned
+
+
+def training_memory_gb(profile: Profile, name: ModelName) -> float:
+    """Of each process that trains a model: weights, gradients, moments, and the activations of a
+    micro-batch, where the model's width and layers are known."""
+    model = profile.models[name]
+    copy = BYTES_OF_COPY if profile.optimiser.precision == "bf16" else 0
+    weights = model.parameters * (BYTES_A_WEIGHT + copy) / 1e9
+    return weights + _activations_gb(profile, name) + OF_A_PROCESS
+
+
+def micro_batch_that_fits(profile: Profile, name: ModelName) -> int:
+    """The largest power of two for `optimiser.micro_batch_tokens` with which a model's training
+    fits into the profile's GPUs; 0 if none does."""
+    now = profile.optimiser.micro_batch_tokens
+    a_token = _activations_gb(profile, name) / now
+    room = (profile.gpu_memory_gb or 0.0) - training_memory_gb(profile, name) + a_token * now
+    return 2 ** int(math.log2(room / a_token)) if a_token and room / a_token >= 64 else 0
+
+
+def _activations_gb(profile: Profile, name: ModelName) -> float:
+    """Of one micro-batch; 0 where the model's width and layers are not known."""
+    model = profile.models[name]
+    bytes_a_unit = BYTES_A_UNIT * (1 if profile.optimiser.precision == "bf16" else 2)
+    return bytes_a_unit * model.size * profile.optimiser.micro_batch_tokens / 1e9
 
 
 def steps(suite: Suite) -> list[Step]:
@@ -236,6 +287,7 @@ def asking(server: Server, requests: int, question: float, reply: float) -> Cost
     """What `requests` questions and replies of so many tokens each take."""
     usd = question * server.usd_per_million_input + reply * server.usd_per_million_output
     return Cost(
+        0.0,
         requests / server.concurrency * SECONDS_A_REQUEST,
         requests,
         requests * (question + reply),
