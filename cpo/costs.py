@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 
 CHARACTERS_A_TOKEN = 4.2
 SHARED_OUT = ("model", "negatives", "generations")  # among the profile's processes
+WITHOUT_MODEL = ("ensemble", "verdicts", "unhelpful")
 OF_A_PROCESS = 1.0  # GB, before there is a model
-OVERHEAD_SECONDS = 3.0  # loading, saving and starting, for each artifact
+# Beside the tokens: for each artifact that uses a model or only reads and writes, for each weight
+# that is read and written, and for each step of a training, in tokens that take as long.
+OVERHEAD_SECONDS = {"with a model": 1.0, "without": 0.1}
+SECONDS_A_WEIGHT = 8e-9
+STEP_TOKENS = 900
+LAUNCH_SECONDS = 15.0  # until several processes have started and found each other
 BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
 BYTES_OF_COPY = 2  # of a weight in bf16, which autocast keeps until the backward pass
 # What a layer keeps of each token for the backward pass, in bytes for each unit of its width, at 16
@@ -35,6 +41,9 @@ QUESTION_TOKENS = 60  # of a template itself
 REPLY_TOKENS = 2  # "A" and an end
 SECONDS_A_REQUEST = 1.0
 SCORING_SPEEDUP = 3.0  # a forward pass alone against forward and backward
+PACKING_SPEEDUP = 2.2  # blocks of one length against pairs of many
+GENERATE_SLOWDOWN = 2.5  # transformers' `generate` against our own greedy and top-k decoding
+MAUVE_SECONDS = 0.016  # for each text and seed: clustering, on a processor
 
 
 @dataclass(frozen=True)
@@ -64,14 +73,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one artifact: seconds on one process, and what it asks of a chat model, `waiting` seconds
-    for the answers."""
+    """Of one artifact: seconds on one process, `fixed` ones that more processes do not shorten, and
+    what it asks of a chat model, `waiting` seconds for the answers."""
 
     seconds: float
     waiting: float = 0.0
     requests: int = 0
     tokens: float = 0.0
     usd: float = 0.0
+    fixed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,12 @@ def plan(suite: Suite) -> list[Planned]:
         spent: dict[str, Any] = {}
         if not made:
             processes = profile.processes.count if recipe.stage in SHARED_OUT else 1
-            fixed = cost.waiting + OVERHEAD_SECONDS
-            seconds = cost.seconds / processes + fixed
+            used = "without" if recipe.stage in WITHOUT_MODEL else "with a model"
+            fixed = cost.waiting + OVERHEAD_SECONDS[used] + cost.fixed
+            if recipe.stage not in ("verdicts", "unhelpful"):
+                fixed += parameters * SECONDS_A_WEIGHT
+            launching = LAUNCH_SECONDS if processes > 1 else 0.0
+            seconds = cost.seconds / processes + fixed + launching
             spent = {
                 "alone": cost.seconds + fixed,
                 "gpu_hours": seconds * processes / 3600 if profile.gpus else 0.0,
@@ -174,13 +188,13 @@ def _steps(suite: Suite) -> Iterator[Step]:
             trained = model.training_tokens_per_second
             if model.pretraining is not None:
                 settings = model.pretraining
-                tokens = settings.steps * settings.batch * settings.block_tokens
+                tokens = settings.steps * (settings.batch * settings.block_tokens + STEP_TOKENS)
                 yield Step(
                     f"base model {row.model}", row.model, suite.base_recipe(row.model),
-                    Cost(tokens / trained), partial(suite.base_model, row.model),
+                    Cost(tokens / trained / PACKING_SPEEDUP), partial(suite.base_model, row.model),
                 )  # fmt: skip
             stage = getattr(profile, row.reference)
-            seen = stage.steps * stage.batch * (prefix + continuation)
+            seen = stage.steps * (stage.batch * (prefix + continuation) + STEP_TOKENS)
             name = f"{row.reference}/{row.model}"
             yield Step(
                 name, row.model, suite.reference_recipe(row.model, row.reference, seed),
@@ -212,12 +226,16 @@ def _judged_steps(
         asked = articles.test_articles if split == "test" else articles.validation_articles
     else:
         asked = instructions.test_prompts if split == "test" else instructions.validation_rows
-    beams = profile.decoding[row.decoding].num_beams if name == row.id else 1
+    # A reference answers greedily.
+    decoding = profile.decoding[row.decoding if name == row.id else "greedy"]
+    slower = decoding.num_beams
+    if decoding.num_beams > 1 or (decoding.do_sample and decoding.top_p is not None):
+        slower *= GENERATE_SLOWDOWN
     label = f"{name}, validation" if split == "validation" else name
     yield Step(
         f"generations of {label}", row.model,
         suite.generations_recipe_of(name, None, seed, split),
-        Cost(asked * continuation * beams / model.generated_tokens_per_second),
+        Cost(asked * continuation * slower / model.generated_tokens_per_second),
         partial(suite.generations, name, None, seed, split),
     )  # fmt: skip
     if verdicts and profile.judge.kind != "none":
@@ -228,8 +246,12 @@ def _judged_steps(
         )  # fmt: skip
     if split == "test":
         seconds = asked * (prefix + continuation) / model.training_tokens_per_second
+        mauve = profile.mauve
+        clustered = mauve.features == "base_model" and row.task in mauve.tasks
+        clustering = asked * mauve.seeds * MAUVE_SECONDS if clustered else 0.0
         yield Step(
-            f"measures of {label}", row.model, suite.measures_recipe(name, seed), Cost(seconds),
+            f"measures of {label}", row.model, suite.measures_recipe(name, seed),
+            Cost(seconds / SCORING_SPEEDUP, fixed=clustering),
             partial(suite.measures, name, seed),
         )  # fmt: skip
 
@@ -239,7 +261,8 @@ def _row_steps(
 ) -> Iterator[Step]:
     profile = suite.profile
     model = profile.models[row.model]
-    rows = profile.continuation.steps[row.steps] * profile.continuation.batch
+    steps = profile.continuation.steps[row.steps]
+    rows = steps * profile.continuation.batch
     k = 1
     if row.negatives is not None:
         mixture = profile.negatives[row.negatives]
@@ -250,6 +273,7 @@ def _row_steps(
             / (SCORING_SPEEDUP * model.training_tokens_per_second)
         )
         seconds += rows * mixture.get("AN", 0) * continuation / model.generated_tokens_per_second
+        seconds += rows * k / profile.embedded_texts_per_second
         writer = profile.unhelpful.server if profile.unhelpful.writer == "chat" else None
         if "UN" in mixture:
             cost = Cost(0.0)
@@ -265,7 +289,7 @@ def _row_steps(
             f"negatives of {row.id}", row.model, suite.negatives_recipe(row, seed), Cost(seconds),
             partial(suite.negatives, row.id, seed),
         )  # fmt: skip
-    tokens = 0 if row.alpha else rows * (prefix + k * continuation)
+    tokens = 0 if row.alpha else rows * (prefix + k * continuation) + steps * STEP_TOKENS
     if row.objective == "pss":  # passes without gradient before the one that counts
         tokens *= 1 + profile.continuation.scheduled_sampling.passes / SCORING_SPEEDUP
     yield Step(
@@ -297,17 +321,19 @@ def asking(server: Server, requests: int, question: float, reply: float) -> Cost
 
 def _mean_tokens(suite: Suite) -> dict[Task, tuple[float, float]]:
     """Of each task the mean tokens of a training prefix and continuation, by their characters and
-    the limits; articles are taken to fill their cap."""
+    the limits."""
     settings, cap = suite.profile.instructions, suite.profile.articles.max_tokens
     prefixes, continuations = suite.lengths
 
     def mean(lengths: list[int], limit: int) -> float:
         return sum(min(one / CHARACTERS_A_TOKEN, limit) for one in lengths) / len(lengths)
 
+    read = any(row.task == "articles" for row in suite.profile.trained_rows)
+    article = mean(suite.article_lengths, cap) if read else 0.0
     return {
         "instructions": (
             mean(prefixes, settings.max_prefix_tokens),
             mean(continuations, settings.max_continuation_tokens),
         ),
-        "articles": (0.15 * cap, 0.85 * cap),
+        "articles": (0.15 * article, 0.85 * article),
     }

@@ -178,7 +178,6 @@ def _gpus(settings: Profile) -> list[Finding]:
 
     count = torch.cuda.device_count()
     found = [torch.cuda.get_device_properties(index) for index in range(count)]
-    here = min(settings.gpus, settings.processes.on_each_machine)
     findings = [
         Finding(
             "GPU",
@@ -198,7 +197,7 @@ def _gpus(settings: Profile) -> list[Finding]:
                 "Lower processes.count to the number of GPUs, or raise `gpus` to it",
             )
         )
-    if count and here:
+    if count:
         sizes = {name: training_memory_gb(settings, name) for name in settings.models}
         largest = max(sizes, key=lambda name: sizes[name])
         least = min(one.total_memory for one in found) / 1e9

@@ -126,6 +126,11 @@ class Suite:
         return [len(one.prefix) for one in sample], [len(one.continuation) for one in sample]
 
     @property
+    def article_lengths(self) -> list[int]:
+        """Characters of up to 1,000 training articles."""
+        return [len(one.text) for one in self.articles.train[:1000]]
+
+    @property
     def training_rows(self) -> int:
         """How many pairs there are to train on."""
         return len(self.instructions.train)

@@ -310,6 +310,7 @@ class Profile(_Settings):
     negatives: dict[str, dict[str, Annotated[int, Field(ge=1)]]]
     unhelpful: Unhelpful = Unhelpful()
     embedder: Literal["minilm"] = "minilm"
+    embedded_texts_per_second: float = Field(430.0, gt=0)  # of one process; for the plan
     decoding: dict[str, Decoding]
     judge: Judge
     mauve: Mauve

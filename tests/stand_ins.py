@@ -37,7 +37,11 @@ def gpt2_tokenizer(texts: Sequence[str] = TEXTS, vocabulary: int = 300) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end
+        tokenizer_object=tokenizer,
+        bos_token=end,
+        eos_token=end,
+        unk_token=end,
+        clean_up_tokenization_spaces=False,
     )
 
 

@@ -23,6 +23,8 @@ KEY = "CPO_TEST_KEY"
 SIZES = (
     "gpus=0",
     "processes.count=1",
+    "models.gpt2.parameters=5e4",
+    "models.llama.parameters=5e4",
     "instructions={source: dolly, validation_rows: 8, test_prompts: 12, max_prefix_tokens: 160, "
     "max_continuation_tokens: 64, over_long: drop, path: PATH}",
     "articles={source: wikipedia, validation_articles: 6, test_articles: 16, max_tokens: 48, "
