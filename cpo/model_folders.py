@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 CONVERT = (
     'Convert it once where you trust its origin: python -c "from transformers import '
@@ -115,6 +116,10 @@ def text_faults(folder: Path, longest: int = 0) -> list[Fault]:
 
 
 def _tokenizer_faults(folder: Path, config: dict[str, Any]) -> list[Fault]:
+    # Without files transformers may make an empty tokenizer, without a word.
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        what = f"it holds no tokenizer: none of {', '.join(VOCABULARIES)}"
+        return [Fault(what, "Put the model's own tokenizer files beside its weights")]
     try:
         tokenizer = load_tokenizer(folder)
     except Exception as error:  # tokenizers fail in many ways; to a user all mean the same

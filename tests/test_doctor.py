@@ -66,7 +66,9 @@ def test_everything_that_the_paper_s_profile_lacks_is_said_at_once(tmp_path):
         "EOS": "eos_token",
         "MISSING  judge.server, gpt-4.1-mini: ": "judge.server: base_url, model",
     }.items():
-        [place] = [number for number, line in enumerate(lines) if line.startswith(start)]
+        places = [number for number, line in enumerate(lines) if line.startswith(start)]
+        assert len(places) == 1, (start, said, done.stderr)
+        place = places[0]
         assert lines[place + 1].startswith("->") and remedy in lines[place + 1], lines[place + 1]
     for start in (
         "ok       dataset databricks/databricks-dolly-15k from the hub: reachable",

@@ -199,7 +199,12 @@ FAULTS = {
         "Lower instructions.max_prefix_tokens",
     ),
     "no EOS": (change("tokenizer_config.json", eos_token=None), "no EOS", "Name one as eos_token"),
-    "no tokenizer": (no_tokenizer, "tokenizer cannot be loaded", "own tokenizer files"),
+    "no tokenizer": (no_tokenizer, "it holds no tokenizer", "own tokenizer files"),
+    "a broken tokenizer": (
+        lambda one: (one / "tokenizer.json").write_text("{"),
+        "its tokenizer cannot be loaded",
+        "own tokenizer files",
+    ),
     "another's tokenizer": (
         change("config.json", vocab_size=280),
         "has 300 entries and the model 280",

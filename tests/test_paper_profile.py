@@ -93,10 +93,9 @@ def test_every_table_and_figure_of_the_paper_is_made(tmp_path):
         "table1", "table2", "table3", "table4", "figure1", "figure2", "extras"
     )}  # fmt: skip
     made = {row for table in tables.values() for row in table.loc[table["ours"].notna(), "row"]}
-    # MAUVE of a dozen texts of random models may be undefined; that it was asked for is seen below.
-    assert {row for row in profile.rows if not row.startswith("t4/")} <= made
-    assert set(tables["table4"]["row"]) == {row for row in profile.rows if row.startswith("t4/")}
-    assert set(tables["table1"]["judge"].dropna()) and "gpt-4.1-mini" in str(tables["table1"])
+    assert made >= set(profile.rows)
+    for name in ("table1", "table2", "table3"):
+        assert tables[name]["judge"].str.startswith("gpt-4.1-mini at 127.0.0.1:").all()
     claims = pd.read_csv(output / "claims.csv")
     assert len(claims) == 12 and (claims["verdict"] != "not run").all(), claims
     record = json.loads((output / "run.json").read_text())
