@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from cpo import costs, data, intervals, judging, metrics, world
@@ -28,6 +28,7 @@ from cpo.generation import generate
 from cpo.launching import launch
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
+from cpo.model_folders import ModelFolderError, load_tokenizer, weights_fault
 from cpo.model_judges import chat_server, judge_identity, judge_of
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
@@ -141,6 +142,11 @@ class Suite:
         return [len(one.prefix) for one in sample], [len(one.continuation) for one in sample]
 
     @property
+    def article_lengths(self) -> list[int]:
+        """Characters of up to 1,000 training articles."""
+        return [len(one.text) for one in self.articles.train[:1000]]
+
+    @property
     def training_rows(self) -> int:
         """How many pairs there are to train on."""
         return len(self.instructions.train)
@@ -168,7 +174,7 @@ class Suite:
 
     def tokenizer(self, model: ModelName) -> Any:
         """The tokenizer of a base model."""
-        return AutoTokenizer.from_pretrained(self.base_model(model).path)
+        return load_tokenizer(self.base_model(model).path)
 
     def tokenized(
         self, model: ModelName, split: str, task: Task = "instructions"
@@ -625,7 +631,7 @@ class Suite:
             needs()
             launch(self.profile, self.store.root, call, recipe.key, folder)
 
-        return self.store.get_or_make(recipe, make_together)
+        return self.store.get_or_make(recipe, make_together, self.profile.processes.count)
 
     def _settings(
         self,
@@ -889,7 +895,7 @@ class Suite:
 
         def make(folder: Path) -> None:
             artifact = self.model(row_id, seed)
-            tokenizer = AutoTokenizer.from_pretrained(artifact.path)
+            tokenizer = load_tokenizer(artifact.path)
             rows = self._judged(self._subject(row_id)[0], self._task(row_id), split)
             found = generate(
                 artifact.load(),
@@ -1010,21 +1016,24 @@ def _external_folder(name: str) -> Path:
 
     Raises:
         FileNotFoundError: neither a folder nor reachable on the hub; says what to do.
+        ModelFolderError: its weights are not in safetensors.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
 
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
-        )
-    except Exception as error:
-        raise FileNotFoundError(
-            f"'{name}' is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). "
-            "Give `models.*.pretrained` the path of a transformers folder, or connect to the hub."
-        ) from error
+        kept = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=kept))
+        except Exception as error:
+            raise FileNotFoundError(
+                f"'{name}' is no folder here and could not be fetched from the hub "
+                f"({type(error).__name__}). Give `models.*.pretrained` the path of a transformers "
+                "folder, or connect to the hub."
+            ) from error
+    if fault := weights_fault(folder):
+        raise ModelFolderError(f"model {name}: {fault.what}. {fault.remedy}.")
+    return folder
 
 
 def _external_content(name: str) -> str:

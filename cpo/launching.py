@@ -59,14 +59,12 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
         torch.cuda.empty_cache()
     described = folder / ".job.json"
     described.write_text(json.dumps(job), encoding="utf-8")
-    machines = next((one for one in processes.options if "--num_machines=" in one), "=1")
-    here = max(1, processes.count // int(machines.split("=")[1]))
     command = [
         *processes.before,
         *(sys.executable, "-m", "accelerate.commands.launch"),
         f"--num_processes={processes.count}",
         "--num_cpu_threads_per_process",
-        str(max(1, (os.cpu_count() or 1) // here)),
+        str(max(1, (os.cpu_count() or 1) // processes.on_each_machine)),
         "--mixed_precision=no",  # autocast is the scorer's
         "--dynamo_backend=no",
         # torchrun's launcher, on processors too, where accelerate's own would ask for mpirun.

@@ -88,17 +88,27 @@ class Pretraining(_Settings):
 class Model(_Settings):
     """A base model: a folder or hub name (`pretrained`), or a configuration the suite pretrains.
 
-    The number of parameters and the speeds, measured on the profile's hardware, are for the plan's
-    estimates alone.
+    The number of parameters, width and layers, and the speeds of one process, measured on the
+    profile's hardware, are for the plan's estimates alone.
     """
 
     paper_name: str
     parameters: float = Field(gt=0)
     training_tokens_per_second: float = Field(gt=0)
     generated_tokens_per_second: float = Field(gt=0)
+    width: int | None = Field(None, ge=1)
+    layers: int | None = Field(None, ge=1)
     pretrained: str | None = None
     config: dict[str, str | int | float | bool] | None = None
     pretraining: Pretraining | None = None
+
+    @property
+    def size(self) -> int:
+        """Width times layers, as given or by the configuration; 0 where neither says."""
+        config = self.config or {}
+        width = self.width or config.get("hidden_size") or config.get("n_embd") or 0
+        layers = self.layers or config.get("num_hidden_layers") or config.get("n_layer") or 0
+        return int(width) * int(layers)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
@@ -133,6 +143,13 @@ class Processes(_Settings):
     count: int = Field(1, ge=1)
     options: list[str] = []
     before: list[str] = []
+
+    @property
+    def on_each_machine(self) -> int:
+        """How many of them each machine runs, by `--num_machines` among the options."""
+        named = (one.partition("=") for one in self.options)
+        machines = next((text for name, _, text in named if name == "--num_machines"), "1")
+        return max(1, self.count // int(machines))
 
 
 class Stage(_Settings):
@@ -282,6 +299,7 @@ class Profile(_Settings):
     memory_gb: float = Field(gt=0)
     disk_gb: float = Field(gt=0)
     gpus: int = Field(0, ge=0)
+    gpu_memory_gb: float | None = Field(None, gt=0)  # of each, for the plan; 10**9 bytes
     usd: float = Field(0.0, ge=0)
     committed: bool = True
     seeds: int = Field(1, ge=1)
@@ -297,6 +315,7 @@ class Profile(_Settings):
     negatives: dict[str, dict[str, Annotated[int, Field(ge=1)]]]
     unhelpful: Unhelpful = Unhelpful()
     embedder: Literal["minilm"] = "minilm"
+    embedded_texts_per_second: float = Field(430.0, gt=0)  # of one process; for the plan
     decoding: dict[str, Decoding]
     judge: Judge
     mauve: Mauve

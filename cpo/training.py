@@ -214,6 +214,9 @@ class SequenceTrainer(Trainer):
         super().__init__(
             model=scorer, args=args, train_dataset=examples, data_collator=collate, **kwargs
         )
+        if self.accelerator.ddp_handler is not None:
+            # Processes exchange gradients where they stand, not in a second copy of all of them.
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
 
     def compute_loss(  # type: ignore[override]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any

@@ -28,7 +28,7 @@ class WorkerStore(Store):
         self.key = key
         self.folder = folder
 
-    def get_or_make(self, recipe: Recipe, make: Callable[[Path], None]) -> Path:
+    def get_or_make(self, recipe: Recipe, make: Callable[[Path], None], processes: int = 1) -> Path:
         """The folder of the artifact, made if it is the one.
 
         Raises:
