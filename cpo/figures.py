@@ -707,15 +707,16 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; pa
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: right; vertical-align: top;
   border-bottom: 1px solid #e3e3e3; }
-th:first-child, td:first-child, td.says, td.verdict, td.comparison, td.note { text-align: left; }
-tbody th { font-weight: normal; }
+th:first-child, .says, .verdict, .comparison, .note { text-align: left; }
+tbody th { font: inherit; }
 td.interval { white-space: nowrap; }
 td.ours, td.verdict { font-weight: bold; }
 td.verdict { white-space: nowrap; }
-td.says { min-width: 14rem; }
+td.says { min-width: 11rem; }
 td.comparison { min-width: 11rem; }
-td.note { min-width: 22rem; }
+td.note { min-width: min(22rem, 75vw); }
 caption { text-align: left; caption-side: bottom; color: #444; padding-top: .4rem; }
+caption span { display: block; max-width: min(50rem, 100vw - 2.5rem); }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #444; font-size: .9rem; max-width: 48rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; background: #f6f6f6;
@@ -761,7 +762,7 @@ def report(folder: Path, profile: Profile, notes: Sequence[str] = ()) -> Path:
     sections: dict[str, str] = {}
     claims = folder / "claims.csv"
     if claims.is_file():
-        sections["The paper's claims"] = _claims_section(pd.read_csv(claims), profile)
+        sections["The paper's claims"] = _claims_section(_read(claims), profile)
     tables = [_table_section(path, profile) for path in sorted(folder.glob("table*.csv"))]
     sections["Tables: ours beside the paper's"] = (
         f"<div class='tables'>{''.join(tables)}</div>" if tables
@@ -771,7 +772,7 @@ def report(folder: Path, profile: Profile, notes: Sequence[str] = ()) -> Path:
         sections["Notes on this run"] = "".join(f"<p>{_escape(note)}</p>" for note in notes)
     figures = {path.stem: _figure_section(path) for path in sorted(folder.glob("*.png"))}
     if claims.is_file():
-        every = pd.read_csv(claims)[["claim", "note"]]
+        every = _read(claims)[["claim", "note"]]
         sections["Every comparison behind the claims"] = figures.pop("claims", "") + _html_table(
             every, "What each claim was judged on, with intervals adjusted for all of them."
         )
@@ -779,8 +780,8 @@ def report(folder: Path, profile: Profile, notes: Sequence[str] = ()) -> Path:
         sections["Figures"] = "\n".join(figures.values())
     for stem, title in _SECTIONS.items():
         if (path := folder / f"{stem}.csv").is_file():
-            frame = pd.read_csv(path)
-            sections[title] = _html_table(frame, caption(frame, profile))
+            frame = _read(path)
+            sections[title] = _html_table(frame, caption(frame, profile), title)
     if (path := folder / "samples.html").is_file():
         body = re.search(r"<h1>.*?</h1>(.*)</main>", path.read_text(encoding="utf-8"), re.DOTALL)
         # One level down: the page's title becomes a section of the report.
@@ -829,39 +830,48 @@ def _claims_section(frame: pd.DataFrame, profile: Profile) -> str:
 
 
 def _table_section(path: Path, profile: Profile) -> str:
-    """One of the paper's tables; judge and seeds stand in its caption, not in each row again."""
+    """One of the paper's tables, narrow enough to stand beside another.
+
+    What its heading or its caption says once is not said again in each row; the csv has it all.
+    """
     title = re.sub(r"(?<=[a-z])(?=\d)", " ", path.stem).capitalize()
+    frame = _read(path)
+    said = ["judge", "seeds", "valid"]
+    said += [name for name in ("model", "n") if frame[name].nunique() == 1]
+    said += ["invalid"] * (not frame["invalid"].any())
+    if "model" in said:
+        title += f": {frame['model'].iloc[0]}"
+    table = _html_table(frame.drop(columns=said), caption(frame, profile), title)
+    return f"<div><h3>{_escape(title)}</h3>{table}</div>"
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table as it was written: counts stay whole numbers where some of them are empty."""
     frame = pd.read_csv(path)
-    shown = frame.drop(columns=["judge", "seeds", "valid"], errors="ignore")
-    return (
-        f"<div><h3>{_escape(title)}</h3>"
-        + _html_table(shown, caption(frame, profile), title)
-        + "</div>"
-    )
+    counts = ("n", "valid", "invalid", "ties", "seeds", "drawn")
+    return frame.astype({name: "Int64" for name in counts if name in frame})
 
 
 def _html_table(frame: pd.DataFrame, text: str, name: str = "Table") -> str:
     """A table under its caption; where it is wider than the screen, it alone scrolls."""
-    for column in ("n", "valid", "invalid", "ties", "seeds", "drawn"):
-        if column in frame:  # read back as a float where some are empty
-            frame[column] = frame[column].astype("Int64")
     return _markup(*_readable(frame), text, name)
 
 
 def _markup(
     header: Sequence[str], body: Iterable[Sequence[str]], about: str, name: str = "Table"
 ) -> str:
-    head = "".join(f"<th scope='col'>{_escape(name)}</th>" for name in header)
+    looks = {column: f" class={_STYLED[column]}" if column in _STYLED else "" for column in header}
+    head = "".join(f"<th scope='col'{looks[one]}>{_escape(one)}</th>" for one in header)
     lines = "".join(
         f"<tr><th scope='row'>{_escape(first)}</th>" + "".join(
-            f"<td{f' class={_STYLED[name]}' if name in _STYLED else ''}>{_escape(cell)}</td>"
-            for name, cell in zip(header[1:], rest, strict=True)
+            f"<td{looks[column]}>{_escape(cell)}</td>"
+            for column, cell in zip(header[1:], rest, strict=True)
         ) + "</tr>\n"
         for first, *rest in body
     )  # fmt: skip
     return (
         f"<div class='scroll' role='region' tabindex='0' aria-label='{_escape(name)}'>"
-        f"<table><caption>{_escape(about)}</caption>"
+        f"<table><caption><span>{_escape(about)}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>"
     )
 

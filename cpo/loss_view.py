@@ -92,7 +92,7 @@ def loss_figure(parts: LossParts) -> Figure:
             colours = [BLUE, *[VERMILION] * (len(values) - 1)]
             axes.barh(places, values, height=0.62, color=colours)
             # Room for the numbers, and a width that does not collapse where all are 0.
-            reach = 1.45 * max(0.1, *map(abs, values))
+            reach = 1.7 * max(0.1, *map(abs, values))
             axes.set_xlim(0 if min(values) >= 0 else -reach, reach)
             for place, value in zip(places, values, strict=True):
                 side = -1 if value < 0 else 1
@@ -103,6 +103,7 @@ def loss_figure(parts: LossParts) -> Figure:
                 )  # fmt: skip
             axes.axvline(0, color="#555555", lw=0.8)
             axes.set_title(title, loc="left")
+            axes.locator_params(axis="x", nbins=5)
             axes.grid(axis="y", visible=False)
         grid[0].set_yticks(places, _names(parts))
         grid[0].invert_yaxis()

@@ -158,7 +158,8 @@ def results_page(results: Path) -> str:
     for path in tables:
         link = _anchor(f"{path.stem}.csv", folder, f"{path.stem}.csv")
         name = path.stem.replace("table", "Table ")
-        parts += [f"## {name}", path.read_text(encoding="utf-8"), f"As numbers: {link}."]
+        text = re.sub(r"(?<=\d), (?=-?[\d.]+\])", ",\u00a0", path.read_text(encoding="utf-8"))
+        parts += [f"## {name}", text, f"As numbers: {link}."]
     pictures = sorted(results.glob("*.png"))
     if pictures:
         parts.append("## Figures")
@@ -181,7 +182,7 @@ def _claims(path: Path) -> str:
         effect = ""
         if row["low"]:
             value, low, high = (f"{float(row[name]):.3f}" for name in ("effect", "low", "high"))
-            effect = f"{value} [{low}, {high}]"
+            effect = f"{value} [{low},\u00a0{high}]"
         says = CLAIMS.get(int(row["claim"]), "")
         cells = (row["claim"], says, f"**{row['verdict']}**", f"`{row['comparison']}`", effect)
         lines.append(f"| {' | '.join(cells)} |")
@@ -231,10 +232,17 @@ def _anchor(label: str, folder: str, name: str = "report.html") -> str:
 
 # --- Formulas -------------------------------------------------------------------------------------
 
-# docutils knows \bigl( and \bigr), but not \big( and \big), whose side follows from what they size.
-_SIDES = [(re.compile(r"\\(big|Big|bigg|Bigg)(?=\s*(?:[(\[]|\\\{|\\langle))"), r"\\\1l"),
-          (re.compile(r"\\(big|Big|bigg|Bigg)(?=\s*(?:[)\]]|\\\}|\\rangle))"), r"\\\1r"),
-          (re.compile(r"\\dots(?![A-Za-z])"), r"\\ldots")]  # fmt: skip
+# docutils knows \bigl( and \bigr), but not \big( and \big), whose side follows from what they size;
+# and it leaves out the thin space that TeX sets between the name of a function and what is beside.
+_REWRITTEN = [
+    (re.compile(r"\\(big|Big|bigg|Bigg)(?=\s*(?:[(\[]|\\\{|\\langle))"), r"\\\1l"),
+    (re.compile(r"\\(big|Big|bigg|Bigg)(?=\s*(?:[)\]]|\\\}|\\rangle))"), r"\\\1r"),
+    (re.compile(r"\\dots(?![A-Za-z])"), r"\\ldots"),
+    (re.compile(r"(\\(?:log|ln|exp))\s*\\!"), r"\1"),  # takes away a space that is not there
+    (re.compile(r"(?<=[\w)}\]])\s*(\\(?:log|ln|exp)(?![A-Za-z]))"), r"\\,\1"),
+    (re.compile(r"(\\(?:log|ln|exp)(?![A-Za-z]))(?!\s*(?:[(\[^_}&,.]|\\[bB]ig|\\left|\\,|$))"),
+     r"\1\\,"),
+]  # fmt: skip
 
 
 def mathml(formula: str, block: bool = False) -> str:
@@ -246,7 +254,7 @@ def mathml(formula: str, block: bool = False) -> str:
     from docutils.utils.math import MathError
     from docutils.utils.math.latex2mathml import tex2mathml
 
-    for pattern, known in _SIDES:
+    for pattern, known in _REWRITTEN:
         formula = pattern.sub(known, formula)
     try:
         return str(tex2mathml(formula, as_block=block))

@@ -217,6 +217,8 @@ def _label(control: Any) -> str:
     label = getattr(control, "label", None)
     if isinstance(control.value, bool):
         return "on" if control.value else "off"
+    if isinstance(control.value, float) and label is None:
+        return format(control.value, control.readout_format)
     return str(label if label is not None else control.value)
 
 

@@ -7,6 +7,7 @@ CPO_SCREENSHOTS names a folder for pictures of what was seen.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,6 +75,32 @@ def context(browser, watch, screenshot, request) -> Iterator[BrowserContext]:
     for page in context.pages:
         screenshot(f"{request.node.name}-at-the-end", page)
     context.close()
+
+
+def test_the_watch_sees_what_calls_out_and_what_complains(context, watch, tmp_path):
+    empty = tmp_path / "empty.html"
+    empty.write_text("<!DOCTYPE html><title>Empty</title>")
+    page = context.new_page()
+    page.goto(empty.as_uri())
+    watch.assert_quiet()
+    for where, event, script in (
+        (context, "requestfailed", "fetch('https://nowhere.example/fetched').catch(() => {})"),
+        (page, "websocket", "new WebSocket('wss://nowhere.example/socket')"),
+        (context, "console", "console.error('as a test')"),
+        (context, "weberror", "setTimeout(() => { throw Error('as a test') })"),
+    ):
+        with where.expect_event(event):
+            page.evaluate(f"() => {{ {script}; }}")
+    assert {f"{name}://nowhere.example/{path}" for name, path in
+            (("https", "fetched"), ("wss", "socket"))} <= set(watch.requests)  # fmt: skip
+    for kind in ("console", "exception"):
+        assert any(re.match(f"{kind}: .*as a test", one) for one in watch.complaints)
+    own = "http://127.0.0.1:8888"
+    Watch([f"{own}/lab/api/settings", "data:,"], []).assert_quiet()
+    for seen in (Watch(["https://nowhere.example/"]), Watch([f"{own}/lab/api/update?1"]),
+                 Watch([own + "/"], ["console: as a test"]), Watch()):  # fmt: skip
+        with pytest.raises(AssertionError):
+            seen.assert_quiet()
 
 
 def test_notebook_00_in_the_lab(lab, context, watch, screenshot):

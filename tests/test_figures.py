@@ -476,12 +476,13 @@ def test_report_tables_can_be_read_by_ear_and_on_a_phone(
     assert "<html lang='en'>" in source and "width=device-width" in source
     # Wide tables scroll by themselves, with the keyboard too; each has a name and a caption.
     assert source.count("<table>") == 1
-    assert "<div class='scroll' role='region' tabindex='0' aria-label='Table 1'><table>" in source
+    assert "<div class='scroll' role='region' tabindex='0' aria-label='Table 1: gpt2'>" in source
     (head,) = re.findall(r"<thead>(.*)</thead>", source)
-    assert re.findall(r"<th scope='col'>(.*?)</th>", head) == [
-        "row", "model", "alpha", "paper", "ours", "95 % interval", "n", "invalid", "ties",
+    # What all rows share is said in heading and caption: model, judge, prompts, seeds.
+    assert re.findall(r"<th scope='col'.*?>(.*?)</th>", head) == [
+        "row", "alpha", "paper", "ours", "95 % interval", "invalid", "ties",
     ]  # fmt: skip
-    # Every row has a header, in the paper's order; what all rows share is said in the caption.
+    # Every row has a header, in the paper's order.
     rows = re.findall(r"<tr><th scope='row'>(.*?)</th>", source)
     assert rows == [row.id for row in rows_of("t1")]
     assert "judge: oracle; 10 prompts; 1 training seed" in source

@@ -233,7 +233,7 @@ def test_solutions_are_folded(built: Path) -> None:
 def test_results_page(built: Path) -> None:
     page = Page(built / "results.html")
     assert "CPO beats MLE continued for the same steps" in page.source
-    assert "0.100 [0.050, 0.150]" in page.source and "0.471" in page.source
+    assert "0.100 [0.050,\u00a00.150]" in page.source and "0.471" in page.source
     assert {"figures/trial/report.html", "figures/trial/table1.csv"} <= set(page.links)
     assert "figures/trial/curve.pdf" in page.links
     assert [image["alt"] for image in page.images] == ["What is seen."]
@@ -308,6 +308,12 @@ def test_mathml() -> None:
     assert re.findall(r'minsize="(.*?)".*?>(.)<', sized) == [
         ("1.623em", "{"), ("1.2em", "("), ("1.2em", ")"), ("1.623em", "}"),
     ]  # fmt: skip
+    # A thin space beside the name of a function, as TeX has it, but none before a bracket.
+    spaced = site.mathml(r"\beta \log \frac{a}{b}")
+    parts = re.findall(r"<(mi|mspace|mfrac)\b", spaced)
+    assert parts[:5] == ["mi", "mspace", "mi", "mspace", "mfrac"]
+    for tight in (r"-\log(x)", r"-\log\left(x\right)", r"\log_2(x)", r"\exp\!\big(r\big)"):
+        assert "mspace" not in site.mathml(tight)
     with pytest.raises(ValueError, match=r"'\\\\unheardof x'.*Unknown"):
         site.mathml(r"\unheardof x")
 
