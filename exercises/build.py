@@ -85,7 +85,8 @@ class Exercise:
     @property
     def check_cell(self) -> str:
         """The cell that a learner runs to check the one above."""
-        imports, ours, lines = [], ["from cpo.course import exercise"], self.check.splitlines()
+        imports: list[str] = []
+        ours, lines = ["from cpo.course import exercise"], self.check.splitlines()
         while lines and (not lines[0] or lines[0].startswith(("import ", "from "))):
             line = lines.pop(0)
             (ours if line.startswith("from cpo") else imports).append(line)
@@ -117,8 +118,8 @@ def read_exercises(path: Path) -> list[Exercise]:
         parts = {}
         for name in ("stub", "check", "note"):
             if cells and cells[0][1] == name:
-                line, _, body = cells.pop(0)
-                parts[name] = (f"{path.name}, line {line}", body)
+                start, _, body = cells.pop(0)
+                parts[name] = (f"{path.name}, line {start}", body)
             elif name != "note":
                 raise ValueError(f"{where}: this exercise has no cell '# %% {name}' in its place")
         exercise = Exercise(
