@@ -233,7 +233,7 @@ def _judged_steps(
         asked = instructions.test_prompts if split == "test" else instructions.validation_rows
     # A reference answers greedily.
     decoding = profile.decoding[row.decoding if name == row.id else "greedy"]
-    slower = decoding.num_beams
+    slower = float(decoding.num_beams)
     if decoding.num_beams > 1 or (decoding.do_sample and decoding.top_p is not None):
         slower *= GENERATE_SLOWDOWN
     label = f"{name}, validation" if split == "validation" else name
