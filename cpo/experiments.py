@@ -28,7 +28,7 @@ from cpo.generation import generate
 from cpo.launching import launch
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
-from cpo.model_folders import ModelFolderError, load_tokenizer, weights_fault
+from cpo.model_folders import FILES, ModelFolderError, load_tokenizer, weights_fault
 from cpo.model_judges import chat_server, judge_identity, judge_of
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
@@ -1022,9 +1022,8 @@ def _external_folder(name: str) -> Path:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        kept = ["*.json", "*.safetensors", "*.txt", "*.model"]
         try:
-            folder = Path(snapshot_download(name, allow_patterns=kept))
+            folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
         except Exception as error:
             raise FileNotFoundError(
                 f"'{name}' is no folder here and could not be fetched from the hub "

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Of a repository on the hub: all that is read, and what tells without the weights if it can be.
+SMALL_FILES = ("*.json", "*.txt", "*.model")
+FILES = (*SMALL_FILES, "*.safetensors")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")

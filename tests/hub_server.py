@@ -55,6 +55,12 @@ class HubServer:
             closed = name in self.gated
             headers = {"X-Error-Code": "GatedRepo"} if closed else {}
             self._send(handler, 403 if closed else 200, b"{}", headers)
+        elif more[:1] == ["tree"]:
+            files = [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
+                for path in sorted(folder.iterdir())
+            ]
+            self._send(handler, 200, json.dumps(files).encode())
         else:
             files = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
             about = {
