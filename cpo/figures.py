@@ -856,8 +856,13 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _html_table(frame: pd.DataFrame, text: str, name: str = "Table") -> str:
+    return _markup(*_readable(frame), text, name)
+
+
+def _markup(
+    header: Sequence[str], body: Iterable[Sequence[str]], about: str, name: str = "Table"
+) -> str:
     """A table under its caption; where it is wider than the screen, it alone scrolls."""
-    header, body = _readable(frame)
     looks = {column: f" class={_STYLED[column]}" if column in _STYLED else "" for column in header}
     head = "".join(f"<th scope='col'{looks[one]}>{_escape(one)}</th>" for one in header)
     lines = "".join(
@@ -869,7 +874,7 @@ def _html_table(frame: pd.DataFrame, text: str, name: str = "Table") -> str:
     )  # fmt: skip
     return (
         f"<div class='scroll' role='region' tabindex='0' aria-label='{_escape(name)}'>"
-        f"<table><caption><span>{_escape(text)}</span></caption>"
+        f"<table><caption><span>{_escape(about)}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>"
     )
 
