@@ -545,8 +545,10 @@ def alpha_figure(frame: pd.DataFrame, measure: str = "win_rate", label: str = ""
         grid[0, 0].set_ylabel(label or measure.replace("_", " "))
         figure.supxlabel("alpha (0: CPO, 1: continued MLE)", fontsize=STYLE["axes.labelsize"])
         if several:
-            drawn = [axes.get_legend_handles_labels() for axes in grid.flat]
-            named = {name: one for both in drawn for one, name in zip(*both, strict=True)}
+            named: dict[str, Any] = {}
+            for axes in grid.flat:
+                handles, labels = axes.get_legend_handles_labels()
+                named.update(zip(labels, handles, strict=True))
             figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=3)
     return figure
 
@@ -837,11 +839,13 @@ def _table_section(path: Path, profile: Profile) -> str:
     title = re.sub(r"(?<=[a-z])(?=\d)", " ", path.stem).capitalize()
     frame = _read(path)
     said = ["judge", "seeds", "valid"]
-    said += [name for name in ("model", "n") if frame[name].nunique() == 1]
-    said += ["invalid"] * (not frame["invalid"].any())
+    said += [name for name in ("model", "n") if name in frame and frame[name].nunique() == 1]
+    if "invalid" in frame and not frame["invalid"].any():
+        said.append("invalid")
     if "model" in said:
         title += f": {frame['model'].iloc[0]}"
-    table = _html_table(frame.drop(columns=said), caption(frame, profile), title)
+    shown = frame.drop(columns=said, errors="ignore")
+    table = _html_table(shown, caption(frame, profile), title)
     return f"<div><h3>{_escape(title)}</h3>{table}</div>"
 
 
@@ -853,13 +857,13 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _html_table(frame: pd.DataFrame, text: str, name: str = "Table") -> str:
-    """A table under its caption; where it is wider than the screen, it alone scrolls."""
     return _markup(*_readable(frame), text, name)
 
 
 def _markup(
     header: Sequence[str], body: Iterable[Sequence[str]], about: str, name: str = "Table"
 ) -> str:
+    """A table under its caption; where it is wider than the screen, it alone scrolls."""
     looks = {column: f" class={_STYLED[column]}" if column in _STYLED else "" for column in header}
     head = "".join(f"<th scope='col'{looks[one]}>{_escape(one)}</th>" for one in header)
     lines = "".join(

@@ -178,7 +178,7 @@ def results_page(results: Path) -> str:
 def _claims(path: Path) -> str:
     header = ["claim", "the paper says", "verdict", "comparison that decided", "effect"]
     lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
-    for row in csv.DictReader(path.open(encoding="utf-8")):
+    for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
         effect = ""
         if row["low"]:
             value, low, high = (f"{float(row[name]):.3f}" for name in ("effect", "low", "high"))

@@ -342,7 +342,9 @@ def test_every_figure_of_the_notebooks_is_described() -> None:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for cell in (one for one in cells if one["cell_type"] == "code"):
             code = "".join(cell["source"])
-            drawn = re.search(r"^\s*(plt\.show\(\)|display\(figure\)|figure)$", code, re.MULTILINE)
+            drawn = re.search(
+                r"^\s*(plt\.show\(\)|display\(figures?\b.*|figure)$", code, re.MULTILINE
+            )
             described = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt")
             if drawn and "figures.save(" not in code and not described:
                 lacking.append(f"{path.stem}: {cell['id']}")
