@@ -97,7 +97,8 @@ class Step:
 
 def plan(suite: Suite) -> list[Planned]:
     """Every artifact that the profile's rows need, in the order of making, each once."""
-    profile, planned = suite.profile, []
+    profile = suite.profile
+    planned: list[Planned] = []
     for step in steps(suite):
         recipe, cost = step.recipe, step.cost
         made = suite.store.find(recipe) is not None
@@ -105,7 +106,7 @@ def plan(suite: Suite) -> list[Planned]:
         trains = recipe.stage in ("base_model", "model")
         held = parameters * 4 / 1e9
         memory = training_memory_gb(profile, step.model) if trains else held + OF_A_PROCESS
-        spent: dict[str, Any] = {}
+        seconds, spent = 0.0, dict[str, Any]()
         if not made:
             processes = profile.processes.count if recipe.stage in SHARED_OUT else 1
             used = "without" if recipe.stage in WITHOUT_MODEL else "with a model"
@@ -127,7 +128,7 @@ def plan(suite: Suite) -> list[Planned]:
                 recipe.stage,
                 recipe.key,
                 made,
-                0.0 if made else seconds,
+                seconds,
                 memory,
                 held if trains or recipe.stage == "ensemble" else 0.001,
                 parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
