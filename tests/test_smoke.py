@@ -92,11 +92,12 @@ def test_a_paid_judge_is_asked_once_and_its_key_is_written_nowhere(first_run):
         assert re.search(r"to make: .* [\d,]+ requests of .* tokens, \d+\.\d+ USD", planned)
         said = run(artifacts, *asking)
         # One question before anything else, of which no verdict comes.
-        assert server.questions.count(TRIAL) == 1
+        assert server.questions[0] == TRIAL and server.questions.count(TRIAL) == 1
         asked = len(server.requests) - 1
         assert asked > 24 and set(server.authorizations) == {f"Bearer {KEY}"}
         said += run(artifacts, *asking)
-        assert len(server.requests) == asked + 1
+        # Rows of other notebooks are still to be judged: the server is tried, and nothing else.
+        assert len(server.requests) - server.questions.count(TRIAL) == asked
     said += run(artifacts, "verdicts", "--export", str(artifacts / "verdicts.csv"))
     assert re.search(rf"judge-1 +{server.url} +{asked:,} +{asked:,} +0 +0 +0", said)
     assert len((artifacts / "verdicts.csv").read_text().splitlines()) > asked

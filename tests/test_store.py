@@ -125,9 +125,9 @@ def test_seconds_and_gpus_are_an_artifact_s_own(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     store.get_or_make(Outer(), outer, processes=8)
     parts = [store.manifest(Inner(size)) for size in (1, 2)]
-    assert all(0.2 <= one["seconds"] < 0.3 and one["gpus"] == 1 for one in parts)
+    assert all(0.2 <= one["seconds"] < 0.35 and one["gpus"] == 1 for one in parts)
     whole = store.manifest(Outer())
-    assert 0.05 <= whole["seconds"] < 0.15  # not the 0.4 s of what it is made of
+    assert 0.05 <= whole["seconds"] < 0.3  # not the 0.4 s of what it is made of
     assert (whole["processes"], whole["gpus"]) == (8, 8)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     store.get_or_make(Inner(3), lambda folder: None, processes=2)
