@@ -66,8 +66,8 @@ class Planned:
     `memory_gb` is of each process; `disk_gb` stays, `scratch_gb` is taken by checkpoints meanwhile;
     `alone` are the seconds it would take on one GPU, `gpu_hours` those of all that make it.
     `requests` go to a chat model, with the `tokens` of questions and answers, `usd` at the prices
-    that the profile gives. `again` are the seconds that it takes or, made already, would take
-    again, and `cost` what it is reckoned from.
+    that the profile gives. `again` are the seconds on one process that it takes or, made already,
+    would take again, and `cost` what it is reckoned from.
     """
 
     name: str
@@ -131,11 +131,11 @@ def plan(suite: Suite) -> list[Planned]:
                 recipe.stage,
                 recipe.key,
                 made,
-                seconds,
+                0.0 if made else seconds,
                 memory,
                 held if trains or recipe.stage == "ensemble" else 0.001,
                 parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
-                again=seconds,
+                again=cost.seconds + fixed,
                 cost=cost,
                 **spent,
             )
@@ -267,8 +267,8 @@ def _row_steps(
 ) -> Iterator[Step]:
     profile = suite.profile
     model = profile.models[row.model]
-    steps = profile.continuation.steps[row.steps]
-    rows = steps * profile.continuation.batch
+    step_count = profile.continuation.steps[row.steps]
+    rows = step_count * profile.continuation.batch
     k = 1
     if row.negatives is not None:
         mixture = profile.negatives[row.negatives]
@@ -295,7 +295,7 @@ def _row_steps(
             f"negatives of {row.id}", row.model, suite.negatives_recipe(row, seed), Cost(seconds),
             partial(suite.negatives, row.id, seed),
         )  # fmt: skip
-    tokens = 0 if row.alpha else rows * (prefix + k * continuation) + steps * STEP_TOKENS
+    tokens = 0 if row.alpha else rows * (prefix + k * continuation) + step_count * STEP_TOKENS
     if row.objective == "pss":  # passes without gradient before the one that counts
         tokens *= 1 + profile.continuation.scheduled_sampling.passes / SCORING_SPEEDUP
     yield Step(

@@ -50,8 +50,13 @@ def diagnose(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
 
 
 def machine(settings: Profile, planned: Sequence[Planned] | None = None) -> list[Finding]:
-    """Packages, memory, disk and GPUs; of disk only what the `planned` artifacts still take."""
-    return [*_packages(), _memory(settings), _disk(settings, planned), *_gpus(settings)]
+    """Packages, memory, disk and GPUs; of these what the `planned` artifacts still take."""
+    return [
+        *_packages(),
+        _memory(settings),
+        _disk(settings, planned),
+        *_gpus(settings, planned),
+    ]
 
 
 def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
@@ -168,11 +173,17 @@ def _disk(settings: Profile, planned: Sequence[Planned] | None) -> Finding:
     )
 
 
-def _gpus(settings: Profile) -> list[Finding]:
+def _gpus(settings: Profile, planned: Sequence[Planned] | None) -> list[Finding]:
     """How many there are, and whether the largest training fits into the memory of each."""
     if not settings.gpus:
         return [Finding("GPU", True, "none needed")]
-    import torch
+    if planned is not None and all(item.made for item in planned):
+        return [Finding("GPU", True, "none needed, since nothing is left to make")]
+    try:
+        import torch
+    except ImportError:
+        remedy = f"{sys.executable} -m pip install -r requirements.lock"
+        return [Finding("GPU", False, "torch is not installed", remedy)]
 
     count = torch.cuda.device_count()
     found = [torch.cuda.get_device_properties(index) for index in range(count)]
@@ -195,8 +206,8 @@ def _gpus(settings: Profile) -> list[Finding]:
                 "Lower processes.count to the number of GPUs, or raise `gpus` to it",
             )
         )
-    if count:
-        sizes = {name: training_memory_gb(settings, name) for name in settings.models}
+    sizes = {row.model: training_memory_gb(settings, row.model) for row in settings.trained_rows}
+    if count and sizes:
         largest = max(sizes, key=lambda name: sizes[name])
         least = min(one.total_memory for one in found) / 1e9
         findings.append(

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -28,7 +29,15 @@ from cpo.generation import generate
 from cpo.launching import launch
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
-from cpo.model_folders import FILES, ModelFolderError, load_tokenizer, weights_fault
+from cpo.model_folders import (
+    CONVERT,
+    FILES,
+    INDEX,
+    WEIGHTS,
+    ModelFolderError,
+    load_tokenizer,
+    weights_fault,
+)
 from cpo.model_judges import chat_server, judge_identity, judge_of
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
@@ -528,10 +537,15 @@ class Suite:
         """This suite, rows of your own included, with another registered judge.
 
         Raises:
-            JudgeError: there is none of that name.
+            JudgeError: there is none of that name, or it needs settings of its own.
         """
         orders = self.profile.judge.orders
-        judge = Judge.model_validate({"kind": kind, "orders": orders})
+        try:
+            judge = Judge.model_validate({"kind": kind, "orders": orders})
+        except ValidationError as error:
+            raise judging.JudgeError(
+                f"the judge '{kind}' needs settings of its own: open the suite with `judge` set"
+            ) from error
         judge_identity(judge, "instructions")
         changed = self.profile.model_copy(update={"judge": judge})
         return type(self)(changed, self.store, self.output)
@@ -1019,7 +1033,8 @@ def _external_folder(name: str) -> Path:
         ModelFolderError: its weights are not in safetensors.
     """
     folder = Path(name)
-    if not folder.is_dir():
+    is_local = folder.is_dir()
+    if not is_local:
         from huggingface_hub import snapshot_download
 
         try:
@@ -1030,6 +1045,11 @@ def _external_folder(name: str) -> Path:
                 f"({type(error).__name__}). Give `models.*.pretrained` the path of a transformers "
                 "folder, or connect to the hub."
             ) from error
+    if not is_local and not {WEIGHTS, INDEX} & {path.name for path in folder.iterdir()}:
+        # What it has in their place was not fetched.
+        raise ModelFolderError(
+            f"model {name}: its repository has no safetensors. {CONVERT.format(name=name)}."
+        )
     if fault := weights_fault(folder):
         raise ModelFolderError(f"model {name}: {fault.what}. {fault.remedy}.")
     return folder

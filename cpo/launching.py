@@ -101,7 +101,9 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
         what = " ".join(map(str, call))
         raise LaunchError(
             f"{processes.count} processes for '{what}' ended with code {process.returncode}. "
-            f"Their last lines:\n{''.join(last)}"
+            f"Their last lines:\n{''.join(last)}\n"
+            "Correct what they say and start again: it goes on from the last checkpoint. With "
+            "processes.count=1 the same runs in one process."
         )
 
 

@@ -144,6 +144,16 @@ class Processes(_Settings):
     options: list[str] = []
     before: list[str] = []
 
+    @model_validator(mode="after")
+    def _machines_are_counted(self) -> Processes:
+        for option in self.options:
+            name, equals, number = option.partition("=")
+            if name == "--num_machines" and not (equals and number.isdecimal() and int(number)):
+                raise ValueError(
+                    "processes.options: write `--num_machines=2`, one text with a whole number"
+                )
+        return self
+
     @property
     def on_each_machine(self) -> int:
         """How many of them each machine runs, by `--num_machines` among the options."""

@@ -115,7 +115,8 @@ def _preflight(run: Run, plan: Plan, found: list[doctor.Finding]) -> list[Planne
         try:
             planned = plan(run.profile, run.overrides, str(run.output))
         except (ValueError, OSError) as error:
-            found.append(doctor.Finding("data and models", False, str(error)))
+            remedy = "Correct the data, or the setting that names it"
+            found.append(doctor.Finding("data and models", False, str(error).rstrip("."), remedy))
     found += doctor.machine(settings, planned)
     asked = {item.stage for item in planned if item.requests} if planned is not None else ALL
     found += doctor.servers(settings, [part for part, one in STAGE_OF.items() if one in asked])
@@ -165,7 +166,7 @@ def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> No
     try:
         planned = plan(run.profile, run.overrides, str(run.output)) if not reason else []
     except (ValueError, OSError, RuntimeError) as error:
-        reason = f"since here {error}"
+        reason = f"since here {str(error).rstrip('.')}"
     if reason:
         print(f"Counted by the profile alone, with texts as long as Dolly's, {reason}.")
         planned = _stated_plan(profile, run.output)

@@ -26,14 +26,17 @@ class StatedSuite(Suite):
 
     @property
     def lengths(self) -> tuple[list[int], list[int]]:
+        """Characters of Dolly's prefixes, and of its continuations, by tenths."""
         return list(DOLLY_PREFIXES), list(DOLLY_RESPONSES)
 
     @property
     def article_lengths(self) -> list[int]:
+        """Characters of an article: more than any profile reads of it."""
         return [10**6]  # each fills what the profile caps it to
 
     @property
     def training_rows(self) -> int:
+        """As many as the profile asks for, at most as many as Dolly has."""
         return min(self.profile.instructions.train_rows or DOLLY_TRAINING_ROWS, DOLLY_TRAINING_ROWS)
 
     @cached_property

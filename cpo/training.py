@@ -408,8 +408,8 @@ def train(
 
     Raises:
         ValueError: the number of examples is not `steps x batch`, or the objective is unknown.
-        TrainingError: the loss is not finite, or does not start at its value for policy =
-        reference.
+        TrainingError: the loss is not finite or no scalar, a reward has exploded, or the first loss
+            is not its value for policy = reference.
     """
     known = (*NEXT_TOKEN_OBJECTIVES, *OBJECTIVES)
     if settings.objective not in known:

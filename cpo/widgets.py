@@ -89,6 +89,9 @@ def loss_explorer(log_ratios: Sequence[float] = (0.3, 0.6, 0.0, -0.6), beta: flo
         log_ratios: log pi_theta - log pi_ref of the candidates to begin with, the ground truth
             first; 2 to 6 of them.
         beta: to begin with.
+
+    Raises:
+        ValueError: fewer than 2 or more than 6 candidates.
     """
     most = 6
     if not 2 <= len(log_ratios) <= most:
