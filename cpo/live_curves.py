@@ -28,7 +28,7 @@ Values = npt.NDArray[np.float64]
 PANELS = {
     "loss": "loss",
     "margin": "margin: reward of y₁ − negatives",
-    "accuracy": "share with y₁ above every negative",
+    "accuracy": "share with y₁ on top",
 }
 
 
