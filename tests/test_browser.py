@@ -38,6 +38,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip(
             "no Chromium: install it, as with `apt-get install chromium`, or set CPO_BROWSER"
         )
+    expect.set_options(timeout=30_000)  # other tests may run beside
     with sync_playwright() as playwright:
         started = launch(playwright, program)
         yield started
@@ -69,7 +70,7 @@ def screenshot(tmp_path: Path) -> Callable[[str, Page], None]:
 @pytest.fixture
 def context(browser, watch, screenshot, request) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(30_000)
     watch.over(context)
     yield context
     for page in context.pages:
