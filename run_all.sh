@@ -122,9 +122,11 @@ case "$command" in
     ;;
   test)
     cd "$root"
-    "$python" -m ruff check cpo tests benchmarks docs
+    "$python" -m ruff check cpo exercises notebooks tests benchmarks docs
     "$python" -m mypy
-    exec "$python" -m pytest "$@"
+    # Side by side, each on one thread: threads of several would wait for each other.
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
     ;;
   *)
     exec "$python" -m cpo "$command" "$@"

@@ -28,7 +28,7 @@ class Artifact:
     def load(self) -> Any:
         """The causal language model, fp32, in evaluation mode, on the GPU where there is one."""
         model: Any = AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=torch.float32, use_safetensors=True
+            self.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 

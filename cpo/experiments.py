@@ -11,14 +11,14 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from cpo import costs, data, intervals, judging, metrics, world
@@ -28,13 +28,23 @@ from cpo.generation import generate
 from cpo.launching import launch
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
+from cpo.model_folders import FILES, ModelFolderError, load_tokenizer, weights_fault
 from cpo.model_judges import chat_server, judge_identity, judge_of
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
-from cpo.paper import ROWS, ModelName, ReferenceName, Row, Task, continued_mle, cpo_end
+from cpo.paper import ModelName, ReferenceName, Row, Task, continued_mle, cpo_end
 from cpo.plan import plan_batches
 from cpo.processes import process_count, shared_out
-from cpo.profiles import ROOT, Articles, Instructions, Profile, ProfileError, load_profile, nearest
+from cpo.profiles import (
+    ROOT,
+    Articles,
+    Instructions,
+    Judge,
+    Profile,
+    ProfileError,
+    load_profile,
+    nearest,
+)
 from cpo.progress import progress_bar
 from cpo.ranking import embed_texts, minilm, rank_candidates
 from cpo.recipes import (
@@ -51,7 +61,14 @@ from cpo.recipes import (
     WorldRecipe,
 )
 from cpo.store import Recipe, Store, hash_folder
-from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
+from cpo.training import (
+    RANKED_OBJECTIVES,
+    TrainingExample,
+    TrainingSettings,
+    micro_batch,
+    objective_identity,
+    train,
+)
 from cpo.unhelpful import write_unhelpful
 
 TASK_OF: dict[ReferenceName, Task] = {
@@ -125,6 +142,11 @@ class Suite:
         return [len(one.prefix) for one in sample], [len(one.continuation) for one in sample]
 
     @property
+    def article_lengths(self) -> list[int]:
+        """Characters of up to 1,000 training articles."""
+        return [len(one.text) for one in self.articles.train[:1000]]
+
+    @property
     def training_rows(self) -> int:
         """How many pairs there are to train on."""
         return len(self.instructions.train)
@@ -152,7 +174,7 @@ class Suite:
 
     def tokenizer(self, model: ModelName) -> Any:
         """The tokenizer of a base model."""
-        return AutoTokenizer.from_pretrained(self.base_model(model).path)
+        return load_tokenizer(self.base_model(model).path)
 
     def tokenized(
         self, model: ModelName, split: str, task: Task = "instructions"
@@ -369,7 +391,7 @@ class Suite:
         recipe = self._training_recipe(
             start=self.reference_recipe(row.model, row.reference, seed),
             examples=self.examples_recipe(row.model, task=row.task),
-            objective=row.objective,
+            objective=objective_identity(row.objective),
             beta=settings.beta_of(row.objective),
             steps=settings.steps[row.steps],
             batch=settings.batch,
@@ -467,10 +489,52 @@ class Suite:
         )
 
     def row(self, row_id: str) -> Row:
-        """A row of the paper by its id."""
-        if row_id not in ROWS:
-            raise KeyError(f"no row '{row_id}'.{nearest(row_id, ROWS)}")
-        return ROWS[row_id]
+        """A row of the paper, or one of your own, by its id."""
+        rows = self.profile.every_row
+        if row_id not in rows:
+            raise KeyError(f"no row '{row_id}'.{nearest(row_id, rows)}")
+        return rows[row_id]
+
+    def add_row(self, row_id: str, like: str, **changes: Any) -> Row:
+        """Add a row of your own to this suite: another row with something changed.
+
+        It is made by the code that makes all others, and stands in `figures.table(suite, "own")`.
+        A row added again by the same id stands for what it is then.
+
+        Args:
+            row_id: such as `own/SNR`.
+            like: id of the row that it is like.
+            changes: fields of `cpo.paper.Row`, such as `objective="hinge"`; `negatives` may be
+                counts, `{"SN": 4}`, as well as the name of a mixture of the profile.
+
+        Raises:
+            KeyError: there is no row `like`.
+            ProfileError: no such field, kind of negative or objective, or they do not go together.
+        """
+        fields = [field.name for field in dataclasses.fields(Row)]
+        known = [name for name in fields if name not in ("id", "paper")]
+        for name in changes:
+            if name not in known:
+                said = f"nothing of a row is called '{name}'.{nearest(name, known)} Known: "
+                raise ProfileError(said + ", ".join(known) + ".")
+        counts = changes.get("negatives")
+        mixture = counts if isinstance(counts, Mapping) else None
+        named = changes if mixture is None else changes | {"negatives": row_id}
+        row = dataclasses.replace(self.row(like), id=row_id, paper=None, **named)
+        self.profile = self.profile.with_row(row, mixture)
+        return self.row(row_id)
+
+    def judged_by(self, kind: str) -> Suite:
+        """This suite, rows of your own included, with another registered judge.
+
+        Raises:
+            JudgeError: there is none of that name.
+        """
+        orders = self.profile.judge.orders
+        judge = Judge.model_validate({"kind": kind, "orders": orders})
+        judge_identity(judge, "instructions")
+        changed = self.profile.model_copy(update={"judge": judge})
+        return type(self)(changed, self.store, self.output)
 
     def _subject(self, row_id: str) -> tuple[ModelName, ReferenceName, Row | None]:
         """Model, reference and row that an id speaks of; no row for `reference/llama` and its
@@ -535,7 +599,7 @@ class Suite:
                 ]
             else:
                 negatives = self.negatives(contrasted.id, recipe.seed)
-                examples = negatives.training_examples(ranked=recipe.objective == "ranked_cpo")
+                examples = negatives.training_examples(contrasted.objective in RANKED_OBJECTIVES)
             settings = self._settings(recipe, examples, f"training {name}")
             train(start().load(), examples, settings, folder, self.store.partial(recipe))
             self.tokenizer(model).save_pretrained(folder)
@@ -567,7 +631,7 @@ class Suite:
             needs()
             launch(self.profile, self.store.root, call, recipe.key, folder)
 
-        return self.store.get_or_make(recipe, make_together)
+        return self.store.get_or_make(recipe, make_together, self.profile.processes.count)
 
     def _settings(
         self,
@@ -578,7 +642,8 @@ class Suite:
         optimiser = self.profile.optimiser
         contrast = recipe if isinstance(recipe, ModelRecipe) else None
         return TrainingSettings(
-            contrast.objective if contrast else "mle",
+            # One of a user's own is known here by its name, without the hash of its source.
+            contrast.objective.split(":")[0] if contrast else "mle",
             recipe.steps,
             recipe.batch,
             recipe.learning_rate,
@@ -685,6 +750,7 @@ class Suite:
             max_continuation_tokens=recipe.examples.max_continuation_tokens,
             precision=recipe.precision,
             generation_batch=recipe.generation_batch,
+            tokenizer=tokenizer,
         )
         drawn = draw_negatives(planned, self.profile.negatives[str(row.negatives)], seed)
         mask = torch.tensor(drawn.mask)
@@ -829,7 +895,7 @@ class Suite:
 
         def make(folder: Path) -> None:
             artifact = self.model(row_id, seed)
-            tokenizer = AutoTokenizer.from_pretrained(artifact.path)
+            tokenizer = load_tokenizer(artifact.path)
             rows = self._judged(self._subject(row_id)[0], self._task(row_id), split)
             found = generate(
                 artifact.load(),
@@ -950,21 +1016,23 @@ def _external_folder(name: str) -> Path:
 
     Raises:
         FileNotFoundError: neither a folder nor reachable on the hub; says what to do.
+        ModelFolderError: its weights are not in safetensors.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
 
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
-        )
-    except Exception as error:
-        raise FileNotFoundError(
-            f"'{name}' is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). "
-            "Give `models.*.pretrained` the path of a transformers folder, or connect to the hub."
-        ) from error
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+        except Exception as error:
+            raise FileNotFoundError(
+                f"'{name}' is no folder here and could not be fetched from the hub "
+                f"({type(error).__name__}). Give `models.*.pretrained` the path of a transformers "
+                "folder, or connect to the hub."
+            ) from error
+    if fault := weights_fault(folder):
+        raise ModelFolderError(f"model {name}: {fault.what}. {fault.remedy}.")
+    return folder
 
 
 def _external_content(name: str) -> str:

@@ -93,8 +93,8 @@ class SuiteNumbers(Protocol):
 
 
 def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
-    """What a table reports of its rows (`t1` to `t4`, a figure's panel, or ours, `x`), beside the
-    paper's numbers: win rates, and MAUVE for `t4`.
+    """What a table reports of its rows (`t1` to `t4`, a figure's panel, ours, `x`, or those of your
+    own, `own`), beside the paper's numbers: win rates, and MAUVE for `t4`.
 
     Every row is there. `ours` and what goes with it are empty where the profile leaves the row out,
     and where there is no judge, or no features for MAUVE. `n` is prompts planned; `valid`,
@@ -104,9 +104,10 @@ def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
     Raises:
         KeyError: no such table.
     """
-    rows = rows_of(name)
+    own = [row for row in suite.profile.own_rows.values() if row.table == name]
+    rows = [*rows_of(name), *own]
     if not rows:
-        known = ", ".join(sorted({row.table for row in ROWS.values()}))
+        known = ", ".join(sorted({row.table for row in suite.profile.every_row.values()}))
         raise KeyError(f"no table '{name}'; there are {known}")
     records, said = [], set()
     for row in rows:
@@ -853,7 +854,12 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _html_table(frame: pd.DataFrame, text: str, name: str = "Table") -> str:
     """A table under its caption; where it is wider than the screen, it alone scrolls."""
-    header, body = _readable(frame)
+    return _markup(*_readable(frame), text, name)
+
+
+def _markup(
+    header: Sequence[str], body: Iterable[Sequence[str]], about: str, name: str = "Table"
+) -> str:
     looks = {column: f" class={_STYLED[column]}" if column in _STYLED else "" for column in header}
     head = "".join(f"<th scope='col'{looks[one]}>{_escape(one)}</th>" for one in header)
     lines = "".join(
@@ -865,7 +871,7 @@ def _html_table(frame: pd.DataFrame, text: str, name: str = "Table") -> str:
     )  # fmt: skip
     return (
         f"<div class='scroll' role='region' tabindex='0' aria-label='{_escape(name)}'>"
-        f"<table><caption><span>{_escape(text)}</span></caption>"
+        f"<table><caption><span>{_escape(about)}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>"
     )
 
@@ -888,9 +894,50 @@ def _provenance(run: Path, profile: Profile) -> str:
         record = json.loads(run.read_text(encoding="utf-8"))
         # The record's own settings name no folder of this machine.
         settings = record.pop("settings", settings)
+        artifacts = record.pop("artifacts", [])
+        parts.append(f"<p>{_escape(_origin(record, artifacts))}</p>")
         parts.append(f"<h3>Run</h3><pre>{_escape(_yaml(record))}</pre>")
+        if artifacts:
+            lines = [[_shown(one.get(name)) for name in _OF_ARTIFACTS] for one in artifacts]
+            about = "Seconds are an artifact's own; content is the hash of its files' checksums."
+            parts.append("<h3>Artifacts</h3>")
+            parts.append(_markup(list(_OF_ARTIFACTS.values()), lines, about, "Artifacts"))
     parts.append(f"<h3>Settings</h3><pre>{_escape(_yaml(settings))}</pre>")
     return "\n".join(parts)
+
+
+# Columns of the table of artifacts, and what they are called in `run.json`.
+_OF_ARTIFACTS = {
+    "name": "artifact", "recipe": "recipe", "seed": "seed", "seconds": "seconds", "gpus": "GPUs",
+    "gpu_hours": "GPU-hours", "made": "made", "sha256": "content",
+}  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "" if value is None else str(value)
+    return text[:12] if len(text) == 64 else text  # of a hash, its beginning
+
+
+def _origin(record: dict[str, Any], artifacts: Sequence[dict[str, Any]]) -> str:
+    """In a few words: by which code, with which packages and seeds, and at what expense."""
+    git, lock = record.get("git"), record.get("requirements_lock_sha256")
+    said = []
+    if git:
+        state = "" if git["clean"] else ", with changes that are not in it"
+        said.append(f"Code: revision {git['revision']}{state}.")
+    if lock:
+        said.append(f"Packages: requirements.lock {lock[:12]}.")
+    if record.get("seeds"):
+        said.append(f"Training seeds: {', '.join(map(str, record['seeds']))}.")
+    if artifacts:
+        hours = sum(one.get("seconds") or 0.0 for one in artifacts) / 3600
+        said.append(
+            f"{len(artifacts)} artifacts, made in {hours:.2f} hours of work, each counted once; "
+            f"{record.get('gpu_hours') or 0:g} GPU-hours."
+        )
+    return " ".join(said)
 
 
 def _yaml(value: Any) -> str:

@@ -32,6 +32,8 @@ class Notebook:
     outputs: tuple[str, ...]
     after: tuple[str, ...]
     parameters: dict[str, Any]  # name -> default
+    # Rows that it adds -> rows of which each is like the first that the profile has.
+    own_rows: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def number(self) -> str:
@@ -67,7 +69,8 @@ def find_notebooks(folder: Path) -> list[Notebook]:
             raise BadInput(f"{path.name} is no readable notebook: {error}") from error
         defaults = {name: _default(item["default"]) for name, item in inspected.items()}
         outputs, after = metadata.get("outputs", ()), metadata.get("after", ())
-        found.append(Notebook(path, tuple(outputs), tuple(after), defaults))
+        own_rows = dict(metadata.get("own_rows", {}))
+        found.append(Notebook(path, tuple(outputs), tuple(after), defaults, own_rows))
     if not found:
         raise BadInput(f"no notebooks NN_name.ipynb in {folder}")
     return found

@@ -8,7 +8,6 @@ both orders, each pair is shown a second time with the sides exchanged.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from cpo.comparing import both_orders
 from cpo.judge_prompts import Verdict, holds_markers
+from cpo.own_code import OwnCodeError, check_name, identity
 from cpo.profiles import nearest
 from cpo.world import WorldArticle, WorldExample, oracle_score
 
@@ -93,12 +93,14 @@ RULES: dict[str, Rule] = {}
 
 
 def register_judge(name: str) -> Callable[[Rule], Rule]:
-    """Decorator: makes a function a judge known by `name`. Raises `JudgeError` where the name is
-    taken."""
+    """Decorator: makes a function a judge known by `name`, in place of one of your own that was.
+    Raises `JudgeError` where the name is one of the project's."""
+    try:
+        check_name(name, RULES, "judge")
+    except OwnCodeError as error:
+        raise JudgeError(str(error)) from None
 
     def register(rule: Rule) -> Rule:
-        if name in RULES:
-            raise JudgeError(f"there is a judge '{name}' already; choose another name")
         RULES[name] = rule
         return rule
 
@@ -117,10 +119,7 @@ def rule_identity(name: str) -> str:
     """What names a rule in a recipe: its name here, with the hash of its source if it is defined
     elsewhere, as in a notebook's cell."""
     judge_named(name)
-    rule: Any = RULES[name]
-    if rule.__module__ == __name__:
-        return name
-    return f"{name}:{hashlib.sha256(inspect.getsource(rule).encode()).hexdigest()[:16]}"
+    return identity(name, RULES[name])
 
 
 @register_judge("oracle")

@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 
 from cpo.negatives import SAMPLERS
+from cpo.own_code import is_ours
 from cpo.profiles import Processes, Profile
+from cpo.training import OBJECTIVES
 
 LAST_LINES = 25
 LAUNCHER = "torch/distributed/elastic"
@@ -37,7 +39,8 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
     What the processes print is printed here as it comes.
 
     Raises:
-        LaunchError: one of them failed, or they could not know a sampler that was registered here.
+        LaunchError: one of them failed, or they could not know a sampler or a loss that was
+            registered here.
     """
     processes = profile.processes
     # In there nothing is launched again.
@@ -48,7 +51,7 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
         "call": list(call),
         "key": key,
         "folder": str(folder),
-        "samplers": _modules_of_samplers(),
+        "modules": _own_modules(profile),
         "owner": {"host": socket.gethostname(), "pid": os.getpid()},
     }
     if torch.cuda.is_available():  # room for the process that shares this one's device
@@ -56,14 +59,12 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
         torch.cuda.empty_cache()
     described = folder / ".job.json"
     described.write_text(json.dumps(job), encoding="utf-8")
-    machines = next((one for one in processes.options if "--num_machines=" in one), "=1")
-    here = max(1, processes.count // int(machines.split("=")[1]))
     command = [
         *processes.before,
         *(sys.executable, "-m", "accelerate.commands.launch"),
         f"--num_processes={processes.count}",
         "--num_cpu_threads_per_process",
-        str(max(1, (os.cpu_count() or 1) // here)),
+        str(max(1, (os.cpu_count() or 1) // processes.on_each_machine)),
         "--mixed_precision=no",  # autocast is the scorer's
         "--dynamo_backend=no",
         # torchrun's launcher, on processors too, where accelerate's own would ask for mpirun.
@@ -104,12 +105,20 @@ def launch(profile: Profile, store: Path, call: Sequence[object], key: str, fold
         )
 
 
-def _modules_of_samplers() -> list[str]:
-    """Where samplers of a user's own are defined: other processes have to import them."""
-    modules = {sampler.__module__ for sampler in SAMPLERS.values()}
-    if "__main__" in modules:
+def _own_modules(profile: Profile) -> list[str]:
+    """Where the samplers and losses of a user's own are defined that a profile's rows and mixtures
+    name: other processes have to import them."""
+    kinds = {kind for mixture in profile.negatives.values() for kind in mixture}
+    objectives = {row.objective for row in profile.trained_rows}
+    own = {
+        name: function.__module__
+        for registered, names in ((SAMPLERS, kinds), (OBJECTIVES, objectives))
+        for name, function in registered.items()
+        if name in names and not is_ours(function)
+    }
+    if here := [name for name, module in own.items() if module == "__main__"]:
         raise LaunchError(
-            "a negative sampler is defined in this notebook or script, where other processes "
-            "cannot find it: move it to a module of its own, or set processes.count to 1"
+            f"{' and '.join(here)} of this notebook or script cannot be found by other processes: "
+            "move the function to a module of its own, or set processes.count to 1"
         )
-    return sorted(module for module in modules if not module.startswith("cpo."))
+    return sorted(set(own.values()))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cpo.figures import BLUE, PAGE, VERMILION, style
 from cpo.losses import cpo_loss, ranked_cpo_loss
@@ -88,23 +89,26 @@ def loss_figure(parts: LossParts) -> Figure:
     with style():
         figure = Figure(figsize=(PAGE, 0.7 + 0.25 * len(places)))
         grid = figure.subplots(1, 3, sharey=True)
+        _, weights, _ = grid
         for axes, (title, values) in zip(grid, panels.items(), strict=True):
             colours = [BLUE, *[VERMILION] * (len(values) - 1)]
             axes.barh(places, values, height=0.62, color=colours)
             # Room for the numbers, and a width that does not collapse where all are 0.
-            reach = 1.7 * max(0.1, *map(abs, values))
-            axes.set_xlim(0 if min(values) >= 0 else -reach, reach)
+            reach = 1.6 * max(0.1, *map(abs, values))
+            axes.set_xlim(-reach if min(values) < 0 else 0, reach)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             for place, value in zip(places, values, strict=True):
                 side = -1 if value < 0 else 1
                 axes.annotate(
-                    f"{value:.3f}" if axes is grid[1] else f"{value:+.2f}",
+                    f"{value:.3f}" if axes is weights else f"{value:+.3f}",
                     (value, place), (3 * side, 0), textcoords="offset points", fontsize=7,
                     va="center", ha="left" if side > 0 else "right",
                 )  # fmt: skip
             axes.axvline(0, color="#555555", lw=0.8)
             axes.set_title(title, loc="left")
-            axes.locator_params(axis="x", nbins=5)
             axes.grid(axis="y", visible=False)
+        weights.set_xlim(0, 1.35)
+        weights.set_xticks([0, 0.5, 1])
         grid[0].set_yticks(places, _names(parts))
         grid[0].invert_yaxis()
     return figure

@@ -243,7 +243,9 @@ def chat_server(settings: Server) -> ChatServer:
 @cache
 def _local(name: str, batch: int, task: Task) -> LocalJudge:
     """A judging model of this machine, loaded once."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name, use_safetensors=True, dtype="auto", trust_remote_code=False
+    )
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return LocalJudge(model, tokenizer, Path(name).name, task, batch)

@@ -8,8 +8,6 @@ and masks what is still missing. All of it is drawn offline, from the reference,
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from cpo.generation import generate
 from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.own_code import check_name, identity
 from cpo.plan import stream_seed
 from cpo.processes import process_count, shared_out
 from cpo.profiles import NEGATIVE_KINDS
@@ -37,7 +36,8 @@ class Planned:
 
     `prefixes` and `continuations` are ids, N = steps x batch of each; rows `[i * batch, (i + 1) *
     batch)` are one global batch. `has_eos` says which continuations end in EOS; `unhelpful` are
-    responses that somebody wrote for DPO, one a row.
+    responses that somebody wrote for DPO, one a row. Those of the project do without `tokenizer`;
+    one of your own may need texts.
     """
 
     prefixes: Sequence[Sequence[int]]
@@ -51,6 +51,7 @@ class Planned:
     precision: str = "fp32"
     micro_batch: int = 16
     generation_batch: int = 256
+    tokenizer: Any = None
 
     def body(self, row: int) -> Continuation:
         """The ground truth's tokens without its EOS: y_1 .. y_T."""
@@ -66,7 +67,14 @@ SAMPLERS: dict[str, Sampler] = {}
 
 
 def register(name: str) -> Callable[[Sampler], Sampler]:
-    """Make a sampler known by name, as `@register("AN")`; a mixture then counts it as `{AN: 3}`."""
+    """Make a sampler known by name, as `@register("AN")`; a mixture then counts it as `{AN: 3}`.
+
+    A name of your own may be registered again, and stands for the new function then.
+
+    Raises:
+        OwnCodeError: the name is one of the project's.
+    """
+    check_name(name, SAMPLERS, "sampler")
 
     def add(sampler: Sampler) -> Sampler:
         SAMPLERS[name] = sampler
@@ -81,14 +89,11 @@ def sampler_identity(name: str) -> str:
 
     Raises:
         KeyError: no sampler is registered by this name.
+        OwnCodeError: as `own_code.identity`.
     """
     if name not in SAMPLERS:
         raise KeyError(f"no negative sampler '{name}'; registered: {', '.join(SAMPLERS)}")
-    sampler = SAMPLERS[name]
-    if sampler.__module__ == __name__:
-        return name
-    source = inspect.getsource(sampler)
-    return f"{name}:{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    return identity(name, SAMPLERS[name])
 
 
 @register("AN")

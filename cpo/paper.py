@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 Task = Literal["instructions", "articles"]
 ModelName = Literal["gpt2", "llama", "llama_small"]
-Objective = Literal["mle", "pss", "cpo", "ranked_cpo", "dpo", "ranking_nce"]
+Objective = str  # mle, pss, cpo, ranked_cpo, dpo, ranking_nce; or one that a user registered
 Steps = Literal["long", "short", "ablation", "articles"]
 ReferenceName = Literal["reference", "ablation_reference", "articles_reference"]
 

@@ -40,6 +40,15 @@ def wait_for_everyone() -> None:
     _state().wait_for_everyone()
 
 
+def leave_together() -> None:
+    """The last call of a process that was launched with others: waits for them, hangs up.
+
+    One that exits without hanging up may be aborted by a thread of its connection that still runs.
+    """
+    wait_for_everyone()
+    _state().destroy_process_group()
+
+
 def from_main_process(work: Callable[[], Result]) -> Result:
     """`work()` of the main process, in every process."""
     if process_count() == 1:

@@ -6,11 +6,12 @@ nearest valid one; any key can be overridden with `dotted.key=value`.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Kinds of negatives that a mixture may count; registering a sampler adds its name.
 NEGATIVE_KINDS = {"AN", "BN", "MN", "TN", "UN"}
+
+# Objectives that a row may be trained with; those that compare continuations need negatives.
+NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
+CONTRASTIVE_OBJECTIVES = {"cpo", "ranked_cpo", "dpo", "ranking_nce"}
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -83,17 +88,27 @@ class Pretraining(_Settings):
 class Model(_Settings):
     """A base model: a folder or hub name (`pretrained`), or a configuration the suite pretrains.
 
-    The number of parameters and the speeds, measured on the profile's hardware, are for the plan's
-    estimates alone.
+    The number of parameters, width and layers, and the speeds of one process, measured on the
+    profile's hardware, are for the plan's estimates alone.
     """
 
     paper_name: str
     parameters: float = Field(gt=0)
     training_tokens_per_second: float = Field(gt=0)
     generated_tokens_per_second: float = Field(gt=0)
+    width: int | None = Field(None, ge=1)
+    layers: int | None = Field(None, ge=1)
     pretrained: str | None = None
     config: dict[str, str | int | float | bool] | None = None
     pretraining: Pretraining | None = None
+
+    @property
+    def size(self) -> int:
+        """Width times layers, as given or by the configuration; 0 where neither says."""
+        config = self.config or {}
+        width = self.width or config.get("hidden_size") or config.get("n_embd") or 0
+        layers = self.layers or config.get("num_hidden_layers") or config.get("n_layer") or 0
+        return int(width) * int(layers)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
@@ -128,6 +143,13 @@ class Processes(_Settings):
     count: int = Field(1, ge=1)
     options: list[str] = []
     before: list[str] = []
+
+    @property
+    def on_each_machine(self) -> int:
+        """How many of them each machine runs, by `--num_machines` among the options."""
+        named = (one.partition("=") for one in self.options)
+        machines = next((text for name, _, text in named if name == "--num_machines"), "1")
+        return max(1, self.count // int(machines))
 
 
 class Stage(_Settings):
@@ -277,6 +299,7 @@ class Profile(_Settings):
     memory_gb: float = Field(gt=0)
     disk_gb: float = Field(gt=0)
     gpus: int = Field(0, ge=0)
+    gpu_memory_gb: float | None = Field(None, gt=0)  # of each, for the plan; 10**9 bytes
     usd: float = Field(0.0, ge=0)
     committed: bool = True
     seeds: int = Field(1, ge=1)
@@ -292,11 +315,14 @@ class Profile(_Settings):
     negatives: dict[str, dict[str, Annotated[int, Field(ge=1)]]]
     unhelpful: Unhelpful = Unhelpful()
     embedder: Literal["minilm"] = "minilm"
+    embedded_texts_per_second: float = Field(430.0, gt=0)  # of one process; for the plan
     decoding: dict[str, Decoding]
     judge: Judge
     mauve: Mauve
     generation_batch: int = Field(128, ge=1)
     rows: tuple[str, ...]
+    # Rows beside the paper's, by id; a notebook adds them with `Suite.add_row`.
+    own_rows: dict[str, Row] = {}
     # The comparisons on which each of the paper's claims is judged; see `cpo.claims`.
     claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[str, ...]] = {}
 
@@ -304,10 +330,12 @@ class Profile(_Settings):
     def _consistent(self) -> Profile:
         if "greedy" not in self.decoding:
             raise ValueError("decoding: `greedy` is missing")
+        for row_id, row in self.own_rows.items():
+            _check_own_row(row_id, row)
         for row_id in self.rows:
-            if row_id not in ROWS:
-                raise ValueError(f"rows: {_unknown('row', row_id, ROWS)}")
-            row = ROWS[row_id]
+            if row_id not in self.every_row:
+                raise ValueError(f"rows: {_unknown('row', row_id, self.every_row)}")
+            row = self.every_row[row_id]
             if row.model not in self.models:
                 raise ValueError(f"rows: {row_id} needs models.{row.model}, which is missing")
             if row.negatives is not None and row.negatives not in self.negatives:
@@ -348,9 +376,51 @@ class Profile(_Settings):
         return self
 
     @property
+    def every_row(self) -> dict[str, Row]:
+        """The paper's rows and those of one's own, by id; which are trained, `rows` says."""
+        return ROWS | self.own_rows
+
+    @property
     def trained_rows(self) -> list[Row]:
-        """The profile's rows, in the paper's order."""
-        return [row for row in ROWS.values() if row.id in self.rows]
+        """The profile's rows, in the paper's order, those of one's own behind them."""
+        return [row for row in self.every_row.values() if row.id in self.rows]
+
+    def with_row(self, row: Row, mixture: Mapping[str, int] | None = None) -> Profile:
+        """This profile with a row of one's own, in place of one of the same id.
+
+        Args:
+            row: its id begins with `own/`, so that it is in no table of the paper.
+            mixture: its negatives, such as `{"TN": 4}`, kept under the row's id; without one
+                `row.negatives` names a mixture of the profile.
+
+        Raises:
+            ProfileError: the row does not fit; the message says why.
+        """
+        if mixture is not None:
+            row = dataclasses.replace(row, negatives=row.id)
+        changed = {
+            "own_rows": self.own_rows | {row.id: row},
+            "rows": tuple(dict.fromkeys((*self.rows, row.id))),
+            "negatives": self.negatives | ({row.id: dict(mixture)} if mixture is not None else {}),
+        }
+        raw = json.loads(self.model_copy(update=changed).model_dump_json())
+        return _validate(raw, Path(row.id))
+
+
+def _check_own_row(row_id: str, row: Row) -> None:
+    """Raises `ValueError` for a row that is no row of one's own, or cannot be trained."""
+    if row_id != row.id or not row_id.startswith("own/"):
+        raise ValueError(f"own_rows: '{row_id}' is no id of a row of one's own, such as own/NAME")
+    if row.alpha is not None:
+        raise ValueError(
+            f"own_rows: {row_id} is an ensemble; mix the two models with `cpo.ensembling` instead"
+        )
+    known = (*NEXT_TOKEN_OBJECTIVES, *sorted(CONTRASTIVE_OBJECTIVES))
+    if row.objective not in known:
+        raise ValueError(f"own_rows: {row_id}: {_unknown('objective', row.objective, known)}")
+    if (row.negatives is None) == (row.objective in CONTRASTIVE_OBJECTIVES):
+        needs = "needs negatives" if row.negatives is None else "has no use for negatives"
+        raise ValueError(f"own_rows: {row_id}: the objective {row.objective} {needs}")
 
 
 def profile_names() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from cpo.dry_run import duration, table
 
 # Of no consequence for what came out, or compared in words of their own.
-APART = ("started", "finished", "notebook_seconds", "artifacts", "outputs")
+APART = ("started", "finished", "notebook_seconds", "gpu_hours", "artifacts", "outputs")
 ABSENT = "-"
 
 
@@ -36,6 +36,9 @@ def report(one: str, other: str) -> int:
             print(f"{title}:\n{table([('', one, other), *found])}\n")
     times = [duration(sum(run.get("notebook_seconds", {}).values())) for run in runs]
     print(f"Notebooks took {times[0]} and {times[1]}.")
+    hours = [run.get("gpu_hours", 0.0) for run in runs]
+    if any(hours):
+        print(f"Artifacts took {hours[0]:g} and {hours[1]:g} GPU-hours.")
     if not (settings or artifacts or outputs):
         print("Nothing else differed.")
     return int(bool(settings or artifacts or outputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -51,6 +52,7 @@ def write(
     settings = load_profile(profile, overrides, substitute=False)
     lock = ROOT / "requirements.lock"
     known = store.provenance()
+    artifacts = [_artifact(item) for item in planned]
     record = {
         "profile": Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile,
         "overrides": list(overrides),
@@ -67,7 +69,8 @@ def write(
         "started": _utc(started),
         "finished": _utc(time.time()),
         "notebook_seconds": notebook_seconds,
-        "artifacts": [_artifact(item) for item in planned],
+        "gpu_hours": round(sum(item["gpu_hours"] or 0.0 for item in artifacts), 4),
+        "artifacts": artifacts,
         "outputs": {one.name: store.hash_file(one) for one in sorted(path.parent.glob("*.csv"))},
     }
     text = json.dumps(_base_names(without_machine_paths(record)), indent=1) + "\n"
@@ -75,16 +78,33 @@ def write(
 
 
 def _artifact(item: Planned) -> dict[str, Any]:
+    """What is known of an artifact by its manifest; `sha256` is over the checksums of its files.
+
+    Seconds are its own, without those of what it is made of; None where it has not been made, or,
+    of GPUs, by a version that did not write them down.
+    """
     manifest = artifacts_folder() / item.stage / item.key / store.MANIFEST
     made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    seconds, gpus = made.get("seconds"), made.get("gpus")
+    known = made.get("provenance", {})
     return {
         "name": item.name,
         "stage": item.stage,
         "recipe": item.key,
-        "seconds": made.get("seconds"),
+        "seed": made.get("recipe", {}).get("seed"),
+        "seconds": seconds,
+        "gpus": gpus,
+        "gpu_hours": None if gpus is None else round(seconds * gpus / 3600, 6),
         "made": made.get("made"),
-        "machine": made.get("provenance", {}).get("machine"),
+        "machine": known.get("machine"),
+        "git": known.get("git"),
+        "sha256": _digest(made["sha256"]) if "sha256" in made else None,
     }
+
+
+def _digest(checksums: dict[str, str]) -> str:
+    lines = json.dumps(checksums, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _base_names(value: Any) -> Any:

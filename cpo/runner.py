@@ -25,11 +25,15 @@ from nbclient.exceptions import DeadKernelError
 
 from cpo import doctor, run_record
 from cpo.costs import Planned
-from cpo.dry_run import artifacts_table, table, totals
+from cpo.dry_run import artifacts_table, own_rows, table, totals
 from cpo.executed import failure_in, make_portable
 from cpo.invocation import BadInput, Notebook, Run, literal_path, settle, shown
 from cpo.kernels import Kernel, LiveStream
 from cpo.profiles import ROOT, Profile, load_profile, named_environment
+
+# The artifacts for which a chat model is asked, by the part of the profile that names it.
+STAGE_OF = {"judge": "verdicts", "unhelpful": "unhelpful"}
+ALL = set(STAGE_OF.values())
 
 Plan = Callable[[str, Sequence[str], str], list[Planned]]
 
@@ -74,19 +78,13 @@ def run_suite(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     plan = plan or _suite_plan
     run = settle(profile, settings, only, start_from, notebooks_dir, figures_dir)
-    absent = [item for item in doctor.inputs(run.profile, run.overrides) if not item.ok]
+    found = doctor.inputs(run.profile, run.overrides)
     if dry_run:
-        _print_dry_run(run, plan, absent)
+        _print_dry_run(run, plan, [item for item in found if not item.ok])
         return 0
-    if absent:
-        raise BadInput(
-            f"profile '{profile}' cannot run here:\n"
-            + "\n".join(f"  {item.what}: {item.detail}. {item.remedy}" for item in absent)
-        )
-    print("Reading the data and looking up what is made already ...", flush=True)
+    planned = _preflight(run, plan, found)
     settled = load_profile(run.profile, run.overrides)
-    planned = plan(run.profile, run.overrides, str(run.output))
-    print("\n".join(totals(settled, planned)))
+    print("\n".join([*totals(settled, planned), *_own_rows(run, planned)]))
     kind = "full run" if run.full else "partial or changed run, or a profile that is not committed"
     print(f"{len(run.notebooks)} notebooks -> {shown(run.output)} ({kind})", flush=True)
 
@@ -106,6 +104,29 @@ def run_suite(
         _remove_stale_copies(run)
     _write_record(run, results, started, planned)
     return 0 if succeeded else 1
+
+
+def _preflight(run: Run, plan: Plan, found: list[doctor.Finding]) -> list[Planned]:
+    """The artifacts to be, once everything they need is there; all that is not is said at once."""
+    settings = load_profile(run.profile, run.overrides, substitute=False)
+    planned = None
+    if all(item.ok or not item.to_plan for item in found):
+        print("Reading the data and looking up what is made already ...", flush=True)
+        try:
+            planned = plan(run.profile, run.overrides, str(run.output))
+        except (ValueError, OSError) as error:
+            found.append(doctor.Finding("data and models", False, str(error)))
+    found += doctor.machine(settings, planned)
+    asked = {item.stage for item in planned if item.requests} if planned is not None else ALL
+    found += doctor.servers(settings, [part for part, one in STAGE_OF.items() if one in asked])
+    for item in found:
+        if not (item.ok or item.stops):
+            print(f"Note: {item.what}: {item.detail}. {item.remedy}.", flush=True)
+    absent = [item for item in found if item.stops and not item.ok]
+    if absent or planned is None:
+        said = (f"  {item.what}: {item.detail}. {item.remedy}".rstrip() for item in absent)
+        raise BadInput(f"profile '{run.profile}' cannot run here:\n" + "\n".join(said))
+    return planned
 
 
 def _write_record(
@@ -149,7 +170,12 @@ def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> No
         print(f"Counted by the profile alone, with texts as long as Dolly's, {reason}.")
         planned = _stated_plan(profile, run.output)
     print("\n" + artifacts_table(planned) + "\n")
-    print("\n".join(totals(profile, planned)))
+    print("\n".join([*totals(profile, planned), *_own_rows(run, planned)]))
+
+
+def _own_rows(run: Run, planned: Sequence[Planned]) -> list[str]:
+    lines = [own_rows(item.number, item.own_rows, planned) for item in run.notebooks]
+    return [line for found in lines for line in found]
 
 
 # --- One notebook ---------------------------------------------------------------------------------

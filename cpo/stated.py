@@ -29,6 +29,10 @@ class StatedSuite(Suite):
         return list(DOLLY_PREFIXES), list(DOLLY_RESPONSES)
 
     @property
+    def article_lengths(self) -> list[int]:
+        return [10**6]  # each fills what the profile caps it to
+
+    @property
     def training_rows(self) -> int:
         return min(self.profile.instructions.train_rows or DOLLY_TRAINING_ROWS, DOLLY_TRAINING_ROWS)
 

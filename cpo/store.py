@@ -79,6 +79,8 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._intact: set[Path] = set()
+        # Seconds that went into other artifacts, for each that is being made, the innermost last.
+        self._elsewhere: list[float] = []
 
     def path(self, recipe: Recipe) -> Path:
         """Where the recipe's artifact stands, or will."""
@@ -100,10 +102,12 @@ class Store:
             raise FileNotFoundError(f"{recipe.stage} {recipe.key} has not been made")
         return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
-    def get_or_make(self, recipe: Recipe, make: Callable[[Path], None]) -> Path:
+    def get_or_make(self, recipe: Recipe, make: Callable[[Path], None], processes: int = 1) -> Path:
         """The artifact's folder; calls `make(folder)` first where it does not exist yet.
 
-        `make` writes its files into the folder it is given. Two processes asking for the same
+        `make` writes its files into the folder it is given. The manifest tells its seconds, without
+        those of other artifacts that it asked for, how many `processes` made it, and on how many
+        GPUs: one for each of them, where there are any. Two processes asking for the same
         recipe wait for each other. If `make` raises, nothing is kept but what it put under
         `partial`. An artifact is compared with its checksums when a process first asks for it, and
         made again, after saying so, where a file was lost or altered.
@@ -123,15 +127,19 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             started, clock = time.time(), time.perf_counter()
+            self._elsewhere.append(0.0)
             try:
                 make(temporary)
-                seconds = time.perf_counter() - clock
-                _write_manifest(temporary, recipe, started, seconds)
+                seconds = time.perf_counter() - clock - self._elsewhere[-1]
+                _write_manifest(temporary, recipe, started, seconds, processes)
                 if target.exists():  # a folder without a manifest is no artifact
                     shutil.rmtree(target)
                 os.replace(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+                self._elsewhere.pop()
+                if self._elsewhere:
+                    self._elsewhere[-1] += time.perf_counter() - clock
             shutil.rmtree(self.partial(recipe), ignore_errors=True)
         self._intact.add(target)
         return target
@@ -168,12 +176,18 @@ def damaged_file(folder: Path, checksums: dict[str, str]) -> str:
     return ""
 
 
-def _write_manifest(folder: Path, recipe: Recipe, started: float, seconds: float) -> None:
+def _write_manifest(
+    folder: Path, recipe: Recipe, started: float, seconds: float, processes: int
+) -> None:
+    import torch
+
     manifest = {
         "recipe": recipe.describe(),
         "key": recipe.key,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 3),
+        "processes": processes,
+        "gpus": processes if torch.cuda.is_available() else 0,
         "provenance": provenance(),
         "sha256": checksums_of(folder),
     }

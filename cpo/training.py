@@ -26,12 +26,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cpo import losses
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
+from cpo.own_code import check_name, identity
 from cpo.processes import (
     from_main_process,
     is_main_process,
     process_count,
     wait_for_everyone,
 )
+from cpo.profiles import CONTRASTIVE_OBJECTIVES, NEXT_TOKEN_OBJECTIVES
 from cpo.progress import progress_bar
 from cpo.scheduled_sampling import ScheduledSamplingScorer
 from cpo.store import checksums_of, damaged_file, write_atomically
@@ -49,7 +51,8 @@ OBJECTIVES: dict[str, Objective] = {
     ),
 }
 
-NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
+# Of them those to which the order of the columns, best first, means something.
+RANKED_OBJECTIVES = {"ranked_cpo"}
 
 # |first loss - loss of the reference itself|: beyond this, policy and reference were scored
 # differently.
@@ -65,6 +68,47 @@ CHECKSUMS = "sha256.json"
 # its log so far, a dict a step; such as what draws curves in a notebook.
 Watcher = Callable[[str, int, Sequence[Mapping[str, float]]], None]
 WATCHERS: list[Watcher] = []
+
+
+def register_objective(name: str, ranked: bool = False) -> Callable[[Objective], Objective]:
+    """Make a loss known by name, as `@register_objective("hinge")`; a row then trains with it.
+
+    The loss takes `(policy_logps, reference_logps, beta, mask)` as `losses.cpo_loss` does, and
+    returns a scalar, the mean over the rows that it is given. A name of your own may be registered
+    again, and stands for the new function then.
+
+    Args:
+        ranked: give it the columns in the order of the ranking, best first, and not as drawn.
+
+    Raises:
+        OwnCodeError: the name is one of the project's.
+    """
+    check_name(name, OBJECTIVES | dict.fromkeys(NEXT_TOKEN_OBJECTIVES, losses.cpo_loss), "loss")
+
+    def add(objective: Objective) -> Objective:
+        OBJECTIVES[name] = objective
+        CONTRASTIVE_OBJECTIVES.add(name)
+        (RANKED_OBJECTIVES.add if ranked else RANKED_OBJECTIVES.discard)(name)
+        return objective
+
+    return add
+
+
+def objective_identity(name: str) -> str:
+    """What names an objective in a recipe: its name, with the hash of its source if it is yours.
+
+    Raises:
+        KeyError: no objective is registered by this name.
+        OwnCodeError: as `own_code.identity`.
+    """
+    if name in NEXT_TOKEN_OBJECTIVES:
+        return name
+    if name not in OBJECTIVES:
+        known = ", ".join((*NEXT_TOKEN_OBJECTIVES, *OBJECTIVES))
+        raise KeyError(f"no objective '{name}'; known: {known}")
+    named = identity(name, OBJECTIVES[name])
+    # Which order of the columns it sees is said beside the function, not in it.
+    return f"{named}:ranked" if named != name and name in RANKED_OBJECTIVES else named
 
 
 class TrainingError(RuntimeError):
@@ -170,6 +214,9 @@ class SequenceTrainer(Trainer):
         super().__init__(
             model=scorer, args=args, train_dataset=examples, data_collator=collate, **kwargs
         )
+        if self.accelerator.ddp_handler is not None:
+            # Processes exchange gradients where they stand, not in a second copy of all of them.
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
 
     def compute_loss(  # type: ignore[override]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -192,7 +239,13 @@ class SequenceTrainer(Trainer):
             objective = OBJECTIVES[self.settings.objective]
             beta = self.settings.beta
             share = len(policy_logps) / self.settings.batch
-            loss = objective(policy_logps, reference_logps, beta, mask) * share
+            loss = objective(policy_logps, reference_logps, beta, mask)
+            if loss.dim():
+                raise TrainingError(
+                    f"the objective '{self.settings.objective}' returned a tensor of shape "
+                    f"{tuple(loss.shape)}: the mean over its rows is wanted, a scalar"
+                )
+            loss = loss * share
             with torch.no_grad():
                 self._count(policy_logps.detach(), reference_logps, mask, share)
                 expected = objective(reference_logps, reference_logps, beta, mask) * share

@@ -17,7 +17,7 @@ from cpo import comparing
 from cpo.experiments import Suite
 from cpo.intervals import Estimate, MetricError, mean_over_seeds, paired_difference, win_rate
 from cpo.judging import Verdicts
-from cpo.paper import ROWS, continued_mle
+from cpo.paper import Row, continued_mle
 
 Array = npt.NDArray[np.float64]
 
@@ -42,23 +42,23 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
     McNemar's p and the same after Holm over the rows of the table. Intervals are 95 %.
     """
     records = [
-        _record(suite, row.id)
+        _record(suite, row)
         for row in suite.profile.trained_rows
         if row.measure == "win_rate" and suite.profile.judge.kind != "none"
     ]
     frame = pd.DataFrame(records, columns=COLUMNS)
-    for _, rows in frame.groupby(frame["row"].map(lambda row: ROWS[row].table)):
+    for _, rows in frame.groupby(frame["row"].map(lambda row: row.split("/")[0])):
         tested = rows["mcnemar_p"].dropna()
         frame.loc[tested.index, "holm_p"] = comparing.holm(tested.tolist())
     return frame
 
 
-def _record(suite: Suite, row_id: str) -> dict[str, Any]:
+def _record(suite: Suite, row: Row) -> dict[str, Any]:
+    row_id = row.id
     per_seed = _verdicts(suite, row_id)
     first = per_seed[0]
     points = mean_over_seeds([one.points for one in per_seed])
     worst, best = np.mean([comparing.bounds(one.points) for one in per_seed], axis=0)
-    row = ROWS[row_id]
     recorded = [len(one.continuation) for one in suite.prompts(row.model, row.task)]
     lengths = np.mean(
         [

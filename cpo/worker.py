@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo.experiments import Suite
-from cpo.processes import is_main_process, wait_for_everyone
+from cpo.processes import is_main_process, leave_together
 from cpo.profiles import Profile
 from cpo.store import Recipe, Store
 
@@ -28,7 +28,7 @@ class WorkerStore(Store):
         self.key = key
         self.folder = folder
 
-    def get_or_make(self, recipe: Recipe, make: Callable[[Path], None]) -> Path:
+    def get_or_make(self, recipe: Recipe, make: Callable[[Path], None], processes: int = 1) -> Path:
         """The folder of the artifact, made if it is the one.
 
         Raises:
@@ -47,7 +47,7 @@ def main() -> None:
     """Make the artifact that the file named on the command line describes."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     threading.Thread(target=_end_with, args=(job["owner"],), daemon=True).start()
-    for module in job["samplers"]:
+    for module in job["modules"]:
         import_module(module)
     with tempfile.TemporaryDirectory() as scratch:
         # All go through the same code; what the others would write is of no use.
@@ -56,7 +56,7 @@ def main() -> None:
         suite = Suite(Profile.model_validate_json(job["profile"]), store, Path(scratch))
         name, *arguments = job["call"]
         getattr(suite, name)(*arguments)
-        wait_for_everyone()
+        leave_together()
 
 
 def _end_with(owner: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ def test_a_hub_that_cannot_be_reached_is_said_before_anything_runs(capsys, monke
         raise ConnectionError("no route")
 
     monkeypatch.setenv("HF_HUB_CACHE", str(artifacts))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for name in ("dataset_info", "model_info"):
         monkeypatch.setattr(huggingface_hub.HfApi, name, unreachable)
     assert main(["run", "--profile", "paper"]) == 2

@@ -112,14 +112,15 @@ def test_the_doctor_finds_everything_that_is_missing_at_once(monkeypatch, tmp_pa
     assert details == [f"{tmp_path / 'nowhere'} does not exist"] * 2
 
 
-def test_the_doctor_asks_the_hub_only_for_what_a_profile_takes_from_it(monkeypatch):
+def test_the_doctor_asks_the_hub_only_for_what_a_profile_takes_from_it(monkeypatch, tmp_path):
     asked = []
 
     def hub(kind: str, name: str, key: str) -> doctor.Finding:
         asked.append((kind, name))
         return doctor.Finding(name, False, "not reachable", f"--set {key}=/path")
 
-    monkeypatch.setattr(doctor, "_hub", hub)
+    monkeypatch.setattr(doctor, "_reach", hub)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     doctor.inputs("tiny")
     assert asked == []
     doctor.inputs("paper", ["models.gpt2.pretrained=/no/folder"])

@@ -425,6 +425,32 @@ def test_report_is_one_self_contained_page(
     assert "0.778" in page.text and "0.471" in page.text and "<td class=ours>0.778" in source
 
 
+def test_report_tells_where_its_numbers_come_from(profile: Profile, tmp_path: Path) -> None:
+    made = {"stage": "model", "made": "2026-01-01T00:00:00Z", "machine": "one"}
+    first = {"name": "model t1/ANR", "recipe": "aa11", "seed": 0, "sha256": "ab" * 32} | made
+    second = {"name": f"model {NASTY}", "recipe": "bb22", "seed": 1, "sha256": None} | made
+    run = {
+        "git": {"revision": "c0ffee", "clean": False}, "requirements_lock_sha256": "12" * 32,
+        "seeds": [0, 1], "gpu_hours": 4.5, "settings": {},
+        "artifacts": [
+            first | {"seconds": 1800.0, "gpus": 8, "gpu_hours": 4.0},
+            second | {"seconds": 1800.0, "gpus": 1, "gpu_hours": 0.5},
+        ],
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    text = Page(figures.report(tmp_path, profile).read_text(encoding="utf-8")).text
+    assert "revision c0ffee, with changes that are not in it" in text
+    assert "requirements.lock 121212121212." in text and "Training seeds: 0, 1." in text
+    assert "2 artifacts, made in 1.00 hours of work, each counted once; 4.5 GPU-hours." in text
+    for cell in ("model t1/ANR", "aa11", "abababababab", f"model {NASTY}", "bb22"):
+        assert cell in text
+    assert "ab" * 7 not in text
+    run["git"]["clean"] = True
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    text = Page(figures.report(tmp_path, profile).read_text(encoding="utf-8")).text
+    assert "revision c0ffee." in text
+
+
 def test_report_shows_the_settings_of_the_record_rather_than_this_machines(
     profile: Profile, tmp_path: Path
 ) -> None:

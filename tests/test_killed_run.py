@@ -1,7 +1,9 @@
 """A run that is killed at any moment, and started again by the same command, ends in the same
 numbers.
 
-Two kills here; `CPO_KILLS=20 pytest tests/test_killed_run.py` for as many as one likes.
+Two kills here; `CPO_KILLS=20 pytest tests/test_killed_run.py` for as many as one likes. They fall
+into all of a run: its start, trainings, negatives, generations, tables. Every other one hits the
+kernel that executes the notebook, the rest the command itself.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 KILLS = int(os.environ.get("CPO_KILLS", "2"))
@@ -111,7 +114,23 @@ def test_a_killed_run_ends_in_the_same_numbers(whole, number):
     moment = seconds * (number + random.random()) / KILLS
     process = runs.start(name)
     time.sleep(moment)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kernel = kernel_of(process.pid) if number % 2 else None
+    if kernel is None:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    else:
+        kernel.kill()
+        assert process.wait(120) == 1  # the command sees it, and ends by itself
+        assert "the kernel died" in (runs.folder / f"{name}.log").read_text()
     runs.finish(name)
-    assert runs.numbers(name) == runs.numbers("whole"), f"killed after {moment:.1f} s"
+    killed = "the command" if kernel is None else "its kernel"
+    assert runs.numbers(name) == runs.numbers("whole"), f"{killed} killed after {moment:.1f} s"
+
+
+def kernel_of(pid: int) -> psutil.Process | None:
+    """The kernel of a running command; None where it has none yet, or no longer."""
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+        return next((one for one in children if "ipykernel_launcher" in one.cmdline()), None)
+    except psutil.Error:
+        return None

@@ -27,7 +27,8 @@ def run_in(count: int, script: str, folder: Path) -> str:
     """Run a script in `count` processes; returns what they printed."""
     path = folder / "script.py"
     header = f"import sys; sys.path.insert(0, {TESTS!r})\n"
-    path.write_text(header + textwrap.dedent(script))
+    footer = "\nfrom cpo.processes import leave_together\nleave_together()\n"
+    path.write_text(header + textwrap.dedent(script) + footer)
     command = [sys.executable]
     if count > 1:
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={count}"]
@@ -119,12 +120,13 @@ def test_two_processes_resume_from_their_common_checkpoint(tmp_path):
     # Both stop with the step after which the tenth checkpoint stands.
     stop = """
     from cpo import training
+    from cpo.processes import leave_together
     sealed, saves = training._Progress.on_save, []
     def stopping(self, args, state, control, **kwargs):
         sealed(self, args, state, control, **kwargs)
         saves.append(state.global_step)
         if len(saves) == 10:
-            control.should_training_stop = True
+            leave_together()
             raise SystemExit(0)
     training._Progress.on_save = stopping
     """

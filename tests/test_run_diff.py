@@ -42,9 +42,10 @@ def compare(tmp_path, capsys):
 
 def test_two_equal_runs_differ_in_time_alone(compare):
     later = {**RUN, "started": "2026-02-01T00:00:00Z", "notebook_seconds": {"00_one": 30.0}}
-    code, shown = compare(RUN, later)
+    code, shown = compare(RUN, later | {"gpu_hours": 2.5})
     assert code == 0
-    assert "Notebooks took 2 min and 30 s.\nNothing else differed.\n" in shown
+    assert "Artifacts took 0 and 2.5 GPU-hours." in shown
+    assert "Notebooks took 2 min and 30 s.\n" in shown and "Nothing else differed.\n" in shown
 
 
 def test_settings_recipes_and_outputs_that_differ_are_named(compare):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,40 @@ def test_success_promotes_the_executed_copy_and_writes_the_record(suite, make_no
     assert record["profile"] == "smoke"
     assert record["settings"]["models"]["llama"]["config"]["hidden_size"] == 64
     assert record["notebook_seconds"].keys() == {"00_good"}
+
+
+def test_the_record_tells_of_each_artifact_what_it_took_and_its_content(
+    make_notebook, tmp_path, artifacts, output
+):
+    def write_manifest(key: str, **values) -> Planned:
+        (artifacts / "model" / key).mkdir(parents=True)
+        manifest = {
+            "recipe": {"seed": 7}, "seconds": 90.0, "made": "2026-01-01T00:00:00Z",
+            "provenance": {"machine": "one", "git": {"revision": "abc", "clean": False}},
+            "sha256": {"model.safetensors": "00"},
+        }  # fmt: skip
+        path = artifacts / "model" / key / "manifest.json"
+        path.write_text(json.dumps(manifest | values))
+        return Planned("model t1/ANR", "model", key, True, 0.0, 1.0, 1.0)
+
+    # 90 s on 8 GPUs are 720 GPU-seconds, 0.2 hours; on none they are 0.
+    planned = [
+        write_manifest("aa", gpus=8),
+        write_manifest("bb", gpus=0, sha256={"model.safetensors": "01"}),
+        write_manifest("cc"),  # by a version that did not count
+        Planned("model t1/MLE", "model", "dd", False, 9.0, 1.0, 1.0),
+    ]
+    make_notebook("00_one", "pass")
+    run_suite("smoke", notebooks_dir=tmp_path / "notebooks", plan=lambda *_: planned)
+    record = json.loads((output / "run.json").read_text())
+    assert record["gpu_hours"] == 0.2 and record["seeds"] == [0]
+    assert record["git"]["clean"] in (True, False)
+    assert re.fullmatch("[0-9a-f]{64}", record["requirements_lock_sha256"])
+    one, two, three, four = record["artifacts"]
+    assert (one["seed"], one["seconds"], one["gpus"], one["gpu_hours"]) == (7, 90.0, 8, 0.2)
+    assert one["git"] == {"revision": "abc", "clean": False} and one["recipe"] == "aa"
+    assert (two["gpu_hours"], three["gpu_hours"], four["seconds"]) == (0.0, None, None)
+    assert one["sha256"] == three["sha256"] != two["sha256"] and four["sha256"] is None
 
 
 @pytest.mark.parametrize(
@@ -245,9 +280,9 @@ def test_missing_variables_and_files_are_said_together_before_anything_runs(
 def test_a_dry_run_says_what_it_takes_and_runs_nothing(make_notebook, tmp_path, artifacts, capsys):
     make_notebook("00_one", "pass", outputs=["one.csv"])
     planned = [
-        Planned("reference/llama", "model", "a" * 16, False, 120, 1.5, 0.25, 0.0),
-        Planned("t2/ANR", "model", "b" * 16, False, 240, 2.5, 0.25, 1.5),
-        Planned("base/llama", "base_model", "c" * 16, True, 0, 1.0, 0.1, 0.0),
+        Planned("reference/llama", "model", "a" * 16, False, 120, 1.5, 0.25),
+        Planned("t2/ANR", "model", "b" * 16, False, 240, 2.5, 0.25, usd=1.5),
+        Planned("base/llama", "base_model", "c" * 16, True, 0, 1.0, 0.1),
     ]
     code = run_suite(
         "smoke",
@@ -281,19 +316,51 @@ def test_the_paper_is_counted_without_network_or_data(
     make_notebook, tmp_path, artifacts, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        doctor, "_hub", lambda what, name, key: doctor.Finding(name, False, "no hub", key)
+        doctor, "_reach", lambda what, name, key: doctor.Finding(name, False, "no hub", key)
     )
     make_notebook("00_one", "pass")
     assert run_suite("paper", dry_run=True, notebooks_dir=tmp_path / "notebooks") == 0
     shown = capsys.readouterr().out
     lines = {line.split("  ")[0]: line for line in shown.splitlines()}
     # 2,000 steps of 64 of 97 + 73 tokens, the means of the stated lengths within the profile's
-    # limits, at 107,000 tokens a second, and three seconds of overhead: 206 s.
-    assert "  3 min  " in lines["reference/gpt2"]
+    # limits, and of 900 more for the step, on 8 GPUs at 13,300 tokens a second each: 221 s.
+    # 8e-9 s for each of 1.56e9 weights, a second and 15 for the launch: 250 s, 0.56 GPU-hours.
+    # 18 bytes of each weight are 28.1 GB; 4,096 tokens keep 34 x 1,600 x 48 bytes each, 10.7 GB;
+    # 1 GB is the process's own.
+    line = lines["reference/gpt2"]
+    assert re.match(r"reference/gpt2 +model +to make +4 min +0.56 +39.78 ", line), line
     # 1,000 verdicts of 60 + 97 + 2 x 73 tokens and 2 of the answer, at $0.4 and $1.6 a million.
     assert lines["verdicts on t1/ANR"].split()[-3:] == ["1,000", "304,914", "0.12"]
-    assert "requests of" in shown.splitlines()[-1]
+    last = shown.splitlines()[-1]
+    assert re.search(r"about [\d.]+ h on 8 GPUs or [\d.]+ h on one, [\d.]+ GPU-hours, up to", last)
+    assert "requests of" in last and "Does not fit" not in shown
     assert not artifacts.exists()
+
+
+def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
+    make_notebook, tmp_path, artifacts, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        doctor, "_reach", lambda what, name, key: doctor.Finding(name, False, "no hub", key)
+    )
+    make_notebook("00_one", "pass")
+
+    def said(*settings: str) -> list[str]:
+        folder = tmp_path / "notebooks"
+        assert run_suite("paper", settings, dry_run=True, notebooks_dir=folder) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("Does")]
+
+    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; a token keeps 34 x 3,200 x 26 bytes, 2.83 MB.
+    # 16,384 of them are 46.3 GB, 109 in all; into the 22.3 GB that are left go 7,870, so 4,096.
+    assert said("optimiser.micro_batch_tokens=16384") == [
+        "Does not fit: training llama takes 109 GB on each GPU, and there are 85: "
+        "set optimiser.micro_batch_tokens=4096."
+    ]
+    assert said("gpu_memory_gb=40") == [
+        "Does not fit: training llama takes 74 GB on each GPU, and there are 40: "
+        "take GPUs with more memory, or leave out the rows of models.llama."
+    ]
+    assert said("gpu_memory_gb=40", "rows=[t1/MLE]") == []
 
 
 def run_in_background(tmp_path: Path, artifacts: Path) -> subprocess.Popen[str]:

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 from chat_server import ScriptedServer
 
+from cpo.chat import TRIAL
 from cpo.profiles import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -90,10 +91,12 @@ def test_a_paid_judge_is_asked_once_and_its_key_is_written_nowhere(first_run):
         assert not server.requests
         assert re.search(r"to make: .* [\d,]+ requests of .* tokens, \d+\.\d+ USD", planned)
         said = run(artifacts, *asking)
-        asked = len(server.requests)
+        # One question before anything else, of which no verdict comes.
+        assert server.questions.count(TRIAL) == 1
+        asked = len(server.requests) - 1
         assert asked > 24 and set(server.authorizations) == {f"Bearer {KEY}"}
         said += run(artifacts, *asking)
-        assert len(server.requests) == asked
+        assert len(server.requests) == asked + 1
     said += run(artifacts, "verdicts", "--export", str(artifacts / "verdicts.csv"))
     assert re.search(rf"judge-1 +{server.url} +{asked:,} +{asked:,} +0 +0 +0", said)
     assert len((artifacts / "verdicts.csv").read_text().splitlines()) > asked

@@ -16,7 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo.store import MANIFEST, Recipe, Store, hash_file, hash_folder, how, write_atomically
+from cpo.store import (
+    MANIFEST,
+    Recipe,
+    Store,
+    hash_file,
+    hash_folder,
+    how,
+    provenance,
+    write_atomically,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,30 @@ def test_an_artifact_is_made_once_and_found_again(tmp_path):
     assert Inner(size=2).describe() == {"stage": "inner", "version": 1, "size": 2}
     assert manifest["sha256"] == {"part/x.txt": hash_file(path / "part" / "x.txt")}
     assert manifest["seconds"] >= 0
+
+
+def test_seconds_and_gpus_are_an_artifact_s_own(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+
+    def inner(folder: Path) -> None:
+        time.sleep(0.2)
+
+    def outer(folder: Path) -> None:
+        store.get_or_make(Inner(), inner)
+        time.sleep(0.05)
+        store.get_or_make(Inner(2), inner)
+
+    provenance()  # is kept, and is to tell of this machine
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    store.get_or_make(Outer(), outer, processes=8)
+    parts = [store.manifest(Inner(size)) for size in (1, 2)]
+    assert all(0.2 <= one["seconds"] < 0.3 and one["gpus"] == 1 for one in parts)
+    whole = store.manifest(Outer())
+    assert 0.05 <= whole["seconds"] < 0.15  # not the 0.4 s of what it is made of
+    assert (whole["processes"], whole["gpus"]) == (8, 8)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    store.get_or_make(Inner(3), lambda folder: None, processes=2)
+    assert store.manifest(Inner(3))["gpus"] == 0
 
 
 def test_a_make_that_fails_leaves_only_its_partial_work(tmp_path):

@@ -1,0 +1,40 @@
+"""Checks of the notebooks' exercises: they say how it went, and never stop the notebook."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+results: dict[str, bool] = {}
+"""Name of every exercise that was checked in this process, and whether it was solved last."""
+
+
+@contextmanager
+def exercise(name: str) -> Iterator[None]:
+    """Runs the check of the exercise `name`, such as "00.1", and says how it went.
+
+    What the check raises is shown and goes no further, so that a notebook whose exercises are
+    still to be done runs from top to bottom. The result also stands in `results`.
+    """
+    results[name] = False
+    try:
+        yield
+    except NotImplementedError:
+        print(f"Exercise {name}: not yet. Write the cell above, run it, then run this one again.")
+    except Exception as error:
+        print(f"Exercise {name}: not yet: {_in_a_line(error)}")
+    else:
+        results[name] = True
+        print(f"Exercise {name}: solved.")
+
+
+def _in_a_line(error: Exception) -> str:
+    """Type and message of an error; an assertion without a message is shown as it is written."""
+    said = str(error).strip()
+    if not said and isinstance(error, AssertionError):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        lines = range(place.lineno or 0, (place.end_lineno or place.lineno or 0) + 1)
+        said = " ".join(linecache.getline(place.filename, line).strip() for line in lines).strip()
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -1,0 +1,209 @@
+"""The preflight: everything that is missing at once, each with its remedy, before anything runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from chat_server import Answer, ScriptedServer
+from hub_server import HubServer
+from stand_ins import gpt2_folder, llama_folder
+from test_model_folders import change, pickle
+
+from cpo import chat, doctor
+from cpo.costs import Planned
+from cpo.profiles import load_profile
+from cpo.runner import BadInput, run_suite
+
+KEY = "CPO_TEST_KEY"
+
+
+def test_everything_that_the_paper_s_profile_lacks_is_said_at_once(tmp_path):
+    """The command itself, on a hub and chat servers on loopback."""
+    sound = gpt2_folder(tmp_path / "sound", positions=1024)
+    pickled = llama_folder(tmp_path / "pickled", positions=2048)
+    pickle(pickled)
+    change("tokenizer_config.json", eos_token=None)(pickled)
+    models = {"openai-community/gpt2-xl": sound, "openlm-research/open_llama_3b": pickled}
+    (tmp_path / "data").mkdir()
+    names = ("databricks/databricks-dolly-15k", "wikimedia/wikipedia")
+    refused = Answer(status=401, error={"message": "wrong key"})
+    with (
+        HubServer(models, dict.fromkeys(names, tmp_path / "data")) as hub,
+        ScriptedServer(lambda request: refused) as judge,
+        ScriptedServer() as writer,
+    ):
+        hub.gated.add("wikimedia/wikipedia")
+        given = [f"judge.server.base_url={judge.url}", f"unhelpful.server.base_url={writer.url}"]
+        given += [f"judge.server.api_key_variable={KEY}", "disk_gb=1e9", "memory_gb=1e6"]
+        given += [f"unhelpful.server.api_key_variable={KEY}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "cpo", "doctor", "--profile", "paper"]
+            + [part for one in given for part in ("--set", one)],
+            env=os.environ
+            | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), KEY: "sk-1"}
+            | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            capture_output=True,
+            text=True,
+        )
+    said = done.stdout
+    assert done.returncode == 1, said + done.stderr
+    lines = [line.strip() for line in said.splitlines()]
+    for start, remedy in {
+        "MISSING  memory: ": "Close other programs",
+        "MISSING  disk: ": "set CPO_ARTIFACTS",
+        "MISSING  GPU: 0 found (none), 8 needed": "--set gpus=1 --set processes.count=1",
+        "MISSING  dataset wikimedia/wikipedia from the hub: gated": (
+            "https://huggingface.co/wikimedia/wikipedia"
+        ),
+        "MISSING  model openlm-research/open_llama_3b from the hub: found: its weights are in "
+        "pytorch_model.bin": "from_pretrained('openlm-research/open_llama_3b')",
+        "MISSING  model openlm-research/open_llama_3b from the hub: found: its tokenizer has no "
+        "EOS": "eos_token",
+        "MISSING  judge.server, gpt-4.1-mini: ": "judge.server: base_url, model",
+    }.items():
+        places = [number for number, line in enumerate(lines) if line.startswith(start)]
+        assert len(places) == 1, (start, said, done.stderr)
+        place = places[0]
+        assert lines[place + 1].startswith("->") and remedy in lines[place + 1], lines[place + 1]
+    for start in (
+        "ok       dataset databricks/databricks-dolly-15k from the hub: reachable",
+        "ok       model openai-community/gpt2-xl from the hub: reachable",
+        "ok       unhelpful.server, gpt-4.1-mini: answers",
+        "ok       embedder: ",
+    ):
+        assert any(line.startswith(start) for line in lines), (start, said)
+    # One cheap question to each server, and of the models only what is small.
+    assert judge.questions == writer.questions == [chat.TRIAL]
+    assert not [name for name in hub.sent if name.endswith((".safetensors", ".bin"))]
+    assert "sk-1" not in said + done.stderr
+
+
+def test_a_server_that_judges_and_writes_is_asked_once(monkeypatch):
+    monkeypatch.setenv(KEY, "sk-1")
+    with ScriptedServer() as server:
+        given = [
+            f"{part}.server.{key}"
+            for part in ("judge", "unhelpful")
+            for key in (f"base_url={server.url}", f"api_key_variable={KEY}")
+        ]
+        [found] = doctor.servers(load_profile("paper", given))
+        assert found.ok and server.questions == [chat.TRIAL]
+        # Without a key nothing is sent: that it lacks is said by itself.
+        monkeypatch.delenv(KEY)
+        assert doctor.servers(load_profile("paper", given)) == []
+        assert len(server.requests) == 1
+
+
+def test_a_server_that_is_not_there_is_given_up_soon(monkeypatch):
+    monkeypatch.setenv(KEY, "sk-1")
+    monkeypatch.setattr(chat, "MAX_PAUSE", 0.01)
+    with ScriptedServer() as gone:
+        url = gone.url
+    given = [f"judge.server.base_url={url}", f"judge.server.api_key_variable={KEY}"]
+    [found] = doctor.servers(load_profile("paper", given), ["judge"])
+    assert not found.ok and f"{url} cannot be reached" in found.detail
+
+
+@dataclass
+class Card:
+    name: str = "NVIDIA A100"
+    total_memory: float = 85e9
+
+
+@pytest.mark.parametrize(
+    ("cards", "overrides", "missing"),
+    [
+        ([Card()] * 8, [], []),
+        ([Card()], ["gpus=1", "processes.count=1"], []),
+        ([Card()] * 4, [], ["GPU"]),
+        ([Card()] * 8, ["processes.count=16"], ["processes"]),
+        ([Card()] * 8, ["processes={count: 16, options: ['--num_machines=2']}"], []),
+        # OpenLlama-3B: 18 bytes of each of 3.43e9 weights, 62 GB, and 12 of activations.
+        ([Card(total_memory=72e9)] * 8, [], ["GPU memory"]),
+        ([Card(total_memory=72e9)] * 8, ["optimiser.micro_batch_tokens=2048"], []),
+    ],
+)
+def test_gpus_are_counted_and_measured(cards, overrides, missing, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: cards[index])
+    found = doctor._gpus(load_profile("paper", overrides))
+    assert [item.what for item in found if not item.ok] == missing
+    assert all(item.remedy for item in found if not item.ok)
+
+
+# --- Before a run ---------------------------------------------------------------------------------
+
+
+def planned(**values: float) -> Planned:
+    one = {"seconds": 1.0, "memory_gb": 1.0, "disk_gb": 0.0, "requests": 0, "tokens": 0.0}
+    return Planned("verdicts on t1/MLE", "verdicts", "ab", made=False, **(one | values))
+
+
+@pytest.fixture
+def start(make_notebook, tmp_path, artifacts, monkeypatch):
+    """Starts a run of one notebook, which tells that it ran by a file."""
+    ran = tmp_path / "ran"
+    make_notebook("00_one", f"open({str(ran)!r}, 'w').close()")
+    monkeypatch.setenv(KEY, "sk-1")
+
+    def run(url: str, *artifacts: Planned, settings: tuple[str, ...] = ()) -> bool:
+        judge = f"judge={{kind: openai, server: {{model: judge-1, base_url: '{url}', "
+        ran.unlink(missing_ok=True)
+        run_suite(
+            "smoke",
+            [judge + f"api_key_variable: {KEY}}}}}", *settings],
+            notebooks_dir=tmp_path / "notebooks",
+            figures_dir=tmp_path / "figures",
+            plan=lambda *_: list(artifacts),
+        )
+        return ran.exists()
+
+    return run
+
+
+def test_a_run_asks_its_judge_first_and_only_where_there_is_something_to_judge(start):
+    with ScriptedServer() as server:
+        assert start(server.url)
+        assert not server.requests
+        assert start(server.url, planned(requests=3))
+        assert server.questions == [chat.TRIAL]
+
+
+def test_a_run_does_not_start_without_its_judge_or_room(start, tmp_path):
+    refused = Answer(status=404, error={"message": "no such model"})
+    with (
+        ScriptedServer(lambda request: refused) as server,
+        pytest.raises(BadInput) as said,
+    ):
+        start(server.url, planned(requests=3, disk_gb=1e9))
+    assert "no model 'judge-1'" in str(said.value) and "1e+09 GB needed" in str(said.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_little_memory_is_a_note_and_the_disk_counts_what_is_still_to_be_made(start, capsys):
+    with ScriptedServer() as server:
+        assert start(server.url, settings=("memory_gb=1e6", "disk_gb=1e9"))
+    assert "Note: memory: " in capsys.readouterr().out
+
+
+def test_data_that_cannot_be_planned_with_are_said_beside_the_rest(
+    make_notebook, tmp_path, artifacts, monkeypatch
+):
+    make_notebook("00_one", "1 / 0")
+
+    def plan(*_: object) -> list[Planned]:
+        raise ValueError("line 7: malformed")
+
+    monkeypatch.delenv(KEY, raising=False)
+    judge = f"judge={{kind: openai, server: {{model: one, api_key_variable: {KEY}}}}}"
+    folders = {"notebooks_dir": tmp_path / "notebooks", "figures_dir": Path(tmp_path)}
+    with pytest.raises(BadInput) as said:
+        run_suite("smoke", [judge], **folders, plan=plan)
+    assert "line 7: malformed" in str(said.value) and f"{KEY} is not set" in str(said.value)
