@@ -93,8 +93,8 @@ def loss_figure(parts: LossParts) -> Figure:
         for axes, (title, values) in zip(grid, panels.items(), strict=True):
             colours = [BLUE, *[VERMILION] * (len(values) - 1)]
             axes.barh(places, values, height=0.62, color=colours)
-            # Room for the numbers, and a width that does not collapse where all are 0.
-            reach = 1.9 * max(0.1, *map(abs, values))
+            # Room for numbers and their signs, and a width that does not collapse where all are 0.
+            reach = 2.0 * max(0.1, *map(abs, values))
             axes.set_xlim(-reach if min(values) < 0 else 0, reach)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             for place, value in zip(places, values, strict=True):
