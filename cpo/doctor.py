@@ -173,7 +173,7 @@ def _disk(settings: Profile, planned: Sequence[Planned] | None) -> Finding:
     )
 
 
-def _gpus(settings: Profile, planned: Sequence[Planned] | None) -> list[Finding]:
+def _gpus(settings: Profile, planned: Sequence[Planned] | None = None) -> list[Finding]:
     """How many there are, and whether the largest training fits into the memory of each."""
     if not settings.gpus:
         return [Finding("GPU", True, "none needed")]

@@ -16,7 +16,7 @@ from test_model_folders import change, pickle
 
 from cpo import chat, doctor
 from cpo.costs import Planned
-from cpo.profiles import load_profile
+from cpo.profiles import ProfileError, load_profile
 from cpo.runner import BadInput, run_suite
 
 KEY = "CPO_TEST_KEY"
@@ -126,6 +126,8 @@ class Card:
         # OpenLlama-3B: 18 bytes of each of 3.43e9 weights, 62 GB, and 12 of activations.
         ([Card(total_memory=72e9)] * 8, [], ["GPU memory"]),
         ([Card(total_memory=72e9)] * 8, ["optimiser.micro_batch_tokens=2048"], []),
+        # GPT2-XL alone is trained: 28 GB and 13.
+        ([Card(total_memory=72e9)] * 8, ["rows=[t1/MLE, t1/ANR]", "claims={}"], []),
     ],
 )
 def test_gpus_are_counted_and_measured(cards, overrides, missing, monkeypatch):
@@ -136,6 +138,24 @@ def test_gpus_are_counted_and_measured(cards, overrides, missing, monkeypatch):
     found = doctor._gpus(load_profile("paper", overrides))
     assert [item.what for item in found if not item.ok] == missing
     assert all(item.remedy for item in found if not item.ok)
+
+
+def test_a_finished_run_needs_no_gpu(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    paper = load_profile("paper")
+    made = Planned("model t1/MLE", "model", "ab", True, 0.0, 1.0, 0.0)
+    [found] = doctor._gpus(paper, [made])
+    assert found.ok
+    unmade = Planned("model t1/PSS", "model", "cd", False, 9.0, 1.0, 0.0)
+    assert not all(item.ok for item in doctor._gpus(paper, [made, unmade]))
+
+
+@pytest.mark.parametrize("options", [["--num_machines", "2"], ["--num_machines=two"]])
+def test_a_number_of_machines_is_one_text(options):
+    with pytest.raises(ProfileError, match="write `--num_machines=2`"):
+        load_profile("paper", [f"processes={{count: 16, options: {options}}}"])
 
 
 # --- Before a run ---------------------------------------------------------------------------------
