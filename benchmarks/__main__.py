@@ -10,7 +10,7 @@ from importlib import import_module
 
 import torch
 
-from benchmarks.lines import HEADER, write
+from benchmarks.lines import HEADER, machine, write
 
 # Each module has a `run` that prints its lines as they come and returns them.
 NAMES = ("steps", "memory", "sampling", "judging")
@@ -18,6 +18,7 @@ NAMES = ("steps", "memory", "sampling", "judging")
 asked = sys.argv[1:] or list(NAMES)
 if unknown := set(asked) - set(NAMES):
     sys.exit(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+machine()  # what it cannot read is better known before the measurements than after
 print(HEADER, flush=True)
 for name in asked:
     began = time.perf_counter()

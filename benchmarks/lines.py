@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "openai", "cpo")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "openai", "cpo-reference")
 
 
 @dataclass(frozen=True)
