@@ -356,11 +356,33 @@ def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     would end in different weights.
     """
     selected = copy.copy(cache)
-    layers: list[Any] = [copy.copy(layer) for layer in cache.layers]
-    selected.layers = layers
-    for layer in layers:
-        layer.keys, layer.values = (one.index_select(0, rows) for one in (layer.keys, layer.values))
+    selected.layers = [_SelectedRows(layer, rows) for layer in cache.layers]
     return selected
+
+
+class _SelectedRows(DynamicLayer):
+    """Rows of another layer's keys and values, kept in the dtype in which attention takes them.
+
+    Rotary embeddings leave fp32 under autocast, and attention rounds what it is given: rounded
+    here, keys and values are the same and half as large. Gradients of a row that is selected
+    several times add up before they are rounded.
+    """
+
+    def __init__(self, layer: Any, rows: Tensor) -> None:
+        super().__init__()
+        device = rows.device.type
+        autocast = torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device) if autocast else layer.keys.dtype
+        self.keys, self.values = (
+            one.index_select(0, rows).to(self.dtype) for one in (layer.keys, layer.values)
+        )
+        self.device, self.is_initialized = rows.device, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        rounded = key_states.to(self.dtype), value_states.to(self.dtype)
+        return super().update(*rounded, *args, **kwargs)
 
 
 def _truncations(continuation_ids: Tensor, continuation_mask: Tensor) -> Tensor:

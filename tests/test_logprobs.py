@@ -1,10 +1,12 @@
 """The scorer against a plain loop over unpadded sequences."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from models import ARCHITECTURES, EOS, VOCABULARY, tiny_model
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cpo import logprobs
@@ -187,6 +189,33 @@ def test_gradients_of_rows_taken_several_times_are_the_same_bit_for_bit():
     selected = logprobs.select_rows(cache, rows)
     assert torch.equal(selected.layers[0].values, keys[rows])
     assert cache.layers[0].keys.shape[0] == 500  # the cache selected from stays as it is
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_keys_rounded_once_are_those_that_attention_rounds(architecture, monkeypatch):
+    model = tiny_model(architecture)
+    batch = collate_groups([Group([3, 4, 5, 6], [[2, 3, EOS], [7, 8, 9, EOS], [2, 5, EOS]])])
+    kept = []
+    update = DynamicLayer.update
+
+    def watched(layer, *states, **options):
+        result = update(layer, *states, **options)
+        if layer.keys.shape[-2] > 4:  # more than the prefix
+            kept.append(layer.keys.dtype)
+        return result
+
+    def unrounded(cache, rows):
+        selected = copy.deepcopy(cache)
+        selected.batch_select_indices(rows)
+        return selected
+
+    monkeypatch.setattr(DynamicLayer, "update", watched)
+    scorer = GroupScorer(model, "bf16")
+    with torch.inference_mode():
+        found = scorer(**batch)
+        assert set(kept) == {torch.bfloat16}
+        monkeypatch.setattr(logprobs, "select_rows", unrounded)
+        torch.testing.assert_close(found, scorer(**batch), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

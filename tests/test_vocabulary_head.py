@@ -29,10 +29,15 @@ def plain(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) 
     return -F.cross_entropy(F.linear(states, weight, bias), targets, reduction="none")
 
 
+def tiles_of(monkeypatch: pytest.MonkeyPatch, states: int, words: int) -> None:
+    monkeypatch.setattr(vocabulary_head, "TILE_STATES", states)
+    monkeypatch.setattr(vocabulary_head, "TILE_WORDS", words)
+
+
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 4, COUNT, 1000])
-def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, bias):
-    monkeypatch.setattr(vocabulary_head, "CHUNK", rows)
+@pytest.mark.parametrize("tile", [(1, 40), (4, 7), (COUNT, 13), (1000, 1), (1000, 1000)])
+def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, tile, bias):
+    tiles_of(monkeypatch, *tile)
     found = []
     for function in (token_logps, plain):
         *leaves, targets = head(torch.float64, bias)
@@ -44,7 +49,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows,
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_are_those_of_finite_differences(monkeypatch, bias):
-    monkeypatch.setattr(vocabulary_head, "CHUNK", 4)
+    tiles_of(monkeypatch, 4, 13)
     *leaves, targets = head(torch.float64, bias)
     assert torch.autograd.gradcheck(lambda *given: token_logps(*given, targets), leaves)
 
@@ -68,7 +73,9 @@ def test_bf16_gradients_leave_the_values_alone():
             assert (gradient - expected).norm() < 0.02 * expected.norm()
 
 
-def test_bf16_slopes_add_up_to_nothing_however_large_the_logits_are():
+@pytest.mark.parametrize("words", [VOCABULARY, 13])
+def test_bf16_slopes_add_up_to_nothing_however_large_the_logits_are(monkeypatch, words):
+    tiles_of(monkeypatch, 4, words)
     # d logp / d bias is onehot - softmax, whose sum is 0. Of logits about -50 bf16 keeps quarters.
     states, weight, bias, targets = head(torch.float32, True)
     shifted = (bias.detach() - 50).requires_grad_()
@@ -78,7 +85,7 @@ def test_bf16_slopes_add_up_to_nothing_however_large_the_logits_are():
 
 
 def test_nothing_of_the_size_of_all_logits_is_ever_made(monkeypatch):
-    monkeypatch.setattr(vocabulary_head, "CHUNK", 3)
+    tiles_of(monkeypatch, 3, 16)
     largest = 0
     *leaves, targets = head(torch.float32, False)
 
