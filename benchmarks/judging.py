@@ -21,7 +21,7 @@ from cpo.chat import ChatServer, Reply, ask_all
 from cpo.verdict_store import Question, StoredVerdict, VerdictStore
 from tests.chat_server import ChatServerProcess
 
-VERDICTS, CONCURRENCY, LATENCY, REPEATS = 1_000, 8, 0.05, 4
+VERDICTS, CONCURRENCY, LATENCY, REPEATS = 1_000, 8, 0.05, 2
 IDEAL = VERDICTS / CONCURRENCY * LATENCY
 TARGET = 1 / 1.3
 RESPONSE = "A response of a usual length, some sixty words in all. " * 6

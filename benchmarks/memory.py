@@ -3,7 +3,8 @@
 Counted is what a step adds to weights, gradients and AdamW's moments. Each measurement has a
 process of its own, which hands freed memory back at once: what the system counts is then in use,
 and no hole between two tensors. "bounded" scores the continuations in parts, each again for the
-backward pass.
+backward pass. Last comes the whole process of such a training, holes and all, against what
+`--dry-run` says of it.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ import torch
 from benchmarks.lines import Line, device
 from benchmarks.shapes import LARGE_VOCABULARY, K, random_groups
 from benchmarks.steps import PlainRepetition
+from cpo.costs import training_memory_gb
 from cpo.logprobs import GroupScorer, collate_groups
 from cpo.losses import cpo_loss
+from cpo.memory import keep_freed_memory
+from cpo.profiles import load_profile
 
 LENGTHS = [(128, 128), (512, 64)]
 TARGET = 4.0
+PROMPTS = 4  # of the training that the plan is held against
 # glibc: blocks from this size on, in bytes, are the system's own, and go back when they are freed.
-HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
 
-def added_megabytes(kind: str, prefix: int, length: int) -> float:
-    """In this process: the peak of one step above what was there before it."""
+def megabytes(kind: str, prefix: int, length: int, count: int) -> float:
+    """In this process: the peak of one step, with `count` prompts, above what was there before it;
+    for a "training", the peak of the process."""
     model = LARGE_VOCABULARY.model()
     scorer: Any = PlainRepetition(model)
     if kind != "plain":
@@ -40,17 +46,32 @@ def added_megabytes(kind: str, prefix: int, length: int) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
     def step(p: int, size: int) -> None:
-        groups = random_groups(LARGE_VOCABULARY, p, size, count=1)
+        groups = random_groups(LARGE_VOCABULARY, p, size, count)
         batch = {name: one.to(device()) for name, one in collate_groups(groups).items()}
         logps = scorer(**batch)
         cpo_loss(logps, logps.detach(), 5.0).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
+    if kind == "training":
+        keep_freed_memory()
     step(2, 2)  # makes gradients and moments
-    before = _reset_peak()
+    before = 0 if kind == "training" else _reset_peak()
     step(prefix, length)
     return (_peak() - before) / 2**20
+
+
+def planned_megabytes(tokens: int) -> float:
+    """What the plan says of such a training with so many tokens in a micro-batch."""
+    shape = LARGE_VOCABULARY
+    overrides = {
+        "models.llama.parameters": shape.parameters,
+        "models.llama.width": shape.width,
+        "models.llama.layers": shape.layers,
+        "optimiser.micro_batch_tokens": tokens,
+    }
+    given = [f"{key}={value}" for key, value in overrides.items()]
+    return training_memory_gb(load_profile("paper", given, substitute=False), "llama") * 1e9 / 2**20
 
 
 def _reset_peak() -> int:
@@ -91,16 +112,32 @@ def run() -> list[Line]:
                 )
             )
             print(lines[-1], flush=True)
+    prefix, length = LENGTHS[0]
+    tokens = PROMPTS * (prefix + K * length)
+    lines.append(
+        Line(
+            "memory",
+            f"process that trains, {LARGE_VOCABULARY}, {tokens:,} tokens",
+            "what --dry-run says",
+            "MB",
+            [_in_a_process("training", prefix, length, PROMPTS)],
+            [planned_megabytes(tokens)],
+            bound=1.0,
+        )
+    )
+    print(lines[-1], flush=True)
     return lines
 
 
-def _in_a_process(kind: str, prefix: int, length: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.memory", kind, str(prefix), str(length)]
+def _in_a_process(kind: str, prefix: int, length: int, count: int = 1) -> float:
+    given = [kind, *map(str, (prefix, length, count))]
+    command = [sys.executable, "-m", "benchmarks.memory", *given]
+    settings = {} if kind == "training" else HANDED_BACK
     done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | HANDED_BACK
+        command, check=True, capture_output=True, text=True, env=os.environ | settings
     )
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":
-    print(json.dumps(added_megabytes(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(megabytes(sys.argv[1], *map(int, sys.argv[2:]))))

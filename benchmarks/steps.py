@@ -34,9 +34,9 @@ from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.memory import keep_freed_memory
 from cpo.training import PlannedExamples, SequenceTrainer, TrainingExample, TrainingSettings
 
-STEPS = 4  # of which the first warms up
-# TRL's, which take ten times as long, the more so with a large vocabulary.
-PEER_STEPS = {SMALL_VOCABULARY: 3, LARGE_VOCABULARY: 2}
+# Steps, of which the first warms up; fewer of what takes ten times as long.
+STEPS, GROWTH_STEPS, TRL_STEPS = 4, 3, 2
+GROWN = 64  # tokens of prefix and continuation where K or the model grows
 TARGETS = {  # at P = L = 128 and P = 512, L = 64
     "TRL, matched": {(128, 128): 3.2, (512, 64): 9.0},
     "TRL, by default": {(128, 128): 5.0, (512, 64): 13.0},
@@ -72,7 +72,7 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _arguments(folder: str, batch: int, steps: int = STEPS, **more: Any) -> dict[str, Any]:
+def _arguments(folder: str, batch: int, steps: int, **more: Any) -> dict[str, Any]:
     """What both sides' trainers are told."""
     return {
         "output_dir": folder,
@@ -118,7 +118,7 @@ class PlainRepetition(nn.Module):
 
 
 def seconds_of(
-    scorer: Any, groups: Sequence[Group], objective: str, micro_batch: int = 0
+    scorer: Any, groups: Sequence[Group], objective: str, micro_batch: int = 0, steps: int = STEPS
 ) -> list[float]:
     """Seconds of the steps of CPO or MLE, all groups in each, `micro_batch` of them at once."""
     count = len(groups)
@@ -136,16 +136,16 @@ def seconds_of(
         for group, logps in zip(groups, reference_logps, strict=True)
     ]
     settings = TrainingSettings(
-        objective, STEPS, count, 1e-6, beta=5.0, precision="bf16", micro_batch=micro_batch
+        objective, steps, count, 1e-6, beta=5.0, precision="bf16", micro_batch=micro_batch
     )
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder, _quietly():
         SequenceTrainer(
             scorer,
-            PlannedExamples(examples * STEPS, count),
+            PlannedExamples(examples * steps, count),
             settings,
             args=TrainingArguments(
-                **_arguments(folder, micro_batch, remove_unused_columns=False),
+                **_arguments(folder, micro_batch, steps, remove_unused_columns=False),
                 gradient_accumulation_steps=count // micro_batch,
             ),
             callbacks=[clock],
@@ -171,6 +171,7 @@ def trl_seconds(shape: Shape, groups: Sequence[Group], matched: bool) -> list[fl
         for negative in group.continuations[1:]
     ]
     clock = _Clock()
+    steps = TRL_STEPS + (matched and shape == SMALL_VOCABULARY)
     with tempfile.TemporaryDirectory() as folder, _quietly():
         options = (
             {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "bf16": True}
@@ -181,9 +182,7 @@ def trl_seconds(shape: Shape, groups: Sequence[Group], matched: bool) -> list[fl
         trainer = DPOTrainer(
             model=model,
             ref_model=copy.deepcopy(model),
-            args=DPOConfig(
-                **_arguments(folder, len(pairs), PEER_STEPS[shape], beta=5.0, **options)
-            ),
+            args=DPOConfig(**_arguments(folder, len(pairs), steps, beta=5.0, **options)),
             train_dataset=Dataset.from_list(pairs),
             processing_class=_words(shape.vocabulary),
             callbacks=[clock],
@@ -299,19 +298,21 @@ def _growth(rate: float) -> list[Line]:
     cases += [(Shape(8_192, 256, 4), K), (Shape(8_192, 768, 8), K)]
     lines = []
     for shape, k in cases:
-        groups = random_groups(shape, 128, 128, count=1, k=k)
-        ours = seconds_of(GroupScorer(shape.model(), "bf16"), groups, "cpo")
-        peer = seconds_of(PlainRepetition(shape.model()), groups, "cpo")
-        operations = shape.shared(128, 128, k)
+        groups = random_groups(shape, GROWN, GROWN, count=1, k=k)
+        ours, peer = (
+            seconds_of(scorer, groups, "cpo", steps=GROWTH_STEPS)
+            for scorer in (GroupScorer(shape.model(), "bf16"), PlainRepetition(shape.model()))
+        )
+        operations = shape.shared(GROWN, GROWN, k)
         lines.append(
             Line(
                 "growth",
-                f"K = {k}, {shape}, P = L = 128",
+                f"K = {k}, {shape}, P = L = {GROWN}",
                 "plain repetition",
                 "s / step",
                 ours,
                 peer,
-                bound=shape.repeated(128, 128, k, head=256) / operations,
+                bound=shape.repeated(GROWN, GROWN, k, head=2 * GROWN) / operations,
                 notes={"share_of_matrix_rate": operations / min(ours) / rate},
             )  # fmt: skip
         )

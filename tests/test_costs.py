@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from cpo import costs
 from cpo.costs import Planned
+from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.profiles import load_profile
 from cpo.stated import StatedSuite
 from cpo.store import Store
@@ -70,3 +73,41 @@ def test_what_is_made_costs_nothing_more(tmp_path):
     suite.store.get_or_make(recipe, lambda folder: None)
     made = {item.name: item for item in suite.plan()}["reference/gpt2"]
     assert made.made and (made.seconds, made.alone, made.gpu_hours) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_activations_are_those_that_a_backward_pass_keeps(name, precision):
+    width, layers, length, k = 256, 2, 128, 4
+    config = {
+        "gpt2": GPT2Config(vocab_size=99, n_embd=width, n_layer=layers, n_head=4),
+        "llama": LlamaConfig(
+            vocab_size=99, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4,
+            intermediate_size=688,
+        ),
+    }[name]  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    ids = torch.randint(1, 99, (1 + k, length)).tolist()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logps = GroupScorer(model, precision)(**collate_groups([Group(ids[0], ids[1:])]))
+    for parameter in model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    tokens = (1 + k) * length
+    overrides = [
+        f"models.{name}.width={width}",
+        f"models.{name}.layers={layers}",
+        f"optimiser.micro_batch_tokens={tokens}",
+        f"optimiser.precision={precision}",
+    ]
+    planned = costs._activations_gb(load_profile("paper", overrides), name) * 1e9
+    if precision == "bf16":  # the copies of the layers' matrices
+        matrices = (12 if name == "gpt2" else 4 + 3 * 688 / width) * width**2 * layers
+        planned += costs.BYTES_OF_COPY * matrices
+    assert logps.requires_grad and sum(kept.values()) == pytest.approx(planned, rel=0.25)

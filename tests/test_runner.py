@@ -350,11 +350,11 @@ def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
         assert run_suite("paper", settings, dry_run=True, notebooks_dir=folder) == 0
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("Does")]
 
-    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; a token keeps 34 x 3,200 x 26 bytes, 2.83 MB.
-    # 16,384 of them are 46.3 GB, 109 in all; into the 22.3 GB that are left go 7,870, so 4,096.
+    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; a token keeps 66 x 3,200 x 26 bytes, 5.49 MB.
+    # 16,384 of them are 90.0 GB, 153 in all; into the 22.3 GB that are left go 4,054, so 2,048.
     assert said("optimiser.micro_batch_tokens=16384") == [
-        "Does not fit: training llama takes 109 GB on each GPU, and there are 85: "
-        "set optimiser.micro_batch_tokens=4096."
+        "Does not fit: training llama takes 153 GB on each GPU, and there are 85: "
+        "set optimiser.micro_batch_tokens=2048."
     ]
     assert said("gpu_memory_gb=40") == [
         "Does not fit: training llama takes 74 GB on each GPU, and there are 40: "

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from chat_server import Answer, ScriptedServer, question_of
 
+from cpo import verdict_store
 from cpo.chat import ChatServer, Reply, ask_all
 from cpo.verdict_store import Question, StoredVerdict, VerdictStore, VerdictStoreError
 
@@ -204,6 +205,32 @@ def test_opening_a_new_file_together(tmp_path: Path) -> None:
             one.join()
         with VerdictStore(path) as store:
             assert len(list(store.rows())) == 8
+
+
+def test_a_file_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    outcome: list[object] = []
+
+    def open_it() -> None:
+        try:
+            with VerdictStore(path) as store:
+                outcome.append(list(store.rows()))
+        except Exception as error:
+            outcome.append(error)
+
+    opening = threading.Thread(target=open_it)
+    opening.start()
+    time.sleep(0.3)  # long enough to look into the file, which is still empty
+    assert not outcome
+    other.execute(verdict_store.SCHEMA)
+    other.execute(f"PRAGMA application_id = {verdict_store.APPLICATION}")
+    other.execute(f"PRAGMA user_version = {verdict_store.VERSION}")
+    other.execute("COMMIT")
+    other.close()
+    opening.join(timeout=60)
+    assert outcome == [[]]
 
 
 def test_threads_share_a_store(store: VerdictStore) -> None:
