@@ -36,7 +36,7 @@ HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1
 
 def megabytes(kind: str, prefix: int, length: int, count: int) -> float:
     """In this process: the peak of one step, with `count` prompts, above what was there before it;
-    for a "training", the peak of the process."""
+    for a "training", the peak of the process, on a GPU of its tensors."""
     model = LARGE_VOCABULARY.model()
     scorer: Any = PlainRepetition(model)
     if kind != "plain":
@@ -122,7 +122,7 @@ def run() -> list[Line]:
             "MB",
             [_in_a_process("training", prefix, length, PROMPTS)],
             [planned_megabytes(tokens)],
-            bound=1.0,
+            target=1.0,
         )
     )
     print(lines[-1], flush=True)

@@ -36,7 +36,7 @@ BYTES_OF_COPY = 2  # of a weight in bf16, which autocast keeps until the backwar
 # What a layer keeps of each token for the backward pass, in bytes for each unit of its width, by
 # precision. Measured on groups of 4 and 12: 70 and 130 with GPT-2's layers, 63 and 95 with Llama's.
 # Twice the 34 of Korthikanti et al. (2022): autocast leaves norms and residuals in fp32.
-BYTES_A_UNIT = {"bf16": 66, "fp32": 112}
+BYTES_A_UNIT = {"bf16": 70, "fp32": 118}
 CHECKPOINT_BYTES = 2 * 12  # weights and both moments, and until it is sealed the one before it
 QUESTION_TOKENS = 60  # of a template itself
 REPLY_TOKENS = 2  # "A" and an end

@@ -363,9 +363,10 @@ def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
 class _SelectedRows(DynamicLayer):
     """Rows of another layer's keys and values, kept in the dtype in which attention takes them.
 
-    Rotary embeddings leave fp32 under autocast, and attention rounds what it is given: rounded
-    here, keys and values are the same and half as large. Gradients of a row that is selected
-    several times add up before they are rounded.
+    Rotary embeddings leave keys in fp32 under autocast, and transformers keeps values in the dtype
+    of the keys. Attention rounds both in any case: rounded here, they are the same, half as large.
+    Selected before they are rounded, since gradients of a row that serves several times add up in
+    the dtype that it has then.
     """
 
     def __init__(self, layer: Any, rows: Tensor) -> None:

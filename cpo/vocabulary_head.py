@@ -2,8 +2,9 @@
 
 Logits are by far the largest tensor of a language model's step: 4,096 x 50,257 of them in fp32 are
 0.8 GB, and a plain cross entropy holds them three times. Here they exist a tile at a time, some
-states by some words, and the backward pass computes them again. On a processor that is also the
-faster way, since a tile stays near its cache.
+states by some words, and the backward pass computes them again; twice where it rounds them to bf16
+and the words are more than a tile's, since rounded logits have sums of their own. On a processor
+that is also the faster way, since a tile stays near its cache.
 
 torch's own `linear_cross_entropy` keeps gradients instead of logits, which takes one weight for all
 tokens beforehand. CPO's weights are known only when all K continuations are scored.
@@ -11,7 +12,6 @@ tokens beforehand. CPO's weights are known only when all K continuations are sco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # States and words whose logits exist at one time, 32 MB of them in fp32. Measured on a processor
-# with 2,048, 8,192 and 50,257 words: as fast as tiles of 512 whole rows, which take 0.3 GB of the
-# largest vocabulary.
+# with 2,048, 8,192 and 50,257 words: as fast as tiles of 512 states and all words, of which the
+# largest vocabulary makes 103 MB. On a GPU nobody has measured them.
 TILE_STATES = 1024
 TILE_WORDS = 8192
 
@@ -40,7 +40,7 @@ def token_logps(
         states: `[N, H]`, any float dtype.
         weight: `[V, H]`, fp32 or fp64: the dtype of softmax, sums and result.
         bias: `[V]` or None.
-        targets: `[N]`, int64.
+        targets: `[N]`, int64; one that is no word has no log-probability, but NaN.
         bf16_logits: matrix products of the forward pass in bf16. Their logits are rounded to three
             digits: good enough for pretraining, too coarse for log-ratios.
         bf16_gradients: matrix products of the backward pass in bf16, logits computed again
@@ -75,27 +75,27 @@ class _TokenLogps(torch.autograd.Function):
         states, weight, bias, targets, log_normalisers = ctx.saved_tensors
         head = _Head(weight, bias, ctx.bf16_gradients, len(states))
         inputs = states.bfloat16() if ctx.bf16_gradients else states
-        # Logits that are rounded only now have sums of their own; over one tile they come for free.
-        whole = ctx.rounded_anew and len(head.words) == 1
-        if ctx.rounded_anew and not whole:
+        # Over all words the sums of logits that are rounded only now come with them.
+        in_one_tile = ctx.rounded_anew and len(head.words) == 1
+        if ctx.rounded_anew and not in_one_tile:
             _, log_normalisers = head.own_and_normaliser(inputs, targets)
         states_gradient = torch.zeros_like(states)
         weight_gradient = torch.zeros_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         for words in head.words:
-            used = head.weight_of(words)
+            tile_weight = head.weight_of(words)
             for rows in head.rows:
                 # d logp(y) / d logits = onehot(y) - softmax
-                own = gradient[rows, None]
-                logits = head.logits(inputs[rows], used, words)
-                log_sums = logits.logsumexp(-1) if whole else log_normalisers[rows]
-                slopes = logits.sub_(log_sums[:, None]).exp_().mul_(-own)
+                own_gradient = gradient[rows, None]
+                logits = head.logits(inputs[rows], tile_weight, words)
+                log_sums = logits.logsumexp(-1) if in_one_tile else log_normalisers[rows]
+                slopes = logits.sub_(log_sums[:, None]).exp_().mul_(-own_gradient)
                 place, here = _within(words, targets[rows])
-                slopes.scatter_add_(-1, place, own * here)
+                slopes.scatter_add_(-1, place, own_gradient * here)
                 if bias_gradient is not None:
                     bias_gradient[words] += slopes.sum(0)
-                slopes = slopes.to(used.dtype)
-                states_gradient[rows] += slopes @ used
+                slopes = slopes.to(tile_weight.dtype)
+                states_gradient[rows] += slopes @ tile_weight
                 weight_gradient[words] += slopes.T @ inputs[rows]
         return states_gradient, weight_gradient, bias_gradient, None, None, None
 
@@ -104,8 +104,8 @@ class _Head:
     """Logits of some of `count` states for some words, in the same memory each time."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, bf16: bool, count: int) -> None:
-        self.rows = list(_slices(count, TILE_STATES))
-        self.words = list(_slices(len(weight), TILE_WORDS))
+        self.rows = _slices(count, TILE_STATES)
+        self.words = _slices(len(weight), TILE_WORDS)
         self.weight, self.bias, self.bf16 = weight, bias, bf16
         self.buffer = weight.new_empty(min(count, TILE_STATES) * min(len(weight), TILE_WORDS))
 
@@ -113,35 +113,39 @@ class _Head:
         weight = self.weight[words]
         return weight.bfloat16() if self.bf16 else weight
 
-    def logits(self, states: Tensor, weight: Tensor, words: slice) -> Tensor:
-        """`[states, words]` in the dtype of the head; the next call overwrites them."""
-        logits = self.buffer[: len(states) * len(weight)].view(len(states), len(weight))
+    def logits(self, states: Tensor, tile_weight: Tensor, words: slice) -> Tensor:
+        """`[n, words]` in the dtype of the head, with `weight_of(words)`; the next call overwrites
+        them."""
+        shape = len(states), len(tile_weight)
+        logits = self.buffer[: shape[0] * shape[1]].view(shape)
         if self.bf16:
-            logits.copy_(states.bfloat16() @ weight.T)
+            logits.copy_(states.bfloat16() @ tile_weight.T)
         else:
-            torch.mm(states, weight.T, out=logits)
+            torch.mm(states, tile_weight.T, out=logits)
         return logits if self.bias is None else logits.add_(self.bias[words])
 
     def own_and_normaliser(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The logit at each state's target, and the log of its softmax's sum, both `[N]`."""
-        own = self.buffer.new_zeros(len(states))
+        """The logit at each state's target, not a number where the target is no word, and the log
+        of its softmax's sum; both `[N]`, in the dtype of the head."""
+        own = self.buffer.new_full((len(states),), torch.nan)
         log_normalisers = torch.full_like(own, -torch.inf)
         for words in self.words:
-            weight = self.weight_of(words)
+            tile_weight = self.weight_of(words)
             for rows in self.rows:
-                logits = self.logits(states[rows], weight, words)
+                logits = self.logits(states[rows], tile_weight, words)
                 place, here = _within(words, targets[rows])
-                own[rows] += (logits.gather(-1, place) * here)[:, 0]
+                own[rows] = torch.where(here, logits.gather(-1, place), own[rows, None])[:, 0]
                 log_normalisers[rows] = log_normalisers[rows].logaddexp(logits.logsumexp(-1))
         return own, log_normalisers
 
 
 def _within(words: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Where among `words` the targets stand, and whether they stand there at all, `[n, 1]`."""
+    """Where among `words` the targets stand, int64, and whether they stand there at all, bool, both
+    `[n, 1]`; those that do not are given a place that exists."""
     place = targets[:, None] - words.start
     last = words.stop - words.start - 1
     return place.clamp(0, last), (place >= 0) & (place <= last)
 
 
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(length, start + size)) for start in range(0, length, size))
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(length, start + size)) for start in range(0, length, size)]

@@ -123,10 +123,10 @@ class Card:
         ([Card()] * 4, [], ["GPU"]),
         ([Card()] * 8, ["processes.count=16"], ["processes"]),
         ([Card()] * 8, ["processes={count: 16, options: ['--num_machines=2']}"], []),
-        # OpenLlama-3B: 18 bytes of each of 3.43e9 weights, 62 GB, 11 of activations and 1 beside.
+        # OpenLlama-3B: 18 bytes of each of 3.43e9 weights, 62 GB, 12 of activations and 1 beside.
         ([Card(total_memory=72e9)] * 8, [], ["GPU memory"]),
         ([Card(total_memory=72e9)] * 8, ["optimiser.micro_batch_tokens=1024"], []),
-        # GPT2-XL alone is trained: 28 GB, 10 and 1.
+        # GPT2-XL alone is trained: 28 GB, 11 and 1.
         ([Card(total_memory=72e9)] * 8, ["rows=[t1/MLE, t1/ANR]", "claims={}"], []),
     ],
 )

@@ -350,17 +350,17 @@ def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
         assert run_suite("paper", settings, dry_run=True, notebooks_dir=folder) == 0
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("Does")]
 
-    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; a token keeps 66 x 3,200 x 26 bytes, 5.49 MB.
-    # 16,384 of them are 90.0 GB, 153 in all; into the 22.3 GB that are left go 4,054, so 2,048.
-    assert said("optimiser.micro_batch_tokens=16384") == [
-        "Does not fit: training llama takes 153 GB on each GPU, and there are 85: "
+    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; a token keeps 70 x 3,200 x 26 bytes, 5.82 MB.
+    # 8,192 of them are 47.7 GB, 110 in all; into the 22.3 GB that are left go 3,822, so 2,048.
+    assert said("optimiser.micro_batch_tokens=8192") == [
+        "Does not fit: training llama takes 110 GB on each GPU, and there are 85: "
         "set optimiser.micro_batch_tokens=2048."
     ]
-    assert said("gpu_memory_gb=40") == [
-        "Does not fit: training llama takes 74 GB on each GPU, and there are 40: "
+    assert said("gpu_memory_gb=48") == [
+        "Does not fit: training llama takes 75 GB on each GPU, and there are 48: "
         "take GPUs with more memory, or leave out the rows of models.llama."
     ]
-    assert said("gpu_memory_gb=40", "rows=[t1/MLE]") == []
+    assert said("gpu_memory_gb=48", "rows=[t1/MLE]") == []
 
 
 def run_in_background(tmp_path: Path, artifacts: Path) -> subprocess.Popen[str]:

@@ -54,7 +54,9 @@ def test_gradients_are_those_of_finite_differences(monkeypatch, bias):
     assert torch.autograd.gradcheck(lambda *given: token_logps(*given, targets), leaves)
 
 
-def test_bf16_gradients_leave_the_values_alone():
+@pytest.mark.parametrize("words", [VOCABULARY, 13])
+def test_bf16_gradients_leave_the_values_alone(monkeypatch, words):
+    tiles_of(monkeypatch, 4, words)
     found = []
     for options in ({}, {"bf16_gradients": True}, {"bf16_logits": True}):
         *leaves, targets = head(torch.float32, True)
@@ -85,7 +87,7 @@ def test_bf16_slopes_add_up_to_nothing_however_large_the_logits_are(monkeypatch,
 
 
 def test_nothing_of_the_size_of_all_logits_is_ever_made(monkeypatch):
-    tiles_of(monkeypatch, 3, 16)
+    tiles_of(monkeypatch, 3, 11)
     largest = 0
     *leaves, targets = head(torch.float32, False)
 
@@ -93,13 +95,38 @@ def test_nothing_of_the_size_of_all_logits_is_ever_made(monkeypatch):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
+            # The weights, turned or not, and their gradient are there in any case.
+            if isinstance(result, Tensor) and result.shape.numel() != VOCABULARY * WIDTH:
                 largest = max(largest, result.numel())
             return result
 
     with Watch():
         token_logps(*leaves, targets).sum().backward()
-    assert largest == VOCABULARY * WIDTH  # the weights and their gradient; COUNT x V would be 440
+    # The states, 11 x 6. A tile has 3 x 11 logits, a tile of all words would have 120.
+    assert largest == COUNT * WIDTH
+
+
+def test_a_target_that_is_no_word_has_no_logp(monkeypatch):
+    tiles_of(monkeypatch, 4, 13)
+    states, weight, bias, targets = head(torch.float64, True)
+    expected = token_logps(states, weight, bias, targets)
+    for beyond in (-1, VOCABULARY):
+        wrong = targets.clone()
+        wrong[3] = beyond
+        found = token_logps(states, weight, bias, wrong)
+        assert found[3].isnan()
+        assert torch.equal(found[[0, 1, 2, 4]], expected[[0, 1, 2, 4]])
+
+
+@pytest.mark.parametrize("word", [0, 12, 13, VOCABULARY - 1])  # at the edges of tiles
+def test_an_impossible_word_takes_nothing_from_the_others(monkeypatch, word):
+    tiles_of(monkeypatch, 4, 13)
+    states, weight, bias, targets = head(torch.float64, True)
+    targets[targets == word] = word - 1 if word else 1
+    with torch.no_grad():
+        bias[word] = -torch.inf
+    found = token_logps(states, weight, bias, targets)
+    torch.testing.assert_close(found, plain(states, weight, bias, targets))
 
 
 def test_no_states_have_no_logps():
