@@ -31,7 +31,7 @@ LENGTHS = [(128, 128), (512, 64)]
 TARGET = 4.0
 PROMPTS = 4  # of the training that the plan is held against
 # glibc: blocks from this size on, in bytes, are the system's own, and go back when they are freed.
-HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
 
 def megabytes(kind: str, prefix: int, length: int, count: int) -> float:

@@ -19,7 +19,7 @@ from cpo.generation import generate, up_to_eos
 from cpo.memory import keep_freed_memory
 from cpo.negatives import AUTOREGRESSIVE_TOP_K
 
-PROMPTS, PREFIX, NEGATIVES, LONGEST, REPEATS = 3, 128, 11, 128, 2
+PROMPTS, PREFIX, NEGATIVES, LONGEST, REPEATS = 2, 128, 11, 128, 2
 TARGET = 1.5
 
 

@@ -27,7 +27,7 @@ WITHOUT_MODEL = ("ensemble", "verdicts", "unhelpful")
 OF_A_PROCESS = 1.0  # GB, before there is a model
 # Beside the tokens: for each artifact that uses a model or only reads and writes, for each weight
 # that is read and written, and for each step of a training, in tokens that take as long.
-OVERHEAD_SECONDS = {"with a model": 1.0, "without": 0.1}
+OVERHEAD_SECONDS = {"with a model": 0.5, "without": 0.1}
 SECONDS_A_WEIGHT = 8e-9
 STEP_TOKENS = 900
 LAUNCH_SECONDS = 15.0  # until several processes have started and found each other

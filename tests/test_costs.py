@@ -30,8 +30,8 @@ def test_what_is_shared_out_takes_less_time_and_no_fewer_gpu_hours(tmp_path):
         assert item.alone == item.seconds == eight[name].alone
         assert item.gpu_hours == pytest.approx(item.seconds / 3600)
     shared = eight["model t2/MixNR/0"]
-    # Apart from a second, 8e-9 s for each of 3.43e9 weights and the launch, an eighth of the time.
-    fixed = 1.0 + 8e-9 * 3.43e9
+    # Apart from half a second, 8e-9 s for each of 3.43e9 weights and the launch, an eighth of the time.
+    fixed = 0.5 + 8e-9 * 3.43e9
     expected = (shared.alone - fixed) / 8 + fixed + costs.LAUNCH_SECONDS
     assert shared.seconds == pytest.approx(expected)
     assert shared.gpu_hours == pytest.approx(8 * expected / 3600)
@@ -47,16 +47,16 @@ def test_a_training_is_counted_by_its_tokens_and_steps(tmp_path):
     prefix, continuation = costs._mean_tokens(suite)["instructions"]
     # 1,000 steps of 64 prefixes and 12 continuations each, and 900 tokens for the step itself.
     tokens = 1000 * (64 * (prefix + 12 * continuation) + 900)
-    expected = tokens / 6060 + 1.0 + 8e-9 * 3.43e9
+    expected = tokens / 6060 + 0.5 + 8e-9 * 3.43e9
     assert one["model t2/MixNR/0"].seconds == pytest.approx(expected)
     # Prefixes alone are as long for MLE, with one continuation.
     tokens = 1000 * (64 * (prefix + continuation) + 900)
-    assert one["model t2/MLE2"].seconds == pytest.approx(tokens / 6060 + 1.0 + 8e-9 * 3.43e9)
+    assert one["model t2/MLE2"].seconds == pytest.approx(tokens / 6060 + 0.5 + 8e-9 * 3.43e9)
 
 
 def test_decoding_is_counted_by_its_way(tmp_path):
     one = plan(tmp_path, "processes.count=1")
-    fixed = 1.0 + 8e-9 * 3.43e9
+    fixed = 0.5 + 8e-9 * 3.43e9
     greedy, top_k, top_p, beam = (
         one[f"generations of f1a/MLE/{way}"].seconds - fixed
         if way != "greedy"
