@@ -30,7 +30,7 @@ def test_what_is_shared_out_takes_less_time_and_no_fewer_gpu_hours(tmp_path):
         assert item.alone == item.seconds == eight[name].alone
         assert item.gpu_hours == pytest.approx(item.seconds / 3600)
     shared = eight["model t2/MixNR/0"]
-    # Apart from half a second, 8e-9 s for each of 3.43e9 weights and the launch, an eighth of the time.
+    # An eighth of the time, but for half a second, 8e-9 s for each of 3.43e9 weights, the launch.
     fixed = 0.5 + 8e-9 * 3.43e9
     expected = (shared.alone - fixed) / 8 + fixed + costs.LAUNCH_SECONDS
     assert shared.seconds == pytest.approx(expected)
