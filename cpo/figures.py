@@ -652,13 +652,22 @@ def samples_page(
     examples: Sequence[Judged], texts: Mapping[str, Sequence[str]], attribution: str,
     count: int = 20,
 ) -> str:  # fmt: skip
-    """A page (HTML, self-contained) of prompts, each with its recorded response and every model's.
+    """`samples` as a page of its own (HTML, self-contained)."""
+    return _page("Samples, side by side", samples(examples, texts, attribution, count))
+
+
+def samples(
+    examples: Sequence[Judged], texts: Mapping[str, Sequence[str]], attribution: str,
+    count: int = 20, level: int = 2,
+) -> str:  # fmt: skip
+    """Prompts (HTML), each with its recorded response and every model's.
 
     Args:
         examples: prompts; those shown are spread evenly over them, not chosen.
         texts: for each name of a model its responses, aligned with `examples`.
         attribution: whose the prompts and recorded responses are, and under what licence.
         count: of prompts shown, at most.
+        level: of a prompt's heading; a response's is one lower.
 
     Raises:
         ValueError: a list of responses that is not aligned.
@@ -668,6 +677,7 @@ def samples_page(
             raise ValueError(f"{name}: {len(responses)} responses to {len(examples)} prompts")
     shown = min(count, len(examples))
     indices = [index * len(examples) // shown for index in range(shown)]
+    prompt, response = f"h{level}", f"h{level + 1}"
     parts = [
         f"<p>{shown} of {len(examples):,} held-out prompts, evenly spaced, none chosen. "
         f"{_escape(attribution)}</p>"
@@ -677,14 +687,15 @@ def samples_page(
         columns = {"recorded": example.continuation}
         columns |= {name: responses[index] for name, responses in texts.items()}
         cells = "".join(
-            f"<div><h3>{_escape(name)}</h3><pre>{_escape(text) or '<i>(empty)</i>'}</pre></div>"
+            f"<div><{response}>{_escape(name)}</{response}>"
+            f"<pre>{_escape(text) or '<i>(empty)</i>'}</pre></div>"
             for name, text in columns.items()
         )
         parts.append(
-            f"<h2>{_escape(example.id)}</h2><pre class='prompt'>{_escape(example.prefix)}</pre>"
-            f"<div class='side'>{cells}</div>"
+            f"<{prompt}>{_escape(example.id)}</{prompt}>"
+            f"<pre class='prompt'>{_escape(example.prefix)}</pre><div class='side'>{cells}</div>"
         )
-    return _page("Samples, side by side", "\n".join(parts))
+    return "\n".join(parts)
 
 
 # --- Report ---------------------------------------------------------------------------------------

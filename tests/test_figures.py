@@ -383,6 +383,9 @@ def test_samples_page(examples: list[Example]) -> None:
     assert "CC BY-SA 3.0" in page.text and "MixNR <0.5>" in page.text
     assert page.text.count("(empty)") == 5
     assert Page(figures.samples_page(examples[:2], {}, "Own.")).headings == [1, 2, 3, 2, 3]
+    # In a notebook they stand below a heading of their own.
+    part = figures.samples(examples, texts, "Own.", count=2, level=3)
+    assert Page(part).headings == 2 * [3, 4, 4, 4]
     with pytest.raises(ValueError, match="MLE: 3 responses to 50 prompts"):
         figures.samples_page(examples, {"MLE": ["a"] * 3}, "Own.")
 

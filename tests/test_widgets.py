@@ -505,9 +505,11 @@ def test_a_page_made_of_a_saved_notebook_shows_the_picture_as_last_drawn(tmp_pat
         "from cpo.widgets import loss_explorer\npiece = loss_explorer([0.0, 0.0], beta=1.0)\npiece",
         "piece.controls['y1'].value = 1.0",
         "from cpo.live_curves import LiveCurves\n"
+        "log = []\n"
         "with LiveCurves(seconds=0.0) as curves:\n"
         "    for step in (1, 2):\n"
-        "        curves.watch('training x', 2, [{'step': step, 'loss': 1.0 / step}])",
+        "        log.append({'step': step, 'loss': 1.0 / step})\n"
+        "        curves.watch('training x', 2, log)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
     nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
@@ -522,5 +524,5 @@ def test_a_page_made_of_a_saved_notebook_shows_the_picture_as_last_drawn(tmp_pat
         alternatives = Page(page).alternatives
         # ln(1 + e^-1) = 0.313: the state after the second cell.
         assert any(one.startswith("Loss 0.313") for one in alternatives), alternatives
-        assert "Training curves. x (2): step 2 of 2" in " ".join(alternatives)
+        assert "Training curves. x: step 2 of 2, loss 0.500." in " ".join(alternatives)
     assert "its controls need a running notebook" in page and "widget-view" not in page
