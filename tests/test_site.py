@@ -261,7 +261,6 @@ def test_a_formula_that_cannot_be_drawn_stops_the_build(checkout: Path, tmp_path
     assert (output / "index.html").read_text() == "the last good one"
 
 
-@pytest.mark.slow
 def test_the_whole_site(tmp_path: Path) -> None:
     assert site.build(ROOT / "figures" / "tiny", tmp_path / "site") == 0
     check_site(tmp_path / "site")
