@@ -34,7 +34,8 @@ LAUNCH_SECONDS = 15.0  # until several processes have started and found each oth
 BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
 BYTES_OF_COPY = 2  # of a weight in bf16, which autocast keeps until the backward pass
 # What a layer keeps of each token for the backward pass, in bytes for each unit of its width, by
-# precision. Measured on groups of 4 and 12: 70 and 130 with GPT-2's layers, 63 and 95 with Llama's.
+# precision. Measured on groups of 4 and 12: 70 and 130 with GPT-2's layers, 63 and 95 with Llama's;
+# here the larger of the first and what is between the second, where large models are not trained.
 # Twice the 34 of Korthikanti et al. (2022): autocast leaves norms and residuals in fp32.
 BYTES_A_UNIT = {"bf16": 70, "fp32": 118}
 CHECKPOINT_BYTES = 2 * 12  # weights and both moments, and until it is sealed the one before it
