@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from cpo import costs, data, intervals, judging, metrics, world
 from cpo.artifacts import Artifact, Negatives
 from cpo.ensembling import interpolate
-from cpo.generation import generate
+from cpo.generation import generate, ids_without_token
 from cpo.launching import launch
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
@@ -911,8 +911,9 @@ class Suite:
             artifact = self.model(row_id, seed)
             tokenizer = load_tokenizer(artifact.path)
             rows = self._judged(self._subject(row_id)[0], self._task(row_id), split)
+            model = artifact.load()
             found = generate(
-                artifact.load(),
+                model,
                 [one.prefix_ids for one in rows],
                 eos_token_id=tokenizer.eos_token_id,
                 max_new_tokens=recipe.max_new_tokens,
@@ -920,6 +921,7 @@ class Suite:
                 seed=recipe.seed,
                 precision=recipe.precision,
                 lengths=[len(one.continuation_ids) for one in rows],
+                never=ids_without_token(model, tokenizer),
                 description=f"generating {row_id}",
                 **recipe.decoding,
             )

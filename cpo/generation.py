@@ -1,18 +1,19 @@
 """Decoding: continuations of tokenised prefixes.
 
-Greedy and top-k decoding run here, from one pass over each prefix; everything else is transformers'
-own `generate`.
+Greedy and top-k decoding run here, from one pass over each prefix, for models that share a prefix
+(`forward_pass`); everything else is transformers' own `generate`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from cpo.logprobs import continues_from_cache, select_rows
+from cpo.forward_pass import ForwardPass, ModelError, forward_pass_of, same_logits, select_rows
 from cpo.plan import stream_seed
 from cpo.processes import process_count, shared_out
 from cpo.progress import progress_bar
@@ -33,6 +34,7 @@ def generate(
     seed: int = 0,
     precision: str = "fp32",
     lengths: Sequence[int] | None = None,
+    never: Sequence[int] = (),
     description: str = "generating",
     **decoding: Any,
 ) -> list[list[list[int]]]:
@@ -47,6 +49,7 @@ def generate(
             come out, wherever its batches are decoded.
         lengths: a guess at each continuation's length; alike ones are decoded together, so that
             few wait for a long neighbour.
+        never: ids that are not drawn, such as rows of the embedding that no token stands for.
         decoding: arguments of `generate`: do_sample, top_k, top_p, temperature, num_beams.
 
     Returns:
@@ -55,6 +58,7 @@ def generate(
 
     Raises:
         ValueError: a prefix is empty, or with `max_new_tokens` does not fit the model's positions.
+        ModelError: the model's logits depend on later tokens, or `generate` has others.
     """
     _check_lengths(model, prefixes, max_new_tokens)
     # top_k is named even when unused: transformers' default of 50 would apply to every sampling.
@@ -65,31 +69,39 @@ def generate(
     }
     if not options["do_sample"]:
         options = {key: options[key] for key in ("do_sample", "num_beams") if key in options}
-    top_k = _top_k_of(options) if continues_from_cache(model) else None
+    model.eval()
+    forward_pass = forward_pass_of(model)
+    width = max(map(len, prefixes), default=0) + max_new_tokens
+    shares_prefix = forward_pass.may_share(model, width)
+    top_k = _top_k_of(options) if shares_prefix else None
     guess = lengths or [0] * len(prefixes)
     order = sorted(range(len(prefixes)), key=lambda row: (guess[row], len(prefixes[row])))
     rows_together = max(1, batch // per_prefix)
-    model.eval()
+    starts = list(range(0, len(order), rows_together))
+    if top_k is None and not _pads_left(model):
+        order.sort(key=lambda row: len(prefixes[row]))
+        starts = _starts_of_equal([len(prefixes[row]) for row in order], rows_together)
+    ends = dict(zip(starts, [*starts[1:], len(order)], strict=True))
 
     def continuations_of(start: int) -> list[list[int]]:
-        together = [prefixes[row] for row in order[start : start + rows_together]]
-        given = model, together, per_prefix, max_new_tokens, eos_token_id
+        together = [prefixes[row] for row in order[start : ends[start]]]
+        asked = model, together, per_prefix, max_new_tokens, eos_token_id, never
         batch_seed = stream_seed(seed, start)
         if top_k is None:
             torch.manual_seed(batch_seed)
-            ids = _by_transformers(*given, options)
+            ids = _by_transformers(*asked, options)
         else:
             generator = torch.Generator(model.device).manual_seed(batch_seed)
-            ids = _top_k(*given, top_k, generator)
+            ids = _top_k(*asked, forward_pass, top_k, generator)
         bar.update(len(together) * process_count())
-        return [up_to_eos(one, eos_token_id) for one in ids.tolist()]
+        return [up_to_eos(row, eos_token_id) for row in ids.tolist()]
 
     with (
         progress_bar(len(prefixes), description, "prompt") as bar,
         torch.inference_mode(),
         torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"),
     ):
-        batches = shared_out(range(0, len(order), rows_together), continuations_of)
+        batches = shared_out(starts, continuations_of)
     in_order = [continuation for batch_ids in batches for continuation in batch_ids]
     found: list[list[list[int]]] = [[] for _ in prefixes]
     for place, row in enumerate(order):
@@ -111,6 +123,8 @@ def _top_k(
     per_prefix: int,
     max_new_tokens: int,
     eos_token_id: int,
+    never: Sequence[int],
+    forward_pass: ForwardPass,
     top_k: int,
     generator: torch.Generator,
 ) -> Tensor:
@@ -133,7 +147,10 @@ def _top_k(
     drawn = torch.full((len(row), max_new_tokens), eos_token_id, device=device)
     alive = torch.ones_like(row, dtype=torch.bool)
     for step in range(max_new_tokens):
-        best = model.get_output_embeddings()(states).float().topk(top_k)
+        logits = forward_pass.logits(model, states).float()
+        if never:
+            logits[:, never] = -torch.inf
+        best = logits.topk(top_k)
         choice = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
         token = best.indices.gather(-1, choice)[:, 0].masked_fill(~alive, eos_token_id)
         drawn[row, step] = token
@@ -165,9 +182,10 @@ def _by_transformers(
     per_prefix: int,
     max_new_tokens: int,
     eos_token_id: int,
+    never: Sequence[int],
     options: dict[str, Any],
 ) -> Tensor:
-    """What `_top_k` returns, by any of transformers' ways of decoding."""
+    """What `_top_k` returns, by any of transformers' decoding methods."""
     width = max(map(len, prefixes))
     padding = [width - len(one) for one in prefixes]
     ids = [[eos_token_id] * pad + list(one) for pad, one in zip(padding, prefixes, strict=True)]
@@ -179,10 +197,64 @@ def _by_transformers(
         num_return_sequences=per_prefix,
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
-        use_cache=True,
+        suppress_tokens=list(never) or None,
         **options,
     )
     return output[:, width:]
+
+
+def _starts_of_equal(lengths: Sequence[int], most: int) -> list[int]:
+    """Where batches begin that hold at most so many rows, of one length each; `lengths` rise."""
+    starts: list[int] = []
+    for row, length in enumerate(lengths):
+        if not starts or length != lengths[starts[-1]] or row - starts[-1] == most:
+            starts.append(row)
+    return starts
+
+
+_PADS_LEFT: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _pads_left(model: Any) -> bool:
+    """Whether `generate` answers to a prefix with padding before it as to the prefix alone.
+
+    Two steps of it are compared with the model's own forward pass, once per model.
+
+    Raises:
+        ModelError: without padding it does not follow the model's own forward pass, either.
+    """
+    if model not in _PADS_LEFT:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            _PADS_LEFT[model] = _compare_generate(model)
+    return _PADS_LEFT[model]
+
+
+def _compare_generate(model: Any) -> bool:
+    generator = torch.Generator().manual_seed(1)
+    entries = model.config.get_text_config().vocab_size
+    prefix = torch.randint(entries, (1, 3), generator=generator).to(model.device)
+    padded = torch.cat([prefix[:, :1].expand(-1, 2), prefix], -1)
+    mask = torch.ones_like(padded).index_fill_(1, torch.tensor([0, 1], device=model.device), 0)
+
+    def two_steps(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The sequence without its last token, `[1, T + 1]`, and two logits, `[2, V]`."""
+        output = model.generate(
+            ids, attention_mask=mask, min_new_tokens=2, max_new_tokens=2, do_sample=False,
+            num_beams=1, pad_token_id=0, return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        return output.sequences[:, :-1], torch.cat(output.logits)
+
+    refusal = f"{type(model).__name__} cannot be sampled from: its `generate` "
+    try:
+        ids, steps = two_steps(prefix, torch.ones_like(prefix))
+    except Exception as error:  # as many kinds as there are architectures
+        raise ModelError(f"{refusal}fails ({type(error).__name__}: {error})") from error
+    if not same_logits(steps, model(input_ids=ids).logits[0, -2:]):
+        raise ModelError(f"{refusal}gives other logits than its forward pass")
+    try:
+        return same_logits(two_steps(padded, mask)[1], steps)
+    except Exception:
+        return False
 
 
 def _check_lengths(model: Any, prefixes: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -195,6 +267,15 @@ def _check_lengths(model: Any, prefixes: Sequence[Sequence[int]], max_new_tokens
             f"a prefix of {longest} tokens and {max_new_tokens} new ones exceed the model's "
             f"{limit} positions: drop long prefixes or lower max_new_tokens"
         )
+
+
+def ids_without_token(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that a model can emit and no token of the tokenizer has, such as rows that only pad its
+    embedding to a round size."""
+    known = set(tokenizer.get_vocab().values())
+    return [
+        token for token in range(model.config.get_text_config().vocab_size) if token not in known
+    ]
 
 
 def up_to_eos(ids: Sequence[int], eos_token_id: int) -> list[int]:

@@ -7,10 +7,8 @@ training step starts at ln K exactly. `GroupScorer` is the module that a trainer
 
 from __future__ import annotations
 
-import copy
-import inspect
-import warnings
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from cpo.forward_pass import (
+    forward_pass_of,
+    is_checkpointed,
+    left_aligned,
+    states_before_tokens,
+)
 from cpo.vocabulary_head import token_logps
-
-# Rows that are run together: their tokens with padding, and how short the shortest may be, as a
-# share of the longest. Sizes change speed, not values.
-PART_TOKENS = 8192
-PART_SPREAD = 0.7
 
 # Up to this many tokens, plain matrix products in bf16 beat a processor's fused attention: measured
 # 1.6 times as fast forward and backward at 64 tokens, as fast at 256, and slower beyond.
@@ -106,7 +104,7 @@ class GroupScorer(nn.Module):
 
     A group's prefix is computed once and its keys and values serve all K continuations; a
     continuation that is the first one cut short, plus a token, needs no forward pass of its own.
-    Groups of one, and models that cannot continue from a cache, repeat the prefix instead.
+    Groups of one, and models for which that is not the same (`forward_pass`), repeat it.
 
     Args:
         model: a transformers causal language model with fp32 weights.
@@ -134,7 +132,17 @@ class GroupScorer(nn.Module):
         self.fp32_head = fp32_head
         self.share_prefix = share_prefix
         self.tokens_at_once = tokens_at_once
-        disable_dropout(model)
+        disable_randomness(model)
+        self.forward_pass = forward_pass_of(model)
+        self.train()
+
+    def train(self, mode: bool = True) -> GroupScorer:
+        """Training mode, but for the model itself: what that mode brings there, dropout of any
+        make, router jitter or skipped layers, would make policy and reference differ. Gradient
+        checkpointing alone works in no other."""
+        super().train(mode)
+        self.model.train(mode and is_checkpointed(self.model))
+        return self
 
     def forward(
         self,
@@ -243,79 +251,38 @@ class GroupScorer(nn.Module):
         states = self._states_before_tokens(
             prefix_ids, prefix_mask, continuation_ids, continuation_mask
         )
-        head = self.model.get_output_embeddings()
-        return head(states.to(head.weight.dtype))
+        return self.forward_pass.logits(self.model, states)
 
     def _states_before_tokens(
         self, prefix_ids: Tensor, prefix_mask: Tensor, continuation_ids: Tensor, mask: Tensor
     ) -> Tensor:
-        """Last hidden state at the position before each continuation token in `mask`, `[N, H]`."""
-        prefix_ids, prefix_mask = _left_aligned(prefix_ids, prefix_mask)
-        shared = self.share_prefix and mask.shape[1] > 1 and continues_from_cache(self.model)
-        states = self._shared_prefix if shared else self._repeated_prefix
-        bf16 = self.precision == "bf16"
-        short = prefix_ids.shape[-1] + mask.shape[-1] <= SHORT_SEQUENCE
-        plain_products = prefix_ids.device.type == "cpu" and bf16 and short
+        """What `forward_pass.states_before_tokens` gives, in this scorer's precision."""
+        prefix_ids, prefix_mask = left_aligned(prefix_ids, prefix_mask)
+        width = prefix_ids.shape[-1] + mask.shape[-1]
+        wanted = self.share_prefix and mask.shape[1] > 1
+        shared = wanted and self.forward_pass.may_share(self.model, width)
+        # A model's own logits come out of autocast in bf16, too coarse for log-ratios.
+        rounded = self.forward_pass.base_and_head or not self.fp32_head
+        bf16 = self.precision == "bf16" and rounded
+        plain_products = prefix_ids.device.type == "cpu" and bf16 and width <= SHORT_SEQUENCE
         with (
             torch.autocast(prefix_ids.device.type, torch.bfloat16, enabled=bf16),
             sdpa_kernel(SDPBackend.MATH) if plain_products else nullcontext(),
         ):
-            return states(prefix_ids, prefix_mask, continuation_ids, mask)
-
-    def _repeated_prefix(
-        self, prefix_ids: Tensor, prefix_mask: Tensor, continuation_ids: Tensor, mask: Tensor
-    ) -> Tensor:
-        """Every continuation carries its own copy of the prefix."""
-        k = mask.shape[1]
-        none = torch.zeros_like(prefix_mask)
-        ids = torch.cat([prefix_ids.repeat_interleave(k, 0), continuation_ids.flatten(0, 1)], -1)
-        given = torch.cat([prefix_mask.repeat_interleave(k, 0), mask.flatten(0, 1)], -1)
-        asked = torch.cat([none.repeat_interleave(k, 0), mask.flatten(0, 1)], -1)
-        # Padding goes to the right end. A causal model never looks right, so no attention mask and
-        # no position ids are needed, for any architecture.
-        ids, given, asked = _left_aligned(ids, given, asked)
-        asked = asked[:, 1:]  # the state at t predicts token t + 1; a prefix is never empty
-        pool, found, filled = [], torch.zeros_like(asked, dtype=torch.long), 0
-        for rows, longest in _of_like_length(given.sum(-1) * asked.any(-1)):
-            states = self.model.base_model(input_ids=ids[rows, :longest], use_cache=False)
-            here = asked[rows, : longest - 1]
-            pool.append(states.last_hidden_state[:, :-1][here])
-            found[rows, : longest - 1] = filled + here.flatten().cumsum(0).view_as(here) - 1
-            filled += len(pool[-1])
-        if not pool:  # every continuation is empty
-            return self.model.get_input_embeddings().weight[:0]
-        return torch.cat(pool).index_select(0, found[asked])
-
-    def _shared_prefix(
-        self, prefix_ids: Tensor, prefix_mask: Tensor, continuation_ids: Tensor, mask: Tensor
-    ) -> Tensor:
-        """The prefix once; its keys and values, selected by row, serve all its continuations."""
-        batch, k, width = mask.shape
-        prefix = self.model.base_model(input_ids=prefix_ids, use_cache=True)
-        lengths = prefix_mask.sum(-1)
-        ids, asked = continuation_ids.flatten(0, 1), mask.flatten(0, 1)
-        group = torch.arange(batch, device=ids.device).repeat_interleave(k)
-        # Where to find the state before each token: before the first, the prefix's last.
-        pool = [prefix.last_hidden_state[torch.arange(batch, device=ids.device), lengths - 1]]
-        found = group[:, None].expand(-1, width).clone()
-        filled = batch
-        for rows, longest in _of_like_length(asked.sum(-1) - 1):  # nothing follows a last token
-            fed = asked[rows, 1 : 1 + longest]
-            owner = group[rows]
-            states = self.model.base_model(
-                input_ids=ids[rows, :longest],
-                attention_mask=torch.cat([prefix_mask[owner], fed], -1).long(),
-                position_ids=lengths[owner, None] + torch.arange(longest, device=ids.device),
-                past_key_values=select_rows(prefix.past_key_values, owner),
-                use_cache=True,
-            ).last_hidden_state[fed]
-            pool.append(states)
-            found[rows, 1 : 1 + longest] = filled + fed.flatten().cumsum(0).view_as(fed) - 1
-            filled += len(states)
-        return torch.cat(pool).index_select(0, found[asked])
+            return states_before_tokens(
+                self.model,
+                self.forward_pass,
+                prefix_ids,
+                prefix_mask,
+                continuation_ids,
+                mask,
+                shared,
+            )
 
     def _head_logps(self, states: Tensor, targets: Tensor) -> Tensor:
         """log-softmax of the logits at `targets` `[N]`, fp32."""
+        if not self.forward_pass.base_and_head:
+            return states.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
         head = self.model.get_output_embeddings()
         bf16 = self.precision == "bf16"
         return token_logps(
@@ -323,67 +290,11 @@ class GroupScorer(nn.Module):
             head.weight,
             head.bias,
             targets,
+            scale=self.forward_pass.scale,
+            cap=self.forward_pass.cap,
             bf16_logits=bf16 and not self.fp32_head,
             bf16_gradients=bf16,
         )
-
-
-def continues_from_cache(model: Any) -> bool:
-    """Whether a transformers model takes a plain key/value cache and positions; warns if it does
-    not.
-
-    Gradient checkpointing drops the cache in transformers without a word.
-    """
-    base = model.base_model
-    checkpointed = any(getattr(one, "gradient_checkpointing", False) for one in base.modules())
-    reason = ""
-    if base.training and checkpointed:
-        reason = "gradient checkpointing drops the key/value cache"
-    elif "position_ids" not in inspect.signature(base.forward).parameters:
-        reason = f"{type(base).__name__} takes no position ids"
-    elif any(type(one) is not DynamicLayer for one in DynamicCache(config=base.config).layers):
-        reason = f"{type(base).__name__} keeps more than keys and values in its cache"
-    if reason:
-        warnings.warn(f"{reason}: the prefix is repeated for every continuation", stacklevel=2)
-    return not reason
-
-
-def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A cache with these rows of another one, which stays as it is; differentiable.
-
-    By `index_select`, as everywhere where a row may be taken several times: on a processor, the
-    gradient of plain indexing adds up in whatever order its threads come, and two equal trainings
-    would end in different weights.
-    """
-    selected = copy.copy(cache)
-    selected.layers = [_SelectedRows(layer, rows) for layer in cache.layers]
-    return selected
-
-
-class _SelectedRows(DynamicLayer):
-    """Rows of another layer's keys and values, kept in the dtype in which attention takes them.
-
-    Rotary embeddings leave keys in fp32 under autocast, and transformers keeps values in the dtype
-    of the keys. Attention rounds both in any case: rounded here, they are the same, half as large.
-    Selected before they are rounded, since gradients of a row that serves several times add up in
-    the dtype that it has then.
-    """
-
-    def __init__(self, layer: Any, rows: Tensor) -> None:
-        super().__init__()
-        device = rows.device.type
-        autocast = torch.is_autocast_enabled(device)
-        self.dtype = torch.get_autocast_dtype(device) if autocast else layer.keys.dtype
-        self.keys, self.values = (
-            one.index_select(0, rows).to(self.dtype) for one in (layer.keys, layer.values)
-        )
-        self.device, self.is_initialized = rows.device, True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        rounded = key_states.to(self.dtype), value_states.to(self.dtype)
-        return super().update(*rounded, *args, **kwargs)
 
 
 def _truncations(continuation_ids: Tensor, continuation_mask: Tensor) -> Tensor:
@@ -396,38 +307,15 @@ def _truncations(continuation_ids: Tensor, continuation_mask: Tensor) -> Tensor:
     return found
 
 
-def _left_aligned(ids: Tensor, mask: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The rows with their padding moved to the right end; order within a row is kept."""
-    order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
-    return tuple(one.gather(-1, order) for one in (ids, mask, *others))
+def disable_randomness(model: nn.Module) -> None:
+    """Set every rate of dropout, layer drop and router jitter in the model to 0: it would make
+    policy and reference differ at step 0.
 
-
-def _of_like_length(lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Rows of a like length together, longest first, with the longest length; without empty ones.
-
-    A part holds at most `PART_TOKENS` tokens and no row shorter than `PART_SPREAD` of its longest.
+    Where no `nn.Dropout` is used, modules keep such a rate as an attribute.
     """
-    order = lengths.argsort(descending=True, stable=True)
-    sizes = lengths[order].tolist()
-    start = 0
-    while start < len(sizes) and sizes[start] > 0:
-        end = start + 1
-        while (
-            end < len(sizes)
-            and sizes[end] >= max(1, PART_SPREAD * sizes[start])
-            and (end + 1 - start) * sizes[start] <= PART_TOKENS
-        ):
-            end += 1
-        yield order[start:end], sizes[start]
-        start = end
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of the model to 0: it would make policy and reference differ at step 0."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        # Attention implementations read their rate from the module, not from an nn.Dropout.
-        for name in ("attention_dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and re.search("drop|jitter", name):
                 setattr(module, name, 0.0)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cpo.forward_pass import last_hidden_states
 from cpo.intervals import Estimate, MetricError
 
 Array = npt.NDArray[np.float64]
@@ -82,9 +83,7 @@ def last_token_features(
             ids = torch.zeros(len(rows), len(texts[rows[-1]]), dtype=torch.long)
             for place, row in enumerate(rows):
                 ids[place, : len(texts[row])] = torch.tensor(texts[row])
-            hidden = model.base_model(
-                input_ids=ids.to(model.device), use_cache=False
-            ).last_hidden_state
+            hidden = last_hidden_states(model, ids.to(model.device))
             for place, row in enumerate(rows):
                 features[row] = hidden[place, len(texts[row]) - 1].float().cpu()
     finally:

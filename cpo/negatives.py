@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpo.generation import generate
+from cpo.generation import generate, ids_without_token
 from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.own_code import check_name, identity
 from cpo.plan import stream_seed
@@ -57,6 +57,10 @@ class Planned:
         """The ground truth's tokens without its EOS: y_1 .. y_T."""
         ids = self.continuations[row]
         return ids[:-1] if self.has_eos[row] else ids
+
+    def ids_without_token(self) -> list[int]:
+        """Ids of the model that its tokenizer does not know; none where no tokenizer is given."""
+        return [] if self.tokenizer is None else ids_without_token(self.model, self.tokenizer)
 
 
 # (planned rows, {row: how many}, seed) -> {row: candidates}; fewer candidates than asked is
@@ -104,6 +108,7 @@ def autoregressive(
 
     EOS stands only where the model emitted it. Rows that want the same number are decoded together.
     """
+    never = planned.ids_without_token()
     drawn: dict[int, list[Continuation]] = {}
     for count in sorted(set(wanted.values())):
         rows = [row for row, number in wanted.items() if number == count]
@@ -117,6 +122,7 @@ def autoregressive(
             seed=seed,
             precision=planned.precision,
             lengths=[len(planned.continuations[row]) for row in rows],
+            never=never,
             description=f"sampling {count} AN",
             do_sample=True,
             top_k=AUTOREGRESSIVE_TOP_K,
@@ -158,6 +164,7 @@ def meanfield(
     itself.
     """
     scorer = GroupScorer(planned.model, planned.precision)
+    never = planned.ids_without_token()
     rows = list(wanted)
 
     def resampled(start: int) -> list[tuple[int, list[Continuation]]]:
@@ -168,6 +175,7 @@ def meanfield(
         ]
         batch = {name: one.to(planned.model.device) for name, one in collate_groups(groups).items()}
         logits = scorer.next_token_logits(**batch).cpu()
+        logits[:, never] = -torch.inf
         generator = torch.Generator().manual_seed(stream_seed(seed, start))
         ends = torch.tensor([len(body) for body in bodies]).cumsum(0).tolist()
         found = []

@@ -311,7 +311,9 @@ class SequenceTrainer(Trainer):
                     f"{step['contrastive_loss']:.4f}, but a policy that equals its reference has "
                     f"{step['loss_at_reference']:.4f} "
                     f"(ln K, or ln K! when ranked, if nothing is masked). Their distance {gap:.2g} "
-                    f"is above {bound:g}: policy and reference were not scored alike."
+                    f"is above {bound:g}: policy and reference were not scored alike. Look for "
+                    "dropout or other randomness left on, and for reference values of another "
+                    "model, text or precision."
                 )
 
     def _save_batch(self, number: int) -> Path:

@@ -31,10 +31,13 @@ def token_logps(
     bias: Tensor | None,
     targets: Tensor,
     *,
+    scale: float = 1.0,
+    cap: float | None = None,
     bf16_logits: bool = False,
     bf16_gradients: bool = False,
 ) -> Tensor:
-    """log-softmax(states @ weight.T + bias) at `targets`, `[N]`.
+    """log-softmax(logits) at `targets`, `[N]`; logits are `scale (states @ weight.T + bias)`, and
+    with a cap c `c tanh(logits / c)`.
 
     Args:
         states: `[N, H]`, any float dtype.
@@ -46,8 +49,11 @@ def token_logps(
         bf16_gradients: matrix products of the backward pass in bf16, logits computed again
             included, as in autocast; softmax and sums are fp32 there too.
     """
+    states = states.to(weight.dtype)
+    if scale != 1.0:  # of the smaller factors
+        states, bias = states * scale, None if bias is None else bias * scale
     return _TokenLogps.apply(
-        states.to(weight.dtype), weight, bias, targets, bf16_logits, bf16_logits or bf16_gradients
+        states, weight, bias, targets, cap, bf16_logits, bf16_logits or bf16_gradients
     )
 
 
@@ -59,13 +65,14 @@ class _TokenLogps(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        cap: float | None,
         bf16_logits: bool,
         bf16_gradients: bool,
     ) -> Tensor:
-        head = _Head(weight, bias, bf16_logits, len(states))
+        head = _Head(weight, bias, cap, bf16_logits, len(states))
         own_logits, log_normalisers = head.own_and_normaliser(states, targets)
         ctx.save_for_backward(states, weight, bias, targets, log_normalisers)
-        ctx.bf16_gradients = bf16_gradients
+        ctx.cap, ctx.bf16_gradients = cap, bf16_gradients
         ctx.rounded_anew = bf16_gradients and not bf16_logits
         return own_logits - log_normalisers
 
@@ -73,7 +80,7 @@ class _TokenLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets, log_normalisers = ctx.saved_tensors
-        head = _Head(weight, bias, ctx.bf16_gradients, len(states))
+        head = _Head(weight, bias, ctx.cap, ctx.bf16_gradients, len(states))
         inputs = states.bfloat16() if ctx.bf16_gradients else states
         # Over all words the sums of logits that are rounded only now come with them.
         in_one_tile = ctx.rounded_anew and len(head.words) == 1
@@ -88,25 +95,31 @@ class _TokenLogps(torch.autograd.Function):
                 # d logp(y) / d logits = onehot(y) - softmax
                 own_gradient = gradient[rows, None]
                 logits = head.logits(inputs[rows], tile_weight, words)
+                # d (c tanh(l / c)) / d l = 1 - tanh(l / c)^2
+                within_cap = None if ctx.cap is None else 1 - (logits / ctx.cap).square_()
                 log_sums = logits.logsumexp(-1) if in_one_tile else log_normalisers[rows]
                 slopes = logits.sub_(log_sums[:, None]).exp_().mul_(-own_gradient)
                 place, here = _within(words, targets[rows])
                 slopes.scatter_add_(-1, place, own_gradient * here)
+                if within_cap is not None:
+                    slopes.mul_(within_cap)
                 if bias_gradient is not None:
                     bias_gradient[words] += slopes.sum(0)
                 slopes = slopes.to(tile_weight.dtype)
                 states_gradient[rows] += slopes @ tile_weight
                 weight_gradient[words] += slopes.T @ inputs[rows]
-        return states_gradient, weight_gradient, bias_gradient, None, None, None
+        return states_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
 class _Head:
     """Logits of some of `count` states for some words, in the same memory each time."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, bf16: bool, count: int) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, cap: float | None, bf16: bool, count: int
+    ) -> None:
         self.rows = _slices(count, TILE_STATES)
         self.words = _slices(len(weight), TILE_WORDS)
-        self.weight, self.bias, self.bf16 = weight, bias, bf16
+        self.weight, self.bias, self.cap, self.bf16 = weight, bias, cap, bf16
         self.buffer = weight.new_empty(min(count, TILE_STATES) * min(len(weight), TILE_WORDS))
 
     def weight_of(self, words: slice) -> Tensor:
@@ -122,7 +135,9 @@ class _Head:
             logits.copy_(states.bfloat16() @ tile_weight.T)
         else:
             torch.mm(states, tile_weight.T, out=logits)
-        return logits if self.bias is None else logits.add_(self.bias[words])
+        if self.bias is not None:
+            logits.add_(self.bias[words])
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def own_and_normaliser(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The logit at each state's target, not a number where the target is no word, and the log

@@ -9,7 +9,8 @@ from models import ARCHITECTURES, EOS, VOCABULARY, tiny_model
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from cpo import logprobs
+from cpo import forward_pass
+from cpo.forward_pass import left_aligned
 from cpo.logprobs import Group, GroupScorer, collate_groups
 
 
@@ -96,7 +97,7 @@ def test_a_shared_prefix_gives_the_values_and_gradients_of_a_repeated_one(
         ]
     )
     if side == "right":
-        batch["prefix_ids"], batch["prefix_mask"] = logprobs._left_aligned(
+        batch["prefix_ids"], batch["prefix_mask"] = left_aligned(
             batch["prefix_ids"], batch["prefix_mask"]
         )
     weights = torch.randn(batch["continuation_mask"].shape, generator=generator).double()
@@ -178,7 +179,7 @@ def test_gradients_of_rows_taken_several_times_are_the_same_bit_for_bit():
 
     def gradient() -> torch.Tensor:
         (only,) = torch.autograd.grad(
-            (logprobs.select_rows(cache, rows).layers[0].keys * weights).sum(),
+            (forward_pass.select_rows(cache, rows).layers[0].keys * weights).sum(),
             keys,
             retain_graph=True,
         )
@@ -186,7 +187,7 @@ def test_gradients_of_rows_taken_several_times_are_the_same_bit_for_bit():
 
     first = gradient()
     assert all(torch.equal(gradient(), first) for _ in range(8))
-    selected = logprobs.select_rows(cache, rows)
+    selected = forward_pass.select_rows(cache, rows)
     assert torch.equal(selected.layers[0].values, keys[rows])
     assert cache.layers[0].keys.shape[0] == 500  # the cache selected from stays as it is
 
@@ -209,12 +210,12 @@ def test_keys_rounded_once_are_those_that_attention_rounds(architecture, monkeyp
         selected.batch_select_indices(rows)
         return selected
 
-    monkeypatch.setattr(DynamicLayer, "update", watched)
     scorer = GroupScorer(model, "bf16")
+    monkeypatch.setattr(DynamicLayer, "update", watched)
     with torch.inference_mode():
         found = scorer(**batch)
         assert set(kept) == {torch.bfloat16}
-        monkeypatch.setattr(logprobs, "select_rows", unrounded)
+        monkeypatch.setattr(forward_pass, "select_rows", unrounded)
         torch.testing.assert_close(found, scorer(**batch), rtol=0, atol=0)
 
 
@@ -223,12 +224,13 @@ def test_a_prefix_is_computed_once_and_truncations_never(architecture):
     model = tiny_model(architecture)
     truth = [*range(2, 9), EOS]
     group = Group([3, 4, 5, 6], [truth, [2, 3, EOS], [2, EOS], [9, 10, 11]])
+    scorer = GroupScorer(model)  # compared with the model's own logits here, once
     tokens = []
     model.base_model.register_forward_hook(
         lambda module, args, kwargs, output: tokens.append(kwargs["input_ids"].numel()),
         with_kwargs=True,
     )
-    GroupScorer(model)(**collate_groups([group]))
+    scorer(**collate_groups([group]))
     # 4 of the prefix; of a continuation all but its last token: 7 of the truth, 2 of the last one.
     assert tokens == [4, 7, 2]
 

@@ -49,6 +49,21 @@ def test_an_stays_within_the_top_k_and_ends_only_in_its_own_eos(monkeypatch):
                 assert token in logits[before + position].topk(3).indices.tolist()
 
 
+class Tokens:
+    """A tokenizer of fewer entries than its model, as where an embedding is padded."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(token): token for token in range(40)}
+
+
+@pytest.mark.parametrize("kind", ["AN", "MN"])
+def test_negatives_hold_no_id_that_the_tokenizer_does_not_know(kind):
+    plan = planned(continuations=[(5, 6, 7, 8, EOS)] * 8, tokenizer=Tokens())
+    plan.model.lm_head.weight.data *= 0.01  # nearly uniform over 64 ids, 24 of them unknown
+    draws = negatives.SAMPLERS[kind](plan, dict.fromkeys(range(8), 20), 0)
+    assert all(token < 40 for group in draws.values() for ids in group for token in ids)
+
+
 def test_bn_are_others_of_the_global_batch_without_replacement():
     plan = planned(rows=12, batch=4)
     plan.prefixes[5] = plan.prefixes[4]  # a repeated prompt

@@ -25,8 +25,18 @@ def head(dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor, Tensor | None,
     return states, weight, leaf(VOCABULARY) if bias else None, targets
 
 
-def plain(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    return -F.cross_entropy(F.linear(states, weight, bias), targets, reduction="none")
+def plain(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> Tensor:
+    logits = F.linear(states, weight, bias) * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return -F.cross_entropy(logits, targets, reduction="none")
 
 
 def tiles_of(monkeypatch: pytest.MonkeyPatch, states: int, words: int) -> None:
@@ -35,13 +45,14 @@ def tiles_of(monkeypatch: pytest.MonkeyPatch, states: int, words: int) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"cap": 2.0}, {"scale": 4.0, "cap": 3.0}])
 @pytest.mark.parametrize("tile", [(1, 40), (4, 7), (COUNT, 13), (1000, 1), (1000, 1000)])
-def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, tile, bias):
+def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, tile, options, bias):
     tiles_of(monkeypatch, *tile)
     found = []
     for function in (token_logps, plain):
         *leaves, targets = head(torch.float64, bias)
-        logps = function(*leaves, targets)
+        logps = function(*leaves, targets, **options)
         (logps * torch.linspace(-1, 2, COUNT, dtype=torch.float64)).sum().backward()
         found.append([logps.detach(), *(leaf.grad for leaf in leaves if leaf is not None)])
     torch.testing.assert_close(*found, atol=1e-12, rtol=1e-12)
@@ -54,13 +65,14 @@ def test_gradients_are_those_of_finite_differences(monkeypatch, bias):
     assert torch.autograd.gradcheck(lambda *given: token_logps(*given, targets), leaves)
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("words", [VOCABULARY, 13])
-def test_bf16_gradients_leave_the_values_alone(monkeypatch, words):
+def test_bf16_gradients_leave_the_values_alone(monkeypatch, words, cap):
     tiles_of(monkeypatch, 4, words)
     found = []
     for options in ({}, {"bf16_gradients": True}, {"bf16_logits": True}):
         *leaves, targets = head(torch.float32, True)
-        logps = token_logps(*leaves, targets, **options)
+        logps = token_logps(*leaves, targets, cap=cap, **options)
         logps.sum().backward()
         found.append([logps.detach(), *(leaf.grad for leaf in leaves)])
     exact, rough_gradients, rough = found
