@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from cpo import machine
 from cpo.logprobs import Group
 from cpo.store import Recipe
 from cpo.training import TrainingExample
@@ -30,7 +31,7 @@ class Artifact:
         model: Any = AutoModelForCausalLM.from_pretrained(
             self.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return model.to(machine.device()).eval()
 
 
 class Negatives:

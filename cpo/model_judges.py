@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cpo import machine
 from cpo.chat import ChatServer, Reply, ask_all
 from cpo.judge_prompts import Verdict, judge_prompt, parse_verdict, query_of, template_hash
 from cpo.judging import Judge, JudgeError, Pair, judge_named, rule_identity
@@ -247,5 +248,5 @@ def _local(name: str, batch: int, task: Task) -> LocalJudge:
     model: Any = AutoModelForCausalLM.from_pretrained(
         name, use_safetensors=True, dtype="auto", trust_remote_code=False
     )
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to(machine.device()).eval()
     return LocalJudge(model, tokenizer, Path(name).name, task, batch)

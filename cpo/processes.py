@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+
+from cpo import machine
 
 # The others wait while the main process writes and checks what may be tens of gigabytes.
 PATIENCE = timedelta(hours=2)
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 
 def _state() -> PartialState:
     # Without `cpu`, processes that were launched together on processors would not see each other.
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return PartialState(cpu=machine.device() == "cpu", timeout=PATIENCE)
 
 
 def process_count() -> int:

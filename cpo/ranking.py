@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpo import machine
 from cpo.processes import shared_out
 
 Embed = Callable[[Sequence[str]], Tensor]
@@ -46,12 +47,14 @@ def embed_texts(texts: Sequence[str], embed: Embed, chunk: int = 4096) -> Tensor
     return torch.cat(parts)[torch.tensor([rows[text] for text in texts])]
 
 
-def minilm(precision: str = "bf16") -> Embed:
+def minilm(precision: str) -> Embed:
     """all-MiniLM-L6-v2 through sentence-transformers: from its offline package, else from the
     hub."""
     from sentence_transformers import SentenceTransformer
 
-    encoder: Any = SentenceTransformer(str(_minilm_folder() or HUB_NAME))
+    encoder: Any = SentenceTransformer(
+        str(_minilm_folder() or HUB_NAME), device=machine.device()
+    )
 
     def embed(texts: Sequence[str]) -> Tensor:
         device = encoder.device.type

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpo import store
+from cpo import precision, store
 from cpo.costs import Planned
 from cpo.executed import without_machine_paths
 from cpo.profiles import ROOT, load_profile
@@ -49,7 +49,8 @@ def write(
     """Write `run.json` after a run of all notebooks; `planned` lists the suite's artifacts."""
     import psutil
 
-    settings = load_profile(profile, overrides, substitute=False)
+    asked = load_profile(profile, overrides, substitute=False)
+    settings = precision.resolved(asked, artifacts_folder())
     lock = ROOT / "requirements.lock"
     known = store.provenance()
     artifacts = [_artifact(item) for item in planned]
@@ -57,6 +58,7 @@ def write(
         "profile": Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile,
         "overrides": list(overrides),
         "settings": settings.model_dump(mode="json"),
+        "precision": precision.record(asked, artifacts_folder()),
         "seeds": list(range(settings.seeds)),
         "git": store.git_revision(),
         "requirements_lock_sha256": store.hash_file(lock) if lock.is_file() else None,

@@ -23,7 +23,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from cpo import doctor, run_record
+from cpo import doctor, precision, run_record
 from cpo.costs import Planned
 from cpo.dry_run import artifacts_table, own_rows, table, totals
 from cpo.executed import failure_in, make_portable
@@ -83,8 +83,11 @@ def run_suite(
         _print_dry_run(run, plan, [item for item in found if not item.ok])
         return 0
     planned = _preflight(run, plan, found)
-    settled = load_profile(run.profile, run.overrides)
-    print("\n".join([*totals(settled, planned), *_own_rows(run, planned)]))
+    asked = load_profile(run.profile, run.overrides)
+    store = run_record.artifacts_folder()
+    said = [precision.statement(asked, store)]
+    said += [*totals(precision.resolved(asked, store), planned), *_own_rows(run, planned)]
+    print("\n".join(said))
     kind = "full run" if run.full else "partial or changed run, or a profile that is not committed"
     print(f"{len(run.notebooks)} notebooks -> {shown(run.output)} ({kind})", flush=True)
 
@@ -171,7 +174,10 @@ def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> No
         print(f"Counted by the profile alone, with texts as long as Dolly's, {reason}.")
         planned = _stated_plan(profile, run.output)
     print("\n" + artifacts_table(planned) + "\n")
-    print("\n".join([*totals(profile, planned), *_own_rows(run, planned)]))
+    store = run_record.artifacts_folder()
+    print(precision.statement(profile, store))
+    settled = precision.resolved(profile, store)
+    print("\n".join([*totals(settled, planned), *_own_rows(run, planned)]))
 
 
 def _own_rows(run: Run, planned: Sequence[Planned]) -> list[str]:

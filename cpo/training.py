@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from cpo import losses
+from cpo import losses, machine
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.own_code import check_name, identity
 from cpo.processes import (
@@ -470,7 +470,7 @@ def micro_batch(batch: int, longest: int, tokens: int, processes: int = 1) -> in
 
 
 def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArguments:
-    cuda = torch.cuda.is_available()
+    cuda = machine.device() == "cuda"
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from cpo import precision
 
 PARAMETERS = 'profile = "tiny"\noverrides = []\noutput = ""'
 
@@ -24,6 +26,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fp32_where_auto() -> Iterator[None]:
+    """Suites of this process take fp32 for `auto`, and none spends time on measuring."""
+    with pytest.MonkeyPatch.context() as patch:
+        measured = precision.Measured("cpu", "a processor without bf16", fp32=50.0, bf16=1.0)
+        patch.setattr(precision, "measure", lambda: measured)
+        yield
 
 
 @pytest.fixture

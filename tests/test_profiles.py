@@ -133,7 +133,10 @@ def test_an_unknown_key_anywhere_is_named_with_the_nearest(group, tmp_path):
         ("continuation.beta=-1", "continuation.beta: Input should be greater than 0"),
         ("continuation.steps.long=0", "continuation.steps.long: Input should be greater"),
         ("continuation.learning_rate={mle: 1e-4}", "continuation.learning_rate: `cpo` is missing"),
-        ("optimiser.precision=fp16", "optimiser.precision: Input should be 'fp32' or 'bf16'"),
+        (
+            "optimiser.precision=fp16",
+            "optimiser.precision: Input should be 'auto', 'fp32' or 'bf16'",
+        ),
         ("negatives.MixN={ANN: 3}", "unknown kind 'ANN'. Did you mean 'AN'?"),
         ("negatives.MixN={BN: 0}", "negatives.MixN.BN: Input should be greater"),
         ("negatives.MixN={BN: 16}", "16 BN cannot be drawn from the 15 other rows"),
