@@ -6,6 +6,7 @@ The two templates are the paper's (A.3), word for word, in `templates/`.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from functools import cache
 from importlib.resources import files
@@ -55,64 +56,129 @@ def holds_markers(response: str) -> bool:
     return MARKERS.search(response) is not None
 
 
-_NOUN = r"(?:response|continuation|answer|option|text|assistant|candidate)"
-_BETTER = r"(?:more helpful|better|preferred|superior|the winner|stronger)"
-_EQUAL = re.compile(
-    r"(it'?s an? |it is an? )?(tie|draw|equal|equally (good|helpful|bad)|the same|both|neither"
-    r"|both (responses |continuations )?are equally (good|helpful|bad)|both are the same)",
-    re.IGNORECASE,
+# Stored replies are parsed again when this changes: raise it with every change of what follows.
+PARSER_VERSION = 2
+
+_NOUN = r"(?:response|continuation|answer|option|text|assistant|candidate|model|output)"
+_BETTER = r"(?:better|best|(?:more|most) helpful|preferred|preferable|superior|stronger|winning)"
+_ONE = rf"(?: {_NOUN}| one)?"
+_CHOOSE = r"(?:prefer|choose|pick|select|go with)"
+_EQUAL = r"(?:equally (?:good|helpful|bad)|the same)"
+_LEAD = (
+    r"(?:(?:so|thus|therefore|overall|in conclusion|i think|i believe|i(?: would|'d) say)\W+"
+    r"(?:that )?)*"
 )
+_HEADING = (
+    r"(?:(?:(?:the|my|final|overall) )*(?:verdict|choice|decision|judge?ment|winner|preference"
+    rf"|{_NOUN}|{_BETTER}{_ONE})(?: is|:)\W*|i(?: would|'d)? {_CHOOSE} )?"
+)
+_PREDICATE = (
+    r"(?: (?:is|was|seems)(?: (?:slightly|clearly|definitely|significantly|much|the))*"
+    rf" (?:{_BETTER}{_ONE}|winner)| wins)?(?: overall)?(?: (?:than|over) [①②])?"
+)
+# No reason is one that may take the verdict before it back.
+_REASON = (
+    r"(?:,? (?:because|since|as it)\b(?:(?!"
+    r"\b(?:but|while|whereas|although|though|however|yet|still|unless|except|if)\b"
+    r"|\b(?:no|not|never|neither|nor|hardly|cannot)\b|n't\b).)*)?"
+)
+_TIE = (
+    r"(?:it is |it's )?(?:an? |① )?(?:tie|draw|equal)|both"
+    rf"|(?:they are |both (?:{_NOUN}s )?are )?{_EQUAL}"
+    rf"|neither(?:(?: {_NOUN}| [①②] nor [①②])? is {_BETTER})?"
+)
+# A verdict as a whole sentence, in lower case, where ① and ② stand for the labels and their nouns.
+_TOKENS: dict[str, Verdict] = {"①": "A", "②": "B"}
+_VERDICT = re.compile(rf"{_LEAD}{_HEADING}(?:(?P<label>[①②]){_PREDICATE}{_REASON}|{_TIE})")
+_AROUND = " \t\"'_#()[]{}<>.,!;“”‘"  # does not count around a sentence
+# A label that any sentence speaks for: no verdict, but it may contradict one.
+_FAVOURED = re.compile(
+    r"(?<!than )(?<!over )(?<!nor )([①②]|\b(?:other|second|latter|former))(?:(?![①②]).)*?"
+    rf"\b(?:{_BETTER}|wins?|winner|overall)\b"
+    rf"|(?:{_CHOOSE}|(?:{_BETTER}|winner){_ONE} is) ([①②])|^(?:\w+\W+){{1,2}}([①②])$"
+)
+# A verdict that is marked as one: <answer>B</answer>, \boxed{B}, \boxed{\text{B}}, [[B]].
+_MARKED = re.compile(
+    r"(?P<negation>(?:\b(?:not|never|neither|nor)|n['’]t)\s+(?:\w+\s+)?)?"
+    r"(?:<(?P<tag>answer|verdict)>(?P<tagged>.*?)(?:</(?P=tag)>|$)"
+    r"|\\boxed\s*\{(?:\\\w+\s*\{)?(?P<boxed>[^{}]*)\}|\[\[(?P<bracketed>[^\[\]]*)\]\])",
+    re.DOTALL | re.IGNORECASE,
+)
+_KEYS = ("verdict", "answer", "winner", "better", "choice", "preference")  # of a verdict in JSON
+_REASONING = r"(?:think|thinking|thought|reasoning|analysis)"
+
+
+def final_answer(reply: str) -> str:
+    """A reply without its reasoning block; "" where the block does not end: there is no answer.
+
+    The tag that opens the block may be missing: many chat templates write it into the prompt.
+    """
+    answer = re.sub(rf"^.*[<\[]/{_REASONING}[>\]]", "", reply, flags=re.DOTALL | re.IGNORECASE)
+    return "" if re.search(rf"[<\[]{_REASONING}[>\]]", answer, re.IGNORECASE) else answer.strip()
 
 
 def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
-    """A judge's answer as a verdict. What is not clearly one is `invalid`: nothing is guessed.
+    """A judge's reply as a verdict. What is not clearly one is `invalid`: nothing is guessed.
 
-    The rules, of which the first that applies decides; quotes, brackets, asterisks and a full stop
-    around the answer do not count:
+    Only the final answer is read (`final_answer`), by the first of these rules that applies:
 
-    1. the whole answer, or its whole first or last line, is a label, with or without a noun before
-       it ("Response A") or a heading ("More helpful: A");
-    2. the whole answer is a word for a tie ("Tie", "Both", "Neither", "equally good");
-    3. one and only one label is said to be better, in any sentence ("Response A is more helpful
-       than Response B") or is preferred ("I prefer B", "the better response is B").
+    1. It marks its verdict: `<answer>B</answer>`, `\\boxed{B}`, `[[B]]`, or JSON with a key such as
+       "verdict". Rule 2 reads what is marked, and nothing else.
+    2. Its first or last sentence, as a whole, is a label ("Response A", "More helpful: A"), a word
+       for a tie ("Tie", "Both"), or a verdict in a few fixed forms ("Response A is better than
+       Response B because ...", "I prefer B"), and no other sentence contradicts it.
 
-    Everything else is invalid: an empty answer, a refusal, both labels named alike.
+    The fixed forms have no room for a negation, a concession ("while", "but"), a hypothetical
+    ("would be better") or a single aspect ("better in style"): such sentences are no verdicts.
+    "Neither A nor B is better" is a tie, as "Neither" is: the question was which of them is.
 
     Args:
-        text: the raw answer.
+        text: the raw reply.
         labels: what A and B are called. The case of a letter counts: "a" is an article.
     """
-    lines = [_bare(line) for line in text.strip().splitlines() if _bare(line)]
-    if not lines:
+    answer = final_answer(text)
+    verdicts = {_stated(part, labels) for part in _marked(answer) or [answer]}
+    return verdicts.pop() if len(verdicts) == 1 else "invalid"
+
+
+def _marked(answer: str) -> list[str]:
+    """What an answer marks as its verdict."""
+    try:
+        fields = json.loads(answer[answer.find("{") : answer.rfind("}") + 1])
+    except ValueError:
+        return [
+            "" if match["negation"] else match[match.lastgroup or 0]
+            for match in _MARKED.finditer(answer)
+        ]
+    return [str(value) for key, value in fields.items() if key.lower() in _KEYS]
+
+
+def _stated(answer: str, labels: tuple[str, str]) -> Verdict:
+    """The verdict of an answer's first or last sentence that no other sentence contradicts."""
+    sentences = _sentences(answer, labels)
+    matches = [_VERDICT.fullmatch(sentence) for sentence in sentences]
+    if not any(matches[:1] + matches[-1:]):
         return "invalid"
-    one = "|".join(map(re.escape, labels))
-    verdicts: dict[str, Verdict] = {labels[0]: "A", labels[1]: "B"}
-    alone = re.compile(
-        rf"(?:(?P<heading>[\w ]{{0,40}}):\s*\W*)?(?:(?i:the )?(?i:{_NOUN})\W*)?(?P<label>{one})"
-        rf"(?:\W*(?i:is {_BETTER}))?"
-    )
-    matches = [alone.fullmatch(line) for line in (_bare(" ".join(lines)), lines[0], lines[-1])]
-    found = {
-        match["label"]
-        for match in matches
-        # "Response A: B" does not say which.
-        if match and not re.search(rf"\b({one})\b", match["heading"] or "")
-    }
-    if found:
-        return verdicts[found.pop()] if len(found) == 1 else "invalid"
-    if _EQUAL.fullmatch(_bare(" ".join(lines))):
-        return "tie"
-    whole = " ".join(text.split())
-    named = rf"(?:(?i:{_NOUN})\W*)?\b({one})\b"
-    said = re.compile(
-        rf"{named}\W*(?i:is|was|seems|would be)(?i: (?:slightly|clearly|much|definitely|the))* "
-        rf"(?i:{_BETTER})"
-        rf"|(?i:prefer|choose|pick|select|{_BETTER}(?: {_NOUN})?(?: is|:))\W+(?i:the )?{named}"
-    )
-    found = {label for match in said.finditer(whole) for label in match.groups() if label}
-    return verdicts[found.pop()] if len(found) == 1 else "invalid"
+    stated = {_TOKENS.get(match["label"], "tie") for match in matches if match}
+    # What stands before a conclusion may favour either side; what follows a verdict may not.
+    for sentence in sentences if matches[0] else sentences[-1:]:
+        for match in _FAVOURED.finditer(sentence):
+            stated.add(_TOKENS.get(match[match.lastindex or 0], "invalid"))
+    return stated.pop() if len(stated) == 1 else "invalid"
 
 
-def _bare(text: str) -> str:
-    """A text without what people put around an answer."""
-    return text.strip(" \t\"'`*_#()[]{}<>.,!:;“”‘’")
+def _sentences(answer: str, labels: tuple[str, str]) -> list[str]:
+    """The sentences of an answer as `_VERDICT` takes them; a line ends one, too."""
+    label = re.compile(
+        rf"(?:(?:\b(?i:the )\s*)?\b(?i:{_NOUN})\s*)?[\"'“‘(\[]*"
+        rf"\b(?:({re.escape(labels[0])})|{re.escape(labels[1])})\b[\"'”’)\]]*"
+    )
+    sentences = []
+    for line in re.sub("[*`]", "", answer).splitlines():
+        # "A. Short and clear." is an item of a list: the first full stop there ends no sentence.
+        parts = re.split(r"(?<=[.!?])(?<!^\w\.)\s+", line.strip())
+        named = [label.sub(lambda match: "①" if match[1] else "②", part) for part in parts]
+        bare = [part.lower().replace("’", "'").strip(_AROUND) for part in named]
+        # A mere label after other sentences of its line is how the next one was to begin.
+        sentences += bare[:-1] if len(bare) > 1 and bare[-1] in _TOKENS else bare
+    return [sentence for sentence in sentences if sentence]
