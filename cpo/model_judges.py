@@ -185,13 +185,13 @@ class LocalJudge:
         Their sum is the mass on the labels. NaN where a question is too long.
 
         Raises:
-            JudgeError: the tokenizer has no token for a label.
+            JudgeError: the tokenizer has no token for a label, or the model gives NaN.
         """
         prompts = [self._ids(_prompt(pair, self.task)) for pair in pairs]
         labels = [self._label(letter) for letter in "AB"]
         was_training = self.model.training
         self.model.eval()
-        found = np.full((len(prompts), 2), math.nan)
+        probabilities = np.full((len(prompts), 2), math.nan)
         order = [row for row, ids in enumerate(prompts) if len(ids) <= self._limit]
         order.sort(key=lambda row: len(prompts[row]))
         try:
@@ -205,11 +205,13 @@ class LocalJudge:
                     logits = self.model(padded.to(self.model.device), use_cache=False).logits
                     for place, row in enumerate(rows):
                         p = logits[place, len(prompts[row]) - 1].float().softmax(-1)
-                        found[row] = [p[tokens].sum().item() for tokens in labels]
+                        probabilities[row] = [p[tokens].sum().item() for tokens in labels]
                     bar.update(len(rows))
         finally:
             self.model.train(was_training)
-        return found
+        if np.isnan(probabilities[order]).any():
+            raise JudgeError(f"{self.name} gives NaN instead of probabilities: load it in fp32")
+        return probabilities
 
     @property
     def _limit(self) -> float:

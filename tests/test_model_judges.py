@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -330,6 +331,13 @@ def test_a_model_that_says_something_else_is_warned_of_once() -> None:
         warnings.simplefilter("error")
         assert judge(local_pairs(5)) == ["invalid"] * 5
     assert judge.why_invalid(local_pairs(5)) == [""] * 5
+
+
+def test_a_model_that_gives_no_numbers_is_refused() -> None:
+    tokenizer = local_judge().tokenizer
+    model = SameAnswer(tokenizer, (math.nan, 0.0, 0.0, 0.0))
+    with pytest.raises(JudgeError, match="local-2 gives NaN"):
+        LocalJudge(model, tokenizer, "local-2", "articles")(local_pairs(1))
 
 
 @pytest.mark.parametrize(
