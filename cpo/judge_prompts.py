@@ -108,7 +108,7 @@ _KEYS = ("verdict", "answer", "winner", "better", "choice", "preference")  # of 
 _REASONING = r"(?:think|thinking|thought|reasoning|analysis)"
 
 
-def final_answer(reply: str) -> str:
+def _final_answer(reply: str) -> str:
     """A reply without its reasoning block; "" where the block does not end: there is no answer.
 
     The tag that opens the block may be missing: many chat templates write it into the prompt.
@@ -120,7 +120,7 @@ def final_answer(reply: str) -> str:
 def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
     """A judge's reply as a verdict. What is not clearly one is `invalid`: nothing is guessed.
 
-    Only the final answer is read (`final_answer`), by the first of these rules that applies:
+    Only the final answer is read (`_final_answer`), by the first of these rules that applies:
 
     1. It marks its verdict: `<answer>B</answer>`, `\\boxed{B}`, `[[B]]`, or JSON with a key such as
        "verdict". Rule 2 reads what is marked, and nothing else.
@@ -136,7 +136,7 @@ def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
         text: the raw reply.
         labels: what A and B are called. The case of a letter counts: "a" is an article.
     """
-    answer = final_answer(text)
+    answer = _final_answer(text)
     verdicts = {_stated(part, labels) for part in _marked(answer) or [answer]}
     return verdicts.pop() if len(verdicts) == 1 else "invalid"
 

@@ -7,13 +7,17 @@ each answer is in the verdict store before the next question leaves (`verdict_st
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,6 +32,7 @@ from cpo.progress import progress_bar
 from cpo.verdict_store import Question, StoredVerdict, VerdictStore
 
 REPLY_TOKENS = 8  # what a verdict takes, for the estimate of a cost
+MINIMUM_MASS = 0.5  # of P("A") + P("B"), with which a local model answers at all
 
 
 def _prompt(pair: Pair, task: Task) -> str:
@@ -120,8 +125,10 @@ class ChatJudge:
 class LocalJudge:
     """A causal language model of this machine: the more probable of "A" and "B" as the next token.
 
-    Nothing is sampled or parsed, so no verdict is invalid; a tie is two equal probabilities. A
-    tokenizer's chat template is used where it has one.
+    Nothing is sampled or parsed. A verdict is invalid where both labels together are less probable
+    than `MINIMUM_MASS`, as the model would say something else, and where the question is longer
+    than what the model reads; a tie is two equal probabilities. A tokenizer's chat template is used
+    where it has one.
 
     Args:
         model, tokenizer: of transformers; the model is left in the mode that it came in.
@@ -134,6 +141,7 @@ class LocalJudge:
     name: str
     task: Task
     batch: int = 16
+    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def prompt(self) -> str:
@@ -141,30 +149,54 @@ class LocalJudge:
         return template_hash(self.task)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """Raises `JudgeError` for a prompt that the model's positions do not hold."""
-        verdicts: list[Verdict] = []
-        for p_a in self.probabilities(pairs):
-            verdicts.append("tie" if p_a == 0.5 else "A" if p_a > 0.5 else "B")
-        return verdicts
+        """Warns, once each, of questions that are too long and of many improbable labels."""
+        probabilities = self.probabilities(pairs)
+        mass = probabilities.sum(axis=1)
+        too_long, improbable = np.isnan(mass), mass < MINIMUM_MASS
+        if too_long.any():
+            self._warn_once(
+                "too long",
+                f"{too_long.sum()} of {len(pairs)} questions are longer than the {self._limit} "
+                f"tokens that {self.name} reads: their verdicts are invalid. Use a judge with a "
+                "longer context, or shorter responses.",
+            )
+        if improbable.sum() > len(pairs) / 10:
+            self._warn_once(
+                "improbable",
+                f"{improbable.sum()} of {len(pairs)} verdicts of {self.name} are invalid: its next "
+                f"token is A or B with a probability of {np.nanmean(mass):.2g} on average, and "
+                f"less than {MINIMUM_MASS:g} is no answer. Likely it says something else first: a "
+                "reasoning model thinks, and a base model was never taught to answer. Use an "
+                "instruction-tuned model that answers at once.",
+            )
+        return [
+            "invalid" if not a + b >= MINIMUM_MASS else "tie" if a == b else "A" if a > b else "B"
+            for a, b in probabilities.tolist()
+        ]
+
+    def why_invalid(self, pairs: Sequence[Pair]) -> list[str]:
+        """Of pairs that were judged: "too long" where the question was, "" for the others."""
+        lengths = [len(self._ids(_prompt(pair, self.task))) for pair in pairs]
+        return ["too long" if length > self._limit else "" for length in lengths]
 
     @torch.inference_mode()
-    def probabilities(self, pairs: Sequence[Pair]) -> list[float]:
-        """P("A") of each pair among "A" and "B", in [0, 1]."""
+    def probabilities(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float64]:
+        """P("A") and P("B") as the next token of each question, `[n, 2]`, of the whole vocabulary.
+
+        Their sum is the mass on the labels. NaN where a question is too long.
+
+        Raises:
+            JudgeError: the tokenizer has no token for a label, or the model gives NaN.
+        """
         prompts = [self._ids(_prompt(pair, self.task)) for pair in pairs]
-        labels = [self._label(prompts[0], letter) for letter in "AB"] if prompts else []
-        limit = getattr(self.model.config, "max_position_embeddings", math.inf)
-        for pair, ids in zip(pairs, prompts, strict=True):
-            if len(ids) > limit:
-                raise JudgeError(
-                    f"{pair.example.id}: the question has {len(ids)} tokens and {self.name} reads "
-                    f"{limit}: use a judge with a longer context, or shorter responses"
-                )
+        labels = [self._label(letter) for letter in "AB"]
         was_training = self.model.training
         self.model.eval()
-        found = [math.nan] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        probabilities = np.full((len(prompts), 2), math.nan)
+        order = [row for row, ids in enumerate(prompts) if len(ids) <= self._limit]
+        order.sort(key=lambda row: len(prompts[row]))
         try:
-            with progress_bar(len(prompts), f"verdicts of {self.name}", "pair") as bar:
+            with progress_bar(len(order), f"verdicts of {self.name}", "pair") as bar:
                 for start in range(0, len(order), self.batch):
                     rows = order[start : start + self.batch]
                     # Padded on the right, where a causal model never looks from the last token.
@@ -173,32 +205,47 @@ class LocalJudge:
                         padded[place, : len(prompts[row])] = torch.tensor(prompts[row])
                     logits = self.model(padded.to(self.model.device), use_cache=False).logits
                     for place, row in enumerate(rows):
-                        a, b = logits[place, len(prompts[row]) - 1, labels].float().tolist()
-                        found[row] = 1 / (1 + math.exp(min(700.0, b - a)))
+                        p = logits[place, len(prompts[row]) - 1].float().softmax(-1)
+                        probabilities[row] = [p[tokens].sum().item() for tokens in labels]
                     bar.update(len(rows))
         finally:
             self.model.train(was_training)
-        return found
+        if np.isnan(probabilities[order]).any():
+            raise JudgeError(f"{self.name} gives NaN instead of probabilities: load it in fp32")
+        return probabilities
+
+    @property
+    def _limit(self) -> float:
+        return getattr(self.model.config, "max_position_embeddings", math.inf)
 
     def _ids(self, prompt: str) -> list[int]:
         if getattr(self.tokenizer, "chat_template", None):
             messages = [{"role": "user", "content": prompt}]
+            # Not every template knows this switch, by which some leave a reasoning block out.
             text = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
+                messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
             )
+            # A block that a template opens all the same is closed: the next token is the answer's.
+            if opened := re.search(r"<(think|thinking|reasoning)>\s*$", text):
+                text = f"{text.rstrip()}\n\n</{opened[1]}>\n\n"
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(self.tokenizer(prompt)["input_ids"])
 
-    def _label(self, prompt_ids: list[int], letter: str) -> int:
-        """The token with which an answer `letter` begins: after a blank where the prompt ends in
-        text, as in "More helpful: A"."""
-        chat = getattr(self.tokenizer, "chat_template", None)
-        text = letter if chat else f" {letter}"
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        whole = [one for one in ids if self.tokenizer.decode([one]).strip() == letter]
-        if not whole:
+    def _label(self, letter: str) -> list[int]:
+        """The tokens that an answer `letter` may begin with: the letter, and the letter behind a
+        blank, which byte-level BPE writes as Ġ and SentencePiece as ▁."""
+        vocabulary = self.tokenizer.get_vocab()
+        tokens = [
+            vocabulary[blank + letter] for blank in ("", "Ġ", "▁") if blank + letter in vocabulary
+        ]
+        if not tokens:
             raise JudgeError(f"the tokenizer of {self.name} has no token for '{letter}'")
-        return int(whole[0])
+        return tokens
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=3)
 
 
 # --- From a profile -------------------------------------------------------------------------------
@@ -230,7 +277,8 @@ def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
         asked = {"model": one.model, "base_url": one.base_url, "parameters": one.parameters}
         return named | asked | {"prompt": template_hash(task)}
     if settings.kind == "local":
-        return named | {"model": settings.model, "prompt": template_hash(task)}
+        named |= {"model": settings.model, "minimum_mass": MINIMUM_MASS}
+        return named | {"prompt": template_hash(task)}
     if settings.kind != "none":
         named["kind"] = rule_identity(settings.kind)
     return named

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import random
 import re
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,9 +226,17 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path: Path, capfd: Any) -> No
 # --- A local model --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+LABELS = ("A", "ĠA", "B", "ĠB")
+
+
+@pytest.fixture
 def local() -> LocalJudge:
-    return local_judge()
+    """A random GPT-2 that answers with a label, as its head has a bias to that."""
+    judge = local_judge()
+    judge.model.lm_head = torch.nn.Linear(32, len(judge.tokenizer))
+    judge.model.lm_head.bias.data.zero_()
+    judge.model.lm_head.bias.data[judge.tokenizer.convert_tokens_to_ids(list(LABELS))] = 10
+    return judge
 
 
 def local_judge() -> LocalJudge:
@@ -247,28 +259,139 @@ def local_judge() -> LocalJudge:
     return LocalJudge(model.eval(), tokenizer, "local-1", "instructions", batch=3)
 
 
+def local_pairs(count: int) -> list[Pair]:
+    return [
+        Pair(one, "x" * index, one.continuation, "A") for index, one in enumerate(examples(count))
+    ]
+
+
 def test_a_local_model_compares_the_probabilities_of_a_and_b(local: LocalJudge) -> None:
-    prompts = examples(7)
-    pairs = [Pair(one, "x" * index, one.continuation, "A") for index, one in enumerate(prompts)]
+    pairs = local_pairs(7)
     found = local.probabilities(pairs)
-    for pair, p_a in zip(pairs, found, strict=True):
-        # One by one, without padding, by the whole softmax.
+    for pair, (p_a, p_b) in zip(pairs, found, strict=True):
+        # One by one, without padding, by the whole softmax; with a blank before a letter or not.
         source = pair.example.source
         asked = judge_prompt(
             "instructions", source["instruction"], pair.response_a, pair.response_b
         )
         ids = torch.tensor([local.tokenizer(asked)["input_ids"]])
         p = local.model(ids).logits[0, -1].softmax(-1)
-        a, b = (local.tokenizer.convert_tokens_to_ids(f"Ġ{letter}") for letter in "AB")
-        assert p_a == pytest.approx((p[a] / (p[a] + p[b])).item(), abs=1e-5)
-    assert local(pairs) == ["A" if p > 0.5 else "B" for p in found]
-    verdicts = judging.judge_responses(local, prompts, ["w"] * 7, orders=2)
+        a, blank_a, b, blank_b = p[local.tokenizer.convert_tokens_to_ids(list(LABELS))].tolist()
+        assert (p_a, p_b) == pytest.approx((a + blank_a, b + blank_b), abs=1e-5)
+    assert found.sum(axis=1).min() > 0.5
+    assert local(pairs) == ["A" if a > b else "B" for a, b in found]
+    verdicts = judging.judge_responses(local, examples(7), ["w"] * 7, orders=2)
     assert verdicts.invalid == 0 and verdicts.prompt == local.prompt
 
 
-def test_a_question_that_is_too_long_for_the_model_is_refused(local: LocalJudge) -> None:
-    with pytest.raises(JudgeError, match="p0: the question has .* tokens and local-1 reads 512"):
-        judging.judge_responses(local, examples(1), ["word " * 500])
+class SameAnswer(torch.nn.Module):
+    """A model whose next token is a label with given probabilities, and "x" with the rest."""
+
+    def __init__(self, tokenizer: Any, probabilities: tuple[float, ...]) -> None:
+        super().__init__()
+        self.config, self.device = SimpleNamespace(), torch.device("cpu")
+        p = torch.zeros(len(tokenizer))
+        p[tokenizer.convert_tokens_to_ids([*LABELS, "x"])] = torch.tensor(
+            [*probabilities, 1 - sum(probabilities)]
+        )
+        self.logits = p.log()
+
+    def forward(self, ids: torch.Tensor, use_cache: bool) -> Any:
+        return SimpleNamespace(logits=self.logits.expand(*ids.shape, -1))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "mass", "verdict"),  # of A, " A", B, " B"
+    [
+        ((0.4, 0.0, 0.2, 0.0), 0.6, "A"),
+        ((0.0, 0.2, 0.0, 0.4), 0.6, "B"),
+        ((0.2, 0.2, 0.3, 0.0), 0.7, "A"),  # B is the likeliest token, but A is said in two ways
+        ((0.3, 0.0, 0.0, 0.3), 0.6, "tie"),
+        ((0.3, 0.0, 0.1, 0.0), 0.4, "invalid"),
+        ((1e-6, 0.0, 2e-4, 0.0), 2.01e-4, "invalid"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*are invalid")
+def test_a_label_counts_that_is_likelier_than_all_else(
+    probabilities: tuple[float, ...], mass: float, verdict: str
+) -> None:
+    tokenizer = local_judge().tokenizer
+    judge = LocalJudge(SameAnswer(tokenizer, probabilities), tokenizer, "local-2", "articles")
+    assert judge.probabilities(local_pairs(1)).sum() == pytest.approx(mass, rel=1e-5)
+    assert judge(local_pairs(1)) == [verdict]
+
+
+def test_a_model_that_says_something_else_is_warned_of_once() -> None:
+    tokenizer = local_judge().tokenizer
+    model = SameAnswer(tokenizer, (1e-6, 0.0, 2e-4, 0.0))
+    judge = LocalJudge(model, tokenizer, "local-2", "instructions")
+    with pytest.warns(UserWarning, match="5 of 5 verdicts of local-2 .* of 0.0002 on average"):
+        assert judge(local_pairs(5)) == ["invalid"] * 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert judge(local_pairs(5)) == ["invalid"] * 5
+    assert judge.why_invalid(local_pairs(5)) == [""] * 5
+
+
+def test_a_model_that_gives_no_numbers_is_refused() -> None:
+    tokenizer = local_judge().tokenizer
+    model = SameAnswer(tokenizer, (math.nan, 0.0, 0.0, 0.0))
+    with pytest.raises(JudgeError, match="local-2 gives NaN"):
+        LocalJudge(model, tokenizer, "local-2", "articles")(local_pairs(1))
+
+
+@pytest.mark.parametrize(
+    ("end", "asked"),
+    [
+        ("<|assistant|>", "<|assistant|>"),
+        ("<think>{{ '\\n' }}", "<think>\n\n</think>\n\n"),
+        ("<reasoning>", "<reasoning>\n\n</reasoning>\n\n"),
+        ("<think></think>", "<think></think>"),
+        ("{% if enable_thinking is false %}<think></think>{% endif %}", "<think></think>"),
+    ],
+)
+def test_a_template_that_opens_a_reasoning_block_has_it_closed(end: str, asked: str) -> None:
+    judge = local_judge()
+    judge.tokenizer.chat_template = "{{ messages[0]['content'] }}" + end
+    assert judge.tokenizer.decode(judge._ids("More helpful:")) == "More helpful:" + asked
+
+
+def test_a_question_that_is_too_long_is_invalid_and_stops_no_other(local: LocalJudge) -> None:
+    written = ["w", "word " * 500, "w"]
+    with pytest.warns(UserWarning, match="1 of 3 questions are longer than the 512 tokens"):
+        verdicts = judging.judge_responses(local, examples(3), written)
+    alone = judging.judge_responses(local, examples(3), ["w"] * 3)
+    assert verdicts.verdicts == (alone.verdicts[0], "invalid", alone.verdicts[2])
+    pairs = [Pair(one, text, "w", "A") for one, text in zip(examples(3), written, strict=True)]
+    assert local.why_invalid(pairs) == ["", "too long", ""]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "labels"),
+    [
+        (["x", "ĠA", "A", "AĠ"], [2, 1]),  # byte-level BPE
+        (["A", "▁A", "▁", "x"], [0, 1]),  # SentencePiece
+        (["x", "A", "▁"], [1]),
+    ],
+)
+def test_a_label_is_a_letter_with_and_without_a_blank(pieces: list[str], labels: Any) -> None:
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary)
+    judge = LocalJudge(None, tokenizer, "local-3", "articles")
+    assert judge._label("A") == labels
+    with pytest.raises(JudgeError, match="the tokenizer of local-3 has no token for 'B'"):
+        judge._label("B")
+
+
+def test_a_real_model_that_was_never_taught_to_answer_gives_no_verdict() -> None:
+    folder = os.environ.get("CPO_DATA")
+    if not folder:
+        pytest.skip("CPO_DATA is not set: the folder of the real data")
+    settings = Settings(kind="local", model=str(Path(folder) / "stories260K"))
+    judge = judge_of(settings, "instructions", Path())
+    assert judge is not None
+    with pytest.warns(UserWarning, match="3 of 3 verdicts of stories260K are invalid"):
+        assert judge(local_pairs(3)) == ["invalid"] * 3
 
 
 # --- From a profile -------------------------------------------------------------------------------
