@@ -64,6 +64,10 @@ _EQUAL = re.compile(
 )
 
 
+# Raised when `parse_verdict` reads a reply otherwise: stored replies are then read again.
+PARSER_VERSION = 2
+
+
 def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
     """A judge's answer as a verdict. What is not clearly one is `invalid`: nothing is guessed.
 
