@@ -48,10 +48,6 @@ OVER_LONG = (
     r"|(prompt|input) is too long|too long to fit|too many tokens|input token count|inputs. tokens"
     r"|max_num_tokens|reduce the length|input length"
 )
-AZURE = (
-    ".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com",
-    ".openai.azure.us", ".openai.azure.cn",
-)  # fmt: skip
 TRIAL = "Answer with the letter A and nothing else."  # one short question, to try a server
 USED_UP = r"exceeded your current quota|billing|credit"
 FOR_ALL = rf"{USED_UP}|quota|api.?key|no models? |model .*not |not .*model"  # never one prompt's
@@ -591,14 +587,21 @@ def _client(server: ChatServer) -> openai.OpenAI:
                 f"the environment variable {server.api_key_variable} {what}: set it to the key of "
                 f"{server.base_url}, or api_key_variable to the name of the one that holds it"
             )
-    # Azure takes a key in a header of its own, and refuses a request with both.
-    azure = (address.hostname or "").endswith(AZURE) or "/openai/deployments/" in address.path
-    headers: Any = {"api-key": key, "Authorization": openai.Omit()} if azure else {}
-    return openai.OpenAI(
-        base_url=address._replace(query="").geturl(),
-        default_query=dict(parse_qsl(address.query, keep_blank_values=True)),
-        default_headers=headers,
-        api_key=key,
-        max_retries=0,
-        timeout=server.timeout,
-    )
+    query = dict(parse_qsl(address.query, keep_blank_values=True))
+    settings: dict[str, Any] = {
+        "base_url": address._replace(query="").geturl(),
+        "default_query": query,
+        "api_key": key,
+        "max_retries": 0,
+        "timeout": server.timeout,
+    }
+    # Azure takes a key in a header of its own, but for its newer interface, which is OpenAI's.
+    at_azure = ".openai.azure." in (address.hostname or "") and "/v1" not in address.path
+    if not at_azure and "/openai/deployments/" not in address.path:
+        return openai.OpenAI(**settings)
+    if "api-version" not in query:
+        raise ChatError(
+            f"{server.base_url} is Azure's and names no version: add ?api-version=2024-10-21 to "
+            "base_url, or one that the deployment's page names"
+        )
+    return openai.AzureOpenAI(**settings, api_version=query["api-version"])

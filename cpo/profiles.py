@@ -238,6 +238,8 @@ class Server(_Settings):
     above `max_usd`, or that would send more than `max_requests`, is refused before it sends any.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key
+
     model: str
     base_url: str = "https://api.openai.com/v1"
     api_key_variable: str = "OPENAI_API_KEY"
