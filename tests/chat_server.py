@@ -22,8 +22,9 @@ from typing import Any, Literal
 class Answer:
     """One answer: a chat completion with `text`, an error where `status` is not 200, or `body`.
 
-    `text` may be a list of parts, and `message` holds further fields of the message. `error` are the fields of the error's body, `usage` the tokens in and out (None: not told),
-    `delay` seconds before anything is sent, `drop` cuts the connection before or within the answer.
+    `text` may be a list of parts, and `message` holds further fields of the message. `error` are
+    the fields of the error's body, `usage` the tokens in and out (None: not told), `delay` seconds
+    before anything is sent, `drop` cuts the connection before or within the answer.
     """
 
     text: str | list[Any] | None = "Fine."

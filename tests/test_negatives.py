@@ -49,6 +49,15 @@ def test_an_stays_within_the_top_k_and_ends_only_in_its_own_eos(monkeypatch):
                 assert token in logits[before + position].topk(3).indices.tolist()
 
 
+def test_a_row_for_which_nothing_unhelpful_could_be_written_is_masked():
+    plan = planned(rows=4, batch=2, unhelpful=[(5, EOS), None, (6, EOS), None])
+    drawn = draw_negatives(plan, {"UN": 1}, seed=0)
+    assert [row[1] for row in drawn.candidates] == [(5, EOS), (), (6, EOS), ()]
+    assert drawn.mask == [[True, True], [True, False]] * 2
+    report = drawn.reports["UN"]
+    assert (report.asked, report.drawn, report.masked) == (4, 2, 2)
+
+
 def test_bn_are_others_of_the_global_batch_without_replacement():
     plan = planned(rows=12, batch=4)
     plan.prefixes[5] = plan.prefixes[4]  # a repeated prompt
@@ -56,7 +65,8 @@ def test_bn_are_others_of_the_global_batch_without_replacement():
     for row, candidates in drawn.items():
         batch = set(range(row - row % 4, row - row % 4 + 4))
         allowed = [
-            plan.continuations[other] for other in batch - {row}
+            plan.continuations[other]
+            for other in batch - {row}
             if plan.prefixes[other] != plan.prefixes[row]
         ]
         assert sorted(candidates) == sorted(allowed)  # 3 asked: all of them, each once
@@ -197,7 +207,10 @@ def test_bn_never_have_an_equal_prefix(seed, batch):
     prefixes = [(int(torch.randint(1, 4, (1,), generator=generator)),) for _ in range(2 * batch)]
     continuations = [(row + 1, EOS) for row in range(2 * batch)]
     plan = planned(
-        rows=2 * batch, batch=batch, prefixes=prefixes, continuations=continuations,
+        rows=2 * batch,
+        batch=batch,
+        prefixes=prefixes,
+        continuations=continuations,
         has_eos=[True] * 2 * batch,
     )
     drawn = negatives.batch_negatives(plan, dict.fromkeys(range(2 * batch), batch), seed)
