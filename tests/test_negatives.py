@@ -65,8 +65,7 @@ def test_bn_are_others_of_the_global_batch_without_replacement():
     for row, candidates in drawn.items():
         batch = set(range(row - row % 4, row - row % 4 + 4))
         allowed = [
-            plan.continuations[other]
-            for other in batch - {row}
+            plan.continuations[other] for other in batch - {row}
             if plan.prefixes[other] != plan.prefixes[row]
         ]
         assert sorted(candidates) == sorted(allowed)  # 3 asked: all of them, each once
@@ -207,10 +206,7 @@ def test_bn_never_have_an_equal_prefix(seed, batch):
     prefixes = [(int(torch.randint(1, 4, (1,), generator=generator)),) for _ in range(2 * batch)]
     continuations = [(row + 1, EOS) for row in range(2 * batch)]
     plan = planned(
-        rows=2 * batch,
-        batch=batch,
-        prefixes=prefixes,
-        continuations=continuations,
+        rows=2 * batch, batch=batch, prefixes=prefixes, continuations=continuations,
         has_eos=[True] * 2 * batch,
     )
     drawn = negatives.batch_negatives(plan, dict.fromkeys(range(2 * batch), batch), seed)
