@@ -55,6 +55,9 @@ def holds_markers(response: str) -> bool:
     return MARKERS.search(response) is not None
 
 
+# Stored replies are parsed again when this changes: raise it with every change of what follows.
+PARSER_VERSION = 2
+
 _NOUN = r"(?:response|continuation|answer|option|text|assistant|candidate)"
 _BETTER = r"(?:more helpful|better|preferred|superior|the winner|stronger)"
 _EQUAL = re.compile(
@@ -62,10 +65,6 @@ _EQUAL = re.compile(
     r"|both (responses |continuations )?are equally (good|helpful|bad)|both are the same)",
     re.IGNORECASE,
 )
-
-
-# Raised when `parse_verdict` reads a reply otherwise: stored replies are then read again.
-PARSER_VERSION = 2
 
 
 def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
