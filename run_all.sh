@@ -14,7 +14,8 @@ help() {
 ./run_all.sh test [arguments of pytest]         ruff, mypy and pytest
 ./run_all.sh doctor [--profile P]               what is missing here, each with what to do
 ./run_all.sh profiles                           the profiles, what they are for and what they need
-./run_all.sh verdicts [--model M] [--export FILE.csv]   what judging has cost, and every verdict
+./run_all.sh verdicts [--model M] [--export FILE.csv]   what judging has cost, and every verdict;
+    --forget refused (or: unclear, cut, empty, "too long") has the next run ask for these again
 ./run_all.sh diff RUN RUN                       what differed between two runs, such as figures/tiny
 ./run_all.sh help
 

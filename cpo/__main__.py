@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cpo.profiles import ROOT, ProfileError, load_profile, nearest, profile_names
+from cpo.verdict_store import INVALID_KINDS
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -55,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     verdicts.add_argument("--export", metavar="FILE.csv", help="write every verdict to a file")
     verdicts.add_argument("--model", help="only those of this judging model")
+    verdicts.add_argument(
+        "--forget",
+        choices=INVALID_KINDS,
+        help="ask again, in the next run, for invalid verdicts of this kind",
+    )
     diff = commands.add_parser("diff", help="say what differed between two runs")
     diff.add_argument("one", help="a folder of results, such as figures/tiny, or its run.json")
     diff.add_argument("other")
@@ -77,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "verdicts":
             from cpo.verdict_report import report
 
-            return report(options.model, options.export)
+            return report(options.model, options.export, options.forget)
         if options.command == "diff":
             from cpo import run_diff
 

@@ -22,9 +22,11 @@ from email.utils import parsedate_to_datetime
 from random import uniform
 from threading import Condition
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
+from cpo.profiles import secret_in
 from cpo.progress import progress_bar
+from cpo.replies import REFUSED, TOO_LONG, Message, read_message
 
 if TYPE_CHECKING:
     import openai
@@ -32,11 +34,23 @@ if TYPE_CHECKING:
 MAX_PAUSE = 60.0  # seconds between two attempts, unless the server asks for more
 MAX_RETRY_AFTER = 600.0  # seconds; a server that asks for more is left alone
 FEW_ATTEMPTS = 3  # where each may be paid for, or nobody may be there at all
+FIRST_REPLIES = 8  # at least so many are looked at before the rest is asked
 UNSUPPORTED = (
     r"unsupported|not support|not allowed|not permitted|unrecogni|unknown|deprecated|only .*allowed"
 )
+# What servers say of a prompt that their filter refuses, and of one that is too long for the model.
+FILTERED = (
+    r"content.?(filter|management|policy|moderation)|responsible.?ai|flagged|moderation|safety"
+    r"|data_inspection|content exists risk"
+)
+OVER_LONG = (
+    r"context.?(length|size|window)|maximum (context|model) length|max_(seq|model)_len"
+    r"|(prompt|input) is too long|too long to fit|too many tokens|input token count|inputs. tokens"
+    r"|max_num_tokens|reduce the length|input length"
+)
 TRIAL = "Answer with the letter A and nothing else."  # one short question, to try a server
 USED_UP = r"exceeded your current quota|billing|credit"
+FOR_ALL = rf"{USED_UP}|quota|api.?key|no models? |model .*not |not .*model"  # never one prompt's
 
 
 class ChatError(RuntimeError):
@@ -52,7 +66,8 @@ class ChatServer:
     one call of `ask_all`, retries included, and `max_attempts` one question. `timeout` is how long
     the server may be silent and `backoff` the first pause after a fault, which doubles up to a
     minute, both in seconds. Prices are in USD per million tokens; `max_usd` caps the cost of one
-    call of `ask_all`, None for no cap.
+    call of `ask_all`, None for no cap. `setting` is what messages call it, by its place in a
+    profile.
     """
 
     base_url: str
@@ -67,6 +82,12 @@ class ChatServer:
     usd_per_million_input: float = 0.0
     usd_per_million_output: float = 0.0
     max_usd: float | None = None
+    setting: str = "server"
+
+    def reply_tokens(self, default: int) -> int:
+        """The most tokens that a reply may have, or `default` where no parameter says."""
+        names = ("max_completion_tokens", "max_tokens")
+        return int(next((self.parameters[one] for one in names if one in self.parameters), default))
 
     def price(self, input_tokens: int, output_tokens: int) -> float:
         """What so many tokens cost, in USD."""
@@ -75,15 +96,17 @@ class ChatServer:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a model answered, "" for nothing, and what it took.
+class Reply(Message):
+    """What a model answered, taken apart, and what it took.
 
-    Token counts are the server's, or where it gives none, estimates. `parameters` are those that
-    were sent in the end, `seconds` those of the request that succeeded, `asked_at` is in UTC.
+    A prompt that was refused or is too long has a reply too: no text, and nothing to pay. `raw` is
+    the whole message as JSON, or the error. Token counts are the server's, or where it gives none,
+    estimates. `parameters` are those that were sent in the end, `seconds` those of the request that
+    succeeded, `asked_at` is in UTC.
     """
 
-    text: str
     finish_reason: str
+    raw: str
     model: str
     input_tokens: int
     output_tokens: int
@@ -126,6 +149,7 @@ def ask_all(
     *,
     reply_tokens: int,
     description: str,
+    fault_of: Callable[[int, Reply], str] | None = None,
 ) -> None:
     """Asks every question and hands over each reply; says first what that will cost.
 
@@ -139,11 +163,13 @@ def ask_all(
             True the question is asked once more. What it raises ends all, and comes out.
         reply_tokens: the longest reply expected, for the estimate.
         description: of the progress bar.
+        fault_of: called as `fault_of(index, reply)`, says why a reply is of no use, "" where it is
+            of use. Where none of the first replies is, the rest is not asked.
 
     Raises:
         ChatError: before anything is sent, where the key is missing, or the estimate is above
-            `max_usd` or `max_requests`; later, where a bound is reached or the server refuses
-            or fails for good.
+            `max_usd` or `max_requests`; later, where a bound is reached, the server refuses or
+            fails for good, or all of the first replies, three at least, are of no use.
     """
     if not questions:
         return
@@ -166,10 +192,15 @@ def ask_all(
     asker = _Asker(server, reply_tokens)
     print(f"{description}: {expected}", flush=True)
 
+    first = min(len(questions), max(server.concurrency, FIRST_REPLIES)) if fault_of else 0
+    replies: list[tuple[str, Reply]] = []  # the first ones, each with its fault
+
     def answer(index: int) -> None:
         try:
             while reply := asker.ask(questions[index]):
                 if not keep(index, reply):
+                    if fault_of and index < first:
+                        replies.append((fault_of(index, reply), reply))
                     return
         except BaseException:
             if asker.stop():  # the first to fail says why; the others only find it out
@@ -185,11 +216,55 @@ def ask_all(
             # One alone: with a wrong key, address or model there is not a second request.
             pool.submit(answer, 0).result()
             bar.update()
-            for done in as_completed([pool.submit(answer, i) for i in range(1, len(questions))]):
-                done.result()
-                bar.update()
+            for part in (range(1, first), range(max(1, first), len(questions))):
+                for done in as_completed([pool.submit(answer, i) for i in part]):
+                    done.result()
+                    bar.update()
+                if len(replies) >= FEW_ATTEMPTS and all(fault for fault, _ in replies):
+                    raise ChatError(asker._final(f"{description}: {_of_no_use(server, replies)}"))
+                replies.clear()
         finally:
             asker.stop()
+
+
+def _of_no_use(server: ChatServer, replies: Sequence[tuple[str, Reply]]) -> str:
+    counts = Counter(fault for fault, _ in replies)
+    [(most, _)] = counts.most_common(1)
+    first = next(reply for fault, reply in replies if fault == most)
+    kinds = ", ".join(f"{count} {fault}" for fault, count in counts.items())
+    cause, remedy = likely_cause(server, most, first)
+    return (
+        f"none of the first {len(replies)} replies is of use ({kinds}). Asked first, {cause}. "
+        f"{remedy}. Nothing more was sent"
+    )
+
+
+def likely_cause(server: ChatServer, fault: str, reply: Reply) -> tuple[str, str]:
+    """Why a reply has this fault, most likely, and what to do."""
+    reason = f"finish_reason {reply.finish_reason or 'unknown'}"
+    thought = f" after {len(reply.reasoning):,} characters of reasoning" if reply.reasoning else ""
+    limits = [f"{key}: {value}" for key, value in reply.parameters.items() if "max" in key]
+    limit = next((key for key in server.parameters if "max" in key), "max_tokens")
+    raise_it = (
+        f"Raise {server.setting}.parameters.{limit}: a reasoning model takes some thousands before "
+        "it answers"
+    )
+    if fault == "cut":
+        where = ", ".join(limits) or "the server's own limit"
+        return f"its reply is cut{thought}, at {where} ({reason})", raise_it
+    if fault == "empty":
+        return (
+            f"it answers with nothing{thought} ({reason})",
+            f"{raise_it}. Or the server does not send the answer as `content`",
+        )
+    if fault == "refused":
+        what = f"the prompt is refused ({reason}): {reply.raw[:300]}"
+        return what, "Look at the prompts, and at the server's content filter"
+    if fault == "too long":
+        what = f"the prompt is too long for the model: {reply.raw[:300]}"
+        return what, "Choose a model with a longer context, or make responses shorter"
+    words = " ".join(reply.text.split())[:200]
+    return f"it says “{words}”", "Choose a model that does as it is asked"
 
 
 def try_out(server: ChatServer) -> Reply:
@@ -241,6 +316,7 @@ class _Asker:
         self.usd = 0.0  # spent, and reserved for what is under way
         self.allowed = float(server.concurrency)
         self.faults = 0  # since the last reply
+        self.rejected = 0  # prompts refused for a reason that is not known, since the last answer
         self.pauses = 0
         self.resume_at = 0.0
 
@@ -346,13 +422,19 @@ class _Asker:
         asked_at = datetime.now(UTC).isoformat(timespec="seconds")
         started = time.perf_counter()
         try:
-            raw = self.client.chat.completions.create(
+            answer = self.client.chat.completions.create(
                 model=server.model,
                 messages=[{"role": "user", "content": question}],
                 extra_body=parameters,
             )
         except openai.APIStatusError as error:
-            return self._refusal(error, parameters)
+            finish_reason = self._fault_of_prompt(error, parameters)
+            if not finish_reason:
+                return self._refusal(error, parameters)
+            message: dict[str, Any] = {}
+            raw = self._without_key(json.dumps({"error": error.body}, default=str))
+            model = server.model
+            tokens: list[int | None] = [0, 0]
         except openai.APITimeoutError:
             what = f"{server.base_url} did not answer within {server.timeout:g} s (timeout)"
             return _Problem(what, server.max_attempts)
@@ -363,24 +445,31 @@ class _Asker:
             return self._unusable(error)
         except Exception as error:
             return _Problem(f"a question cannot be sent: {self._words(repr(error))}")
-        seconds = time.perf_counter() - started
-        try:
-            choice = raw.choices[0]
-            content = choice.message.content
-        except (AttributeError, IndexError, TypeError):
-            return self._unusable(raw)
-        # Half of a character of two code units, as a cut reply may end in, is no text to store.
-        text = content.encode(errors="replace").decode() if isinstance(content, str) else ""
-        counts = [getattr(raw.usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")]
+        else:
+            try:
+                choice = answer.choices[0]
+                finish_reason = str(choice.finish_reason or "")
+                message = {}  # a filter may take all of it away
+                if getattr(choice, "message", None) or not finish_reason.startswith(REFUSED):
+                    message = choice.message.to_dict(mode="python", warnings=False)
+            except (AttributeError, IndexError, TypeError):
+                return self._unusable(answer)
+            self.rejected = 0
+            raw = json.dumps(message)
+            model = answer.model or server.model
+            names = ("prompt_tokens", "completion_tokens")
+            tokens = [getattr(answer.usage, name, None) for name in names]
+        read = read_message(message, finish_reason)
         return Reply(
-            text,
-            choice.finish_reason or "",
-            raw.model or server.model,
-            _tokens(question) if counts[0] is None else counts[0],
-            _tokens(text) if counts[1] is None else counts[1],
-            seconds,
-            parameters,
-            asked_at,
+            **vars(read),
+            finish_reason=finish_reason,
+            raw=raw,
+            model=model,
+            input_tokens=_tokens(question) if tokens[0] is None else tokens[0],
+            output_tokens=_tokens(read.reasoning + read.text) if tokens[1] is None else tokens[1],
+            seconds=time.perf_counter() - started,
+            parameters=parameters,
+            asked_at=asked_at,
         )
 
     def _unusable(self, answer: object) -> _Problem:
@@ -388,10 +477,31 @@ class _Asker:
         what = f"{self.server.base_url} sends no chat completion, but: {self._words(answer)}"
         return _Problem(f"{what}. base_url mostly ends in /v1", FEW_ATTEMPTS, paid=True)
 
+    def _fault_of_prompt(self, error: openai.APIStatusError, parameters: Mapping[str, Any]) -> str:
+        """The finish reason of a prompt that alone was refused, "" for what concerns all prompts.
+
+        A refusal for a reason that is not known is the prompt's where others were answered; thrice
+        in a row it is not.
+        """
+        status, told = error.status_code, _told(error)
+        if status in (400, 403, 422) and _refused(error, self._words(told), parameters):
+            return ""
+        inner = error.body.get("innererror") if isinstance(error.body, dict) else ""
+        told = f"{error.code} {error.type} {told} {inner}"
+        if status == 413 or (status in (400, 422, 500) and re.search(OVER_LONG, told, re.I)):
+            return TOO_LONG
+        if status == 429 and re.search("request too large", told, re.I):
+            return TOO_LONG
+        if status in (400, 403, 422) and re.search(FILTERED, told, re.I):
+            return REFUSED
+        if status in (400, 422) and self.replies and not re.search(FOR_ALL, told, re.I):
+            self.rejected += 1
+            return REFUSED if self.rejected < FEW_ATTEMPTS else ""
+        return ""
+
     def _refusal(self, error: openai.APIStatusError, parameters: Mapping[str, Any]) -> _Problem:
         server, status = self.server, error.status_code
-        body = error.body
-        words = self._words(body.get("message", body) if isinstance(body, dict) else body)
+        words = self._words(_told(error))
         if status in (400, 403, 422) and (name := _refused(error, words, parameters)):
             return _Problem("", refused=name)
         where = f"{server.base_url} answered {status}"
@@ -417,8 +527,18 @@ class _Asker:
 
     def _words(self, said: object) -> str:
         """A server's own words in one short line; they may quote the key."""
-        words = " ".join(str(said).replace(self.client.api_key, "***").split())
+        words = " ".join(self._without_key(str(said)).split())
         return words if len(words) <= 300 else words[:300] + " ..."
+
+    def _without_key(self, text: str) -> str:
+        key = self.client.api_key
+        return text.replace(key, "***").replace(json.dumps(key)[1:-1], "***")
+
+
+def _told(error: openai.APIStatusError) -> str:
+    """What a server says of an error; all of its answer where that has no message."""
+    body = error.body
+    return str(body.get("message", body) if isinstance(body, dict) else body)
 
 
 def _refused(error: openai.APIStatusError, words: str, parameters: Mapping[str, Any]) -> str:
@@ -451,8 +571,8 @@ def _client(server: ChatServer) -> openai.OpenAI:
     import openai
 
     address = urlsplit(server.base_url)
-    if address.scheme not in ("http", "https") or address.username or address.query:
-        shown = re.sub("//[^/]*@", "//***@", server.base_url.partition("?")[0])
+    if address.scheme not in ("http", "https") or secret_in(server.base_url):
+        shown = re.sub("^.*@", "***@", server.base_url.partition("?")[0])
         raise ChatError(
             f"base_url starts with http:// or https:// and holds no key, unlike {shown}: a key "
             "stands in the environment variable that api_key_variable names"
@@ -467,6 +587,21 @@ def _client(server: ChatServer) -> openai.OpenAI:
                 f"the environment variable {server.api_key_variable} {what}: set it to the key of "
                 f"{server.base_url}, or api_key_variable to the name of the one that holds it"
             )
-    return openai.OpenAI(
-        base_url=server.base_url, api_key=key, max_retries=0, timeout=server.timeout
-    )
+    query = dict(parse_qsl(address.query, keep_blank_values=True))
+    settings: dict[str, Any] = {
+        "base_url": address._replace(query="").geturl(),
+        "default_query": query,
+        "api_key": key,
+        "max_retries": 0,
+        "timeout": server.timeout,
+    }
+    # Azure takes a key in a header of its own, but for its newer interface, which is OpenAI's.
+    at_azure = ".openai.azure." in (address.hostname or "") and "/v1" not in address.path
+    if not at_azure and "/openai/deployments/" not in address.path:
+        return openai.OpenAI(**settings)
+    if "api-version" not in query:
+        raise ChatError(
+            f"{server.base_url} is Azure's and names no version: add ?api-version=2024-10-21 to "
+            "base_url, or one that the deployment's page names"
+        )
+    return openai.AzureOpenAI(**settings, api_version=query["api-version"])

@@ -320,28 +320,35 @@ def _asked(settings: Profile) -> dict[str, Server]:
 
 
 def servers(settings: Profile, parts: Collection[str] = ("judge", "unhelpful")) -> list[Finding]:
-    """Whether the chat models of these `parts` answer: one short question to each.
+    """Whether the chat models of these `parts` answer: one short question to each, asked with the
+    profile's parameters.
 
     Those without their key are left out: that is a finding of `inputs`.
     """
-    from cpo.chat import ChatError, ChatServer, try_out
+    from cpo.chat import ChatError, ChatServer, likely_cause, try_out
 
-    findings: dict[tuple[str, str, str], Finding] = {}
+    findings: dict[tuple[str, str, str, str], Finding] = {}
     for part, server in _asked(settings).items():
-        one = (server.base_url, server.model, server.api_key_variable)
+        parameters = str(sorted(server.parameters.items()))
+        one = (server.base_url, server.model, server.api_key_variable, parameters)
         if part not in parts or one in findings:
             continue
         if server.api_key_variable and not os.environ.get(server.api_key_variable):
             continue
         what = f"{part}.server, {server.model}"
+        address = os.path.expandvars(server.base_url)
+        asked = server.model_dump() | {"base_url": address, "setting": f"{part}.server"}
+        chat_server = ChatServer(**asked)
         try:
-            address = os.path.expandvars(server.base_url)
-            reply = try_out(ChatServer(**server.model_dump() | {"base_url": address}))
+            reply = try_out(chat_server)
         except ChatError as error:
             remedy = f"Look at {part}.server: base_url, model and api_key_variable"
             findings[one] = Finding(what, False, str(error), remedy, to_plan=False)
-        else:
-            findings[one] = Finding(what, True, f"answers, in {reply.seconds:.1f} s")
+            continue
+        findings[one] = Finding(what, True, f"answers, in {reply.seconds:.1f} s")
+        if reply.fault:
+            cause, remedy = likely_cause(chat_server, reply.fault, reply)
+            findings[one] = Finding(what, False, f"asked for a letter, {cause}", remedy, False)
     return list(findings.values())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -78,7 +79,7 @@ from cpo.training import (
     objective_identity,
     train,
 )
-from cpo.unhelpful import write_unhelpful
+from cpo.unhelpful import REPLIES, write_unhelpful
 
 TASK_OF: dict[ReferenceName, Task] = {
     "reference": "instructions",
@@ -724,8 +725,9 @@ class Suite:
         rows = self.tokenized(model, "train", task)
         return [rows[i] for i in plan_batches(len(rows), steps, batch, seed).flatten()]
 
-    def unhelpful(self, row: Row, seed: int) -> list[tuple[int, ...]]:
-        """An unhelpful response to each planned row of a DPO training, as ids, EOS included."""
+    def unhelpful(self, row: Row, seed: int) -> list[tuple[int, ...] | None]:
+        """An unhelpful response to each planned row of a DPO training, as ids, EOS included; None
+        where the writer had none."""
         recipe = self.unhelpful_recipe(row, seed)
         planned = self._planned(row.model, row.task, recipe.steps, recipe.batch, seed)
 
@@ -733,22 +735,29 @@ class Suite:
             by_id = {one.id: one for one in self.instructions.train}
             settings = self.profile.unhelpful
             server = settings.server if settings.writer == "chat" else None
+            partial = self.store.partial(recipe)
             texts = write_unhelpful(
                 settings.writer,
                 [by_id[one.id] for one in planned],
                 seed=seed,
-                partial=self.store.partial(recipe),
+                partial=partial,
                 others=self.instructions.train,
-                server=chat_server(server) if server else None,
+                server=chat_server(server, "unhelpful.server") if server else None,
             )
             lines = json.dumps(texts, ensure_ascii=False, indent=0)
             (folder / "unhelpful.json").write_text(lines, encoding="utf-8")
+            if server:  # whole replies, which were paid for, outlive what was made of them
+                shutil.copy(partial / REPLIES, folder)
 
         path = self.store.get_or_make(recipe, make) / "unhelpful.json"
         tokenizer = self.tokenizer(row.model)
         limit = self.profile.instructions.max_continuation_tokens
-        encoded = data.encode(json.loads(path.read_text("utf-8")), tokenizer)
-        return [(*ids, tokenizer.eos_token_id)[:limit] for ids in encoded]
+        texts = json.loads(path.read_text("utf-8"))
+        encoded = iter(data.encode([text for text in texts if text is not None], tokenizer))
+        return [
+            None if text is None else (*next(encoded), tokenizer.eos_token_id)[:limit]
+            for text in texts
+        ]
 
     def _make_negatives(self, recipe: NegativesRecipe, row: Row, seed: int, folder: Path) -> None:
         model = self.reference(row.model, row.reference, seed).load()

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from cpo.paper import Task
+from cpo.replies import read_message
 
 Verdict = Literal["A", "B", "tie", "invalid"]
 
@@ -105,22 +106,12 @@ _MARKED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _KEYS = ("verdict", "answer", "winner", "better", "choice", "preference")  # of a verdict in JSON
-_REASONING = r"(?:think|thinking|thought|reasoning|analysis)"
-
-
-def _final_answer(reply: str) -> str:
-    """A reply without its reasoning block; "" where the block does not end: there is no answer.
-
-    The tag that opens the block may be missing: many chat templates write it into the prompt.
-    """
-    answer = re.sub(rf"^.*[<\[]/{_REASONING}[>\]]", "", reply, flags=re.DOTALL | re.IGNORECASE)
-    return "" if re.search(rf"[<\[]{_REASONING}[>\]]", answer, re.IGNORECASE) else answer.strip()
 
 
 def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
     """A judge's reply as a verdict. What is not clearly one is `invalid`: nothing is guessed.
 
-    Only the final answer is read (`_final_answer`), by the first of these rules that applies:
+    Only the final answer is read (`replies.read_message`), by the first rule that applies:
 
     1. It marks its verdict: `<answer>B</answer>`, `\\boxed{B}`, `[[B]]`, or JSON with a key such as
        "verdict". Rule 2 reads what is marked, and nothing else.
@@ -136,7 +127,7 @@ def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
         text: the raw reply.
         labels: what A and B are called. The case of a letter counts: "a" is an article.
     """
-    answer = _final_answer(text)
+    answer = read_message({"content": text}, "").text.strip()
     verdicts = {_stated(part, labels) for part in _marked(answer) or [answer]}
     return verdicts.pop() if len(verdicts) == 1 else "invalid"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,7 +63,8 @@ class Pair:
 
 class Judge(Protocol):
     """Verdicts on pairs, in their order. `name` stands in every table, `prompt` is the hash of what
-    is asked, "" where nothing is."""
+    is asked, "" where nothing is. A judge may have a method `why_invalid` too, which says of pairs
+    that it has judged why their verdicts are invalid, "" for those that are not."""
 
     @property
     def name(self) -> str: ...
@@ -178,7 +180,9 @@ class Verdicts:
 
     `verdicts` are those in the order that `model_sides` says, `exchanged` those with the sides
     exchanged, empty where only one order was judged. `prompt` is the hash of the judge's template,
-    `judged` the UTC date; `marked` counts responses that hold a part of the template.
+    `judged` the UTC date; `marked` counts responses that hold a part of the template. `why` says of
+    `verdicts`, and then of `exchanged`, why one is invalid (`verdict_store.INVALID_KINDS`), "" for
+    the others; it is empty where the judge does not say.
     """
 
     judge: str
@@ -189,10 +193,13 @@ class Verdicts:
     prompt: str = ""
     judged: str = ""
     marked: int = 0
+    why: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.ids) == len(self.model_sides) == len(self.verdicts) or (
-            self.exchanged and len(self.exchanged) != len(self.ids)
+        if (
+            not len(self.ids) == len(self.model_sides) == len(self.verdicts)
+            or (self.exchanged and len(self.exchanged) != len(self.ids))
+            or (self.why and len(self.why) != len(self.verdicts) + len(self.exchanged))
         ):
             raise JudgeError("ids, sides and verdicts must be as many")
         for said in filter(None, (self.verdicts, self.exchanged)):
@@ -240,13 +247,23 @@ class Verdicts:
         """Prompts where neither response was better; with both orders, all with half a point."""
         return int((self.points == 0.5).sum())
 
+    @property
+    def invalid_kinds(self) -> Counter[str]:
+        """How many verdicts, in either order, are invalid for which reason."""
+        shown = (*self.verdicts, *self.exchanged)
+        why = self.why or ("unclear",) * len(shown)
+        pairs = zip(shown, why, strict=True)
+        return Counter(one or "unclear" for verdict, one in pairs if verdict == "invalid")
+
     def to_jsonl(self, path: Path) -> None:
         """A line about the judging, then one per prompt: id, model_side, verdict, exchanged (null
-        in one order), points (null where invalid)."""
+        in one order), points (null where invalid), and `why` where the judge says: one text for
+        each order."""
         about = {name: getattr(self, name) for name in ("judge", "prompt", "judged", "marked")}
         lines = [about]
         for row, item in enumerate(self.ids):
             won = float(self.points[row])
+            why = {"why": self.why[row :: len(self)]} if self.why else {}
             lines.append(
                 {
                     "id": item,
@@ -254,6 +271,7 @@ class Verdicts:
                     "verdict": self.verdicts[row],
                     "exchanged": self.exchanged[row] if self.exchanged else None,
                     "points": None if math.isnan(won) else won,
+                    **why,
                 }
             )
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -265,6 +283,7 @@ class Verdicts:
         Raises `JudgeError` for a file that does not begin with a line about the judging.
         """
         about, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() or ["{}"])
+        why = zip(*(row.get("why", ()) for row in rows), strict=True)  # by order
         if "judge" not in about:
             raise JudgeError(f"{path} holds no verdicts: its first line does not name a judge")
         return cls(
@@ -272,6 +291,7 @@ class Verdicts:
             model_sides=tuple(row["model_side"] for row in rows),
             verdicts=tuple(row["verdict"] for row in rows),
             exchanged=tuple(row["exchanged"] for row in rows if row["exchanged"] is not None),
+            why=tuple(one for order in why for one in order),
             **about,
         )
 
@@ -309,9 +329,11 @@ def judge_responses(
         Pair(pair.example, pair.response_b, pair.response_a, "B" if pair.model_side == "A" else "A")
         for pair in (pairs if orders == 2 else [])
     ]
-    verdicts = tuple(judge([*pairs, *exchanged]))
-    if len(verdicts) != len(pairs) + len(exchanged):
-        raise JudgeError(f"the judge '{judge.name}' gave {len(verdicts)} verdicts on {len(pairs)}")
+    shown = [*pairs, *exchanged]
+    verdicts = tuple(judge(shown))
+    if len(verdicts) != len(shown):
+        raise JudgeError(f"the judge '{judge.name}' gave {len(verdicts)} verdicts on {len(shown)}")
+    why_invalid = getattr(judge, "why_invalid", None)
     return Verdicts(
         judge.name,
         tuple(example.id for example in examples),
@@ -321,6 +343,7 @@ def judge_responses(
         judge.prompt,
         datetime.now(UTC).date().isoformat(),
         sum(map(holds_markers, responses)),
+        tuple(why_invalid(shown)) if why_invalid else (),
     )
 
 

@@ -23,13 +23,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cpo import machine
 from cpo.chat import ChatServer, Reply, ask_all
-from cpo.judge_prompts import Verdict, judge_prompt, parse_verdict, query_of, template_hash
+from cpo.judge_prompts import (
+    PARSER_VERSION,
+    Verdict,
+    judge_prompt,
+    query_of,
+    template_hash,
+)
 from cpo.judging import Judge, JudgeError, Pair, judge_named, rule_identity
 from cpo.paper import Task
 from cpo.profiles import Judge as Settings
 from cpo.profiles import Server
 from cpo.progress import progress_bar
-from cpo.verdict_store import Question, StoredVerdict, VerdictStore
+from cpo.verdict_store import Question, StoredVerdict, VerdictStore, read_verdict
 
 REPLY_TOKENS = 8  # what a verdict takes, for the estimate of a cost
 MINIMUM_MASS = 0.5  # of P("A") + P("B"), with which a local model answers at all
@@ -54,7 +60,8 @@ class ChatJudge:
     @property
     def name(self) -> str:
         """Model and server, as tables show them."""
-        return f"{self.server.model} at {urlsplit(self.server.base_url).netloc}"
+        host = urlsplit(self.server.base_url).netloc.rpartition("@")[2]
+        return f"{self.server.model} at {host}"
 
     @property
     def prompt(self) -> str:
@@ -84,21 +91,28 @@ class ChatJudge:
         return [question for key, question in questions.items() if key not in stored]
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """Raises `ChatError` where the server does not answer, `VerdictStoreError` for the store;
-        what was answered before is kept."""
+        """What is no verdict is invalid; `why_invalid` says why.
+
+        Raises `ChatError` where the server does not answer, or where none of its first replies is a
+        verdict, and `VerdictStoreError` for the store; what was answered before is kept.
+        """
         questions = self.questions(pairs)
         items = {one.key: pair.example.id for one, pair in zip(questions, pairs, strict=True)}
         missing = self.missing(pairs)
         server = self.server
 
         with VerdictStore(self.store) as store:
+            stored = store.get([question.key for question in questions])
+            resumed = any(one.verdict != "invalid" for one in stored.values())
+            known = bool(missing) and store.gave_verdicts(missing[0])
 
             def keep(index: int, reply: Reply) -> None:
                 question = missing[index]
-                verdict = StoredVerdict(
+                verdict, why = read_verdict(reply.text, reply.fault)
+                said = StoredVerdict(
                     key=question.key,
                     item=items[question.key],
-                    verdict=parse_verdict(reply.text),
+                    verdict=verdict,
                     text=reply.text,
                     model=reply.model,
                     input_tokens=reply.input_tokens,
@@ -106,19 +120,37 @@ class ChatJudge:
                     seconds=reply.seconds,
                     usd=server.price(reply.input_tokens, reply.output_tokens),
                     asked_at=reply.asked_at,
+                    why=why,
+                    finish_reason=reply.finish_reason,
+                    raw=reply.raw,
                 )
-                store.put(question, verdict)
+                store.put(question, said)
+
+            def fault_of(index: int, reply: Reply) -> str:
+                _, why = read_verdict(reply.text, reply.fault)
+                # A judge that gives verdicts elsewhere may find nothing to say of these responses.
+                # But what is cut, or empty, other parameters mend.
+                return "" if known and why not in ("cut", "empty") else why
 
             if missing:
                 ask_all(
                     server,
                     [question.prompt for question in missing],
                     keep,
-                    reply_tokens=REPLY_TOKENS,
+                    reply_tokens=server.reply_tokens(REPLY_TOKENS),
                     description=f"verdicts of {self.name}",
+                    fault_of=None if resumed else fault_of,
                 )
             stored = store.get([question.key for question in questions])
         return [stored[question.key].verdict for question in questions]
+
+    def why_invalid(self, pairs: Sequence[Pair]) -> list[str]:
+        """For pairs that were judged, why a verdict is invalid, one of
+        `verdict_store.INVALID_KINDS`; "" for those that are not."""
+        questions = self.questions(pairs)
+        with VerdictStore(self.store) as store:
+            stored = store.get([question.key for question in questions])
+        return [stored[question.key].why for question in questions]
 
 
 @dataclass(frozen=True)
@@ -263,7 +295,8 @@ def judge_of(settings: Settings, task: Task, folder: Path) -> Judge | None:
     if settings.kind == "none":
         return None
     if settings.server is not None and settings.kind == "openai":
-        return ChatJudge(chat_server(settings.server), folder / "verdicts.sqlite", task)
+        server = chat_server(settings.server, "judge.server")
+        return ChatJudge(server, folder / "verdicts.sqlite", task)
     if settings.model is not None and settings.kind == "local":
         return _local(settings.model, settings.batch, task)
     return judge_named(settings.kind)
@@ -275,7 +308,7 @@ def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
     if settings.server is not None and settings.kind == "openai":
         one = settings.server
         asked = {"model": one.model, "base_url": one.base_url, "parameters": one.parameters}
-        return named | asked | {"prompt": template_hash(task)}
+        return named | asked | {"prompt": template_hash(task), "parser": PARSER_VERSION}
     if settings.kind == "local":
         named |= {"model": settings.model, "minimum_mass": MINIMUM_MASS}
         return named | {"prompt": template_hash(task)}
@@ -284,9 +317,9 @@ def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
     return named
 
 
-def chat_server(settings: Server) -> ChatServer:
-    """A profile's server as the client takes it."""
-    return ChatServer(**settings.model_dump())
+def chat_server(settings: Server, setting: str) -> ChatServer:
+    """A profile's server as the client takes it; `setting` is its place there."""
+    return ChatServer(**settings.model_dump(), setting=setting)
 
 
 @cache

@@ -36,8 +36,8 @@ class Planned:
 
     `prefixes` and `continuations` are ids, N = steps x batch of each; rows `[i * batch, (i + 1) *
     batch)` are one global batch. `has_eos` says which continuations end in EOS; `unhelpful` are
-    responses that somebody wrote for DPO, one a row. Those of the project do without `tokenizer`;
-    one of your own may need texts.
+    responses that somebody wrote for DPO, one a row, None where there is none. Those of the project
+    do without `tokenizer`; one of your own may need texts.
     """
 
     prefixes: Sequence[Sequence[int]]
@@ -47,7 +47,7 @@ class Planned:
     model: Any
     eos_token_id: int
     max_continuation_tokens: int
-    unhelpful: Sequence[Continuation] | None = None
+    unhelpful: Sequence[Continuation | None] | None = None
     precision: str = "fp32"
     micro_batch: int = 16
     generation_batch: int = 256
@@ -226,12 +226,15 @@ def unhelpful(
 ) -> dict[int, list[Continuation]]:
     """UN: the unhelpful response that was written for the row, DPO's rejected one (section 4).
 
+    A row for which none could be written has no candidate.
+
     Raises:
         ValueError: nobody wrote any.
     """
     if planned.unhelpful is None:
         raise ValueError("UN negatives need unhelpful responses, and none were written")
-    return {row: [planned.unhelpful[row]] for row in wanted}
+    written = ((row, planned.unhelpful[row]) for row in wanted)
+    return {row: [response] for row, response in written if response is not None}
 
 
 @dataclass

@@ -14,9 +14,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cpo.comparison import Comparison
 from cpo.paper import ROWS, ModelName, Objective, Row, Steps, Task
@@ -212,12 +220,28 @@ class Continuation(_Settings):
         return self.dpo_beta or self.beta if objective == "dpo" else self.beta
 
 
+# Names of a query's parameters that hold a key; `api-version` and `max_tokens` do not.
+_SECRET = re.compile(r"key|token(?!s)|secret|sig$|signature|passw|credential|auth|^code$", re.I)
+
+
+def secret_in(url: str) -> str:
+    """What in an address is a secret, in words: `a user or password`, or the query's parameter that
+    holds a key; "" where there is none."""
+    address = urlsplit(url)
+    if "@" in address.netloc or (not address.netloc and "@" in address.path):
+        return "a user or password"
+    names = [name for name, _ in parse_qsl(address.query, keep_blank_values=True)]
+    return next((f"the query's `{name}`" for name in names if _SECRET.search(name)), "")
+
+
 class Server(_Settings):
     """A chat model behind any server of OpenAI's chat completions, and what it may cost.
 
     `parameters` are sent as they are. Prices are in USD per million tokens; a run whose estimate is
     above `max_usd`, or that would send more than `max_requests`, is refused before it sends any.
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key
 
     model: str
     base_url: str = "https://api.openai.com/v1"
@@ -229,6 +253,16 @@ class Server(_Settings):
     usd_per_million_input: float = Field(0.0, ge=0)
     usd_per_million_output: float = Field(0.0, ge=0)
     max_usd: float | None = Field(None, ge=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_secret(cls, url: str) -> str:
+        if secret := secret_in(url):
+            raise ValueError(
+                f"the address holds {secret}, and is written into results: put the key into the "
+                "environment variable that api_key_variable names"
+            )
+        return url
 
 
 class Unhelpful(_Settings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,9 +19,12 @@ from threading import Lock
 from cpo.chat import ChatError, ChatServer, Reply, ask_all
 from cpo.data import Example
 from cpo.judge_prompts import query_of
+from cpo.replies import Message, read_message
 from cpo.world import WorldExample, unhelpful_answer
 
 WRITERS = ("world", "other_response", "chat")
+REPLIES = "unhelpful.jsonl"  # a chat model's replies, as they came
+TRUE_RESPONSE = "the true response"  # what a reply may be that is asked to be unhelpful
 REPLY_TOKENS = 256  # for the estimate of a cost, where max_tokens does not say
 
 
@@ -37,25 +40,27 @@ def write_unhelpful(
     partial: Path,
     others: Sequence[Example] = (),
     server: ChatServer | None = None,
-) -> list[str]:
+) -> list[str | None]:
     """One unhelpful response to each example, aligned with `examples`; the same for an equal id.
+    None where a chat model has none: its reply was refused, cut, or twice empty or the true
+    response, or the question is too long for it.
 
     * `world`: by the embedded world's own writer, for its examples alone.
     * `other_response`: the response of another of `examples` or of `others`; a stand-in, not the
       paper's way.
     * `chat`: the paper's way, by the template of A.4 (`templates/unhelpful.txt`); a context follows
-      its instruction. Every answer is kept in `partial/unhelpful.jsonl` as it comes, so that a run
+      its instruction. Every reply is kept in `partial/unhelpful.jsonl` as it comes, so that a run
       that was stopped, or a later one, asks for what is missing alone.
 
     `seed` is the offline writers'; a chat model's draws are not seeded, they repeat from the file.
 
     Raises:
         UnhelpfulError: an unknown writer; examples it cannot write for; a chat model that cannot
-            be reached, refuses, or twice answers with nothing or with the true response.
+            be reached or is of no use, for all of the first examples or for all there are.
     """
     distinct = list({example.id: example for example in examples}.values())
     if writer == "world":
-        texts = [_world_response(example, seed) for example in distinct]
+        texts: Sequence[str | None] = [_world_response(example, seed) for example in distinct]
     elif writer == "other_response":
         texts = _other_responses(distinct, others, seed)
     elif writer != "chat":
@@ -63,7 +68,7 @@ def write_unhelpful(
     elif server is None:
         raise UnhelpfulError("the writer 'chat' needs a server and a model: give a ChatServer")
     else:
-        texts = _chat_responses(distinct, partial / "unhelpful.jsonl", server)
+        texts = _chat_responses(distinct, partial / REPLIES, server)
     responses = {example.id: text for example, text in zip(distinct, texts, strict=True)}
     return [responses[example.id] for example in examples]
 
@@ -115,39 +120,49 @@ def _question(example: Example, template: str) -> str:
     return template.format(query_of(example, "instructions"), example.continuation)
 
 
-def _chat_responses(examples: Sequence[Example], path: Path, server: ChatServer) -> list[str]:
+def _chat_responses(
+    examples: Sequence[Example], path: Path, server: ChatServer
+) -> list[str | None]:
     template = files("cpo").joinpath("templates/unhelpful.txt").read_text(encoding="utf-8")
     questions = [_question(example, template.removesuffix("\n")) for example in examples]
     asked = [server.model, dict(server.parameters)]
     named = [json.dumps([question, *asked], sort_keys=True).encode() for question in questions]
     keys = [hashlib.sha256(name).hexdigest() for name in named]
-    answers = _kept(path)
+    replies = _kept(path)
+
+    def faults() -> list[str]:
+        """Why an example has no response, of all examples with a reply."""
+        pairs = zip(keys, examples, strict=True)
+        return [_fault(replies[key], example) for key, example in pairs if key in replies]
+
+    works = not all(faults())
     missing = {
         key: (example, question)
         for key, example, question in zip(keys, examples, questions, strict=True)
-        if key not in answers
+        if key not in replies
     }
     todo = [(key, example) for key, (example, _) in missing.items()]
     asked_again: set[str] = set()
     lock = Lock()
     path.parent.mkdir(parents=True, exist_ok=True)
 
+    def fault_of(index: int, reply: Reply) -> str:
+        return _fault(reply, todo[index][1])
+
     def keep(index: int, reply: Reply) -> bool:
-        """Stores an answer; True asks once more for one that cannot serve."""
-        (key, example), text = todo[index], reply.text.strip()
-        if not text or not _differ(text, example.continuation):
-            if key not in asked_again:
-                asked_again.add(key)
-                return True
-            what = "the true response" if text else "nothing"
-            raise UnhelpfulError(
-                f"{example.id}: {server.model} answered twice, the second time with {what}. Leave "
-                "the example out, or choose another model, temperature or max_tokens."
-            )
-        row = {"key": key, "id": example.id, "model": server.model, "response": text}
+        """Stores a reply; True asks once more where another one may serve."""
+        key, example = todo[index]
+        fault = fault_of(index, reply)
+        if fault in ("empty", TRUE_RESPONSE) and key not in asked_again:
+            asked_again.add(key)
+            return True
+        row = {
+            "key": key, "id": example.id, "model": server.model, "response": reply.text.strip(),
+            "fault": fault, "finish_reason": reply.finish_reason, "raw": reply.raw,
+        }  # fmt: skip
         with lock, path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
-            answers[key] = text
+            replies[key] = reply
         return False
 
     try:
@@ -155,16 +170,35 @@ def _chat_responses(examples: Sequence[Example], path: Path, server: ChatServer)
             server,
             [question for _, question in missing.values()],
             keep,
-            reply_tokens=int(server.parameters.get("max_tokens", REPLY_TOKENS)),
+            reply_tokens=server.reply_tokens(REPLY_TOKENS),
             description="writing unhelpful responses",
+            fault_of=None if works else fault_of,
         )
     except ChatError as error:
         raise UnhelpfulError(str(error)) from None
-    return [answers[key] for key in keys]
+    counts = Counter(filter(None, faults()))
+    if counts:
+        kinds = ", ".join(f"{count} {fault}" for fault, count in counts.items())
+        what = f"{counts.total()} of {len(examples)} unhelpful responses are missing ({kinds})"
+        if counts.total() == len(examples):
+            raise UnhelpfulError(
+                f"{what}: {server.model} has none to offer. Its replies are kept in {path}. Choose "
+                "another model, or other parameters, such as a higher max_tokens"
+            )
+        print(f"{what}: their rows are masked", flush=True)
+    return [
+        None if _fault(replies[key], example) else replies[key].text.strip()
+        for key, example in zip(keys, examples, strict=True)
+    ]
 
 
-def _kept(path: Path) -> dict[str, str]:
-    """The answers in the file, by key; the line that a killed run left half written is dropped."""
+def _fault(reply: Message, example: Example) -> str:
+    """Why a reply is no unhelpful response to an example; "" if it is one."""
+    return reply.fault or ("" if _differ(reply.text, example.continuation) else TRUE_RESPONSE)
+
+
+def _kept(path: Path) -> dict[str, Message]:
+    """The replies in the file, by key; the line that a killed run left half written is dropped."""
     if not path.exists():
         return {}
     text = path.read_bytes()
@@ -172,4 +206,9 @@ def _kept(path: Path) -> dict[str, str]:
     if whole < len(text):
         os.truncate(path, whole)
     rows = [json.loads(line) for line in text[:whole].splitlines()]
-    return {row["key"]: row["response"] for row in rows}
+    # Earlier versions kept the content alone.
+    raw = [json.loads(row["raw"]) if "raw" in row else {"content": row["response"]} for row in rows]
+    return {
+        row["key"]: read_message(message, row.get("finish_reason", ""))
+        for row, message in zip(rows, raw, strict=True)
+    }

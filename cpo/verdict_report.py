@@ -1,20 +1,30 @@
-"""`python -m cpo verdicts`: what the verdict store holds, what it cost, and all of it as a file."""
+"""`python -m cpo verdicts`: what the verdict store holds, what it cost, and all of it as a file.
+
+Invalid verdicts of a kind can be forgotten, so that the next run asks for them again.
+"""
 
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 from pathlib import Path
 
 from cpo.dry_run import table
+from cpo.judging import Verdicts
 from cpo.run_record import artifacts_folder
-from cpo.verdict_store import VerdictStore, VerdictStoreError
+from cpo.verdict_store import INVALID_KINDS, VerdictStore, VerdictStoreError
 
 
-def report(model: str | None = None, export: str | None = None) -> int:
+def report(model: str | None = None, export: str | None = None, forget: str | None = None) -> int:
     """Print one line for each judge, and write every verdict to `export` if given.
 
-    Returns the exit code: 0, or 2 where there is no store or the file cannot be written.
+    Args:
+        model: the judging model whose verdicts are meant; None for all.
+        forget: a kind of invalid verdicts, one of `INVALID_KINDS`, which are removed first.
+
+    Returns:
+        The exit code: 0, or 2 where there is no store or a file cannot be written.
     """
     path = artifacts_folder() / "verdicts.sqlite"
     if not path.is_file():
@@ -27,6 +37,10 @@ def report(model: str | None = None, export: str | None = None) -> int:
     filters = {"model": model} if model else {}
     try:
         with VerdictStore(path) as store:
+            if forget:
+                count = store.forget(forget, **filters)
+                _remove_artifacts(forget, model)
+                print(f"{count:,} verdicts ({forget}) are forgotten: the next run asks again")
             lines = store.summary(**filters)
             if export:
                 with Path(export).open("w", encoding="utf-8", newline="") as file:
@@ -39,12 +53,16 @@ def report(model: str | None = None, export: str | None = None) -> int:
     except (OSError, VerdictStoreError) as error:
         print(error, file=sys.stderr)
         return 2
-    header = ("model", "server", "verdicts", "A", "B", "tie", "invalid", "tokens", "USD", "asked")
+    header = (
+        "model", "server", "verdicts", "A", "B", "tie", "invalid", "tokens", "USD", "asked",
+        "why invalid",
+    )  # fmt: skip
     cells = [
         (
             line["model"], line["server"], f"{line['verdicts']:,}", f"{line['A']:,}",
             f"{line['B']:,}", f"{line['tie']:,}", f"{line['invalid']:,}", f"{line['tokens']:,}",
             f"{line['usd']:.4f}", f"{line['first'][:10]} to {line['last'][:10]}",
+            ", ".join(f"{line[kind]:,} {kind}" for kind in INVALID_KINDS if line[kind]),
         )
         for line in lines
     ]  # fmt: skip
@@ -54,3 +72,11 @@ def report(model: str | None = None, export: str | None = None) -> int:
     if export:
         print(f"written to {export}")
     return 0
+
+
+def _remove_artifacts(why: str, model: str | None) -> None:
+    """Those of finished runs that hold such a verdict: from them it would be read again."""
+    for path in (artifacts_folder() / "verdicts").glob("*/verdicts.jsonl"):
+        verdicts = Verdicts.from_jsonl(path)
+        if why in verdicts.why and (model is None or verdicts.judge.startswith(f"{model} at ")):
+            shutil.rmtree(path.parent)

@@ -2,7 +2,8 @@
 
 Any number of processes may write at once (write-ahead log), and a kill or a full disk loses none
 of what was stored. A verdict is found again by all that was asked, so that a second run asks only
-for what is missing.
+for what is missing. Whole replies are stored: where they are to be read otherwise than before, they
+are read again when the store is opened, and nobody is asked.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from cpo.judge_prompts import PARSER_VERSION, Verdict, parse_verdict
+from cpo.replies import FAULTS, read_message
+
 APPLICATION = 0x43504F76  # "CPOv": tells a store from the databases of other programs
-VERSION = 1
+VERSION = 2
 WAIT = 60.0  # seconds for another process to finish writing
+INVALID_KINDS = ("unclear", *FAULTS)  # why a verdict is invalid: the words, or the reply
 
 SCHEMA = """
 CREATE TABLE verdicts (
@@ -31,8 +36,16 @@ CREATE TABLE verdicts (
     output_tokens INTEGER NOT NULL, seconds REAL NOT NULL, usd REAL NOT NULL,
     asked_at TEXT NOT NULL, prompt TEXT NOT NULL, model TEXT NOT NULL, parameters TEXT NOT NULL,
     server TEXT NOT NULL, model_side TEXT NOT NULL,
-    response_a TEXT NOT NULL, response_b TEXT NOT NULL
+    response_a TEXT NOT NULL, response_b TEXT NOT NULL,
+    why TEXT NOT NULL DEFAULT '', finish_reason TEXT NOT NULL DEFAULT '',
+    raw TEXT NOT NULL DEFAULT '', parser INTEGER NOT NULL DEFAULT 1
 )"""
+INDEX = "CREATE INDEX IF NOT EXISTS verdicts_by_parser ON verdicts (parser)"
+# The columns that version 1 has not, as `ALTER TABLE` takes them.
+SINCE_VERSION_2 = (
+    "why TEXT NOT NULL DEFAULT ''", "finish_reason TEXT NOT NULL DEFAULT ''",
+    "raw TEXT NOT NULL DEFAULT ''", "parser INTEGER NOT NULL DEFAULT 1",
+)  # fmt: skip
 
 
 class VerdictStoreError(RuntimeError):
@@ -76,14 +89,16 @@ class Question:
 class StoredVerdict:
     """What a judge said of a question, and what it took.
 
-    `item` is the prompt's id, `text` the raw reply, `model` the one that the reply names. Seconds,
-    USD, and `asked_at` in UTC. A reply that cannot be read is stored, as "invalid": it was paid
-    for. A request that failed is not stored.
+    `item` is the prompt's id, `text` the answer, `model` the one that the reply names. Seconds,
+    USD, and `asked_at` in UTC. A reply that is no verdict is stored, as "invalid": it was paid for;
+    `why` is then one of `INVALID_KINDS`, else "". `finish_reason` is the server's, "" where it is
+    not known, and `raw` the whole message as JSON, or the error with which this prompt alone was
+    refused. A request that failed is not stored.
     """
 
     key: str
     item: str
-    verdict: Literal["A", "B", "tie", "invalid"]
+    verdict: Verdict
     text: str
     model: str
     input_tokens: int
@@ -91,6 +106,15 @@ class StoredVerdict:
     seconds: float
     usd: float
     asked_at: str
+    why: str = ""
+    finish_reason: str = ""
+    raw: str = ""
+
+
+def read_verdict(text: str, fault: str) -> tuple[Verdict, str]:
+    """The verdict in an answer, and why it is invalid: a reply with a fault never is a verdict."""
+    verdict = "invalid" if fault else parse_verdict(text)
+    return verdict, fault or ("unclear" if verdict == "invalid" else "")
 
 
 # Two models are named: `model` is the one that was asked for, `reply_model` what the reply says.
@@ -135,11 +159,29 @@ class VerdictStore:
         asked = question.plain()
         values = [*astuple(verdict), *(asked[name] for name in ASKED)]
         values[len(REPLIED) + ASKED.index("parameters")] = json.dumps(asked["parameters"])
-        columns, places = ", ".join(REPLIED + ASKED), ", ".join("?" * len(values))
+        values.append(PARSER_VERSION)
+        columns = ", ".join((*REPLIED, *ASKED, "parser"))
+        places = ", ".join("?" * len(values))
         # Not INSERT OR IGNORE, which would drop a verdict of a wrong kind without a word.
         query = f"INSERT INTO verdicts ({columns}) VALUES ({places}) ON CONFLICT (key) DO NOTHING"
         with self._explained("write"), self._lock:
             self._connection.execute(query, values)
+
+    def gave_verdicts(self, question: Question) -> bool:
+        """Whether the same model with the same parameters has given a verdict to any question."""
+        asked = question.plain()
+        query = """
+            SELECT EXISTS (SELECT 1 FROM verdicts WHERE model = ? AND server = ? AND parameters = ?
+                AND verdict <> 'invalid')"""
+        values = [question.model, question.server, json.dumps(asked["parameters"])]
+        with self._explained("read"), self._lock:
+            return bool(self._connection.execute(query, values).fetchone()[0])
+
+    def forget(self, why: str, **filters: str) -> int:
+        """Removes the invalid verdicts of a kind, so that they are asked for again; how many."""
+        query = f"DELETE FROM verdicts {_where({'why': why, **filters})}"
+        with self._explained("write"), self._lock:
+            return self._connection.execute(query, [why, *filters.values()]).rowcount
 
     def rows(self, **filters: str) -> Iterator[dict[str, Any]]:
         """Every verdict with all that was asked, oldest first; `rows(verdict="invalid")` some."""
@@ -152,13 +194,14 @@ class VerdictStore:
     def summary(self, **filters: str) -> list[dict[str, Any]]:
         """For each server and model asked, what was said, and what it took.
 
-        Keys: server, model, verdicts (how many), A, B, tie, invalid, input_tokens, output_tokens,
-        tokens (both), usd, first, last (dates).
+        Keys: server, model, verdicts (how many), A, B, tie, invalid, each of `INVALID_KINDS`,
+        input_tokens, output_tokens, tokens (both), usd, first, last (dates).
         """
+        kinds = ", ".join(f"sum(why = '{kind}') AS \"{kind}\"" for kind in INVALID_KINDS)
         query = f"""
             SELECT server, model, count(*) AS verdicts, sum(verdict = 'A') AS A,
                 sum(verdict = 'B') AS B, sum(verdict = 'tie') AS tie,
-                sum(verdict = 'invalid') AS invalid, sum(input_tokens) AS input_tokens,
+                sum(verdict = 'invalid') AS invalid, {kinds}, sum(input_tokens) AS input_tokens,
                 sum(output_tokens) AS output_tokens, sum(input_tokens + output_tokens) AS tokens,
                 sum(usd) AS usd, min(asked_at) AS first, max(asked_at) AS last
             FROM verdicts {_where(filters)} GROUP BY server, model ORDER BY server, model"""
@@ -187,26 +230,35 @@ class VerdictStore:
         return connection
 
     def _prepare(self) -> None:
-        """Makes the table where the file is new; refuses a file that is something else."""
+        """Makes the table where the file is new, or brings it up to date; refuses a file that is
+        something else. Of several processes one does it, and a kill leaves all or nothing of it."""
         db = self._connection
-        db.execute("BEGIN IMMEDIATE")  # of several processes, one makes it
-        found = [
+        db.execute("BEGIN IMMEDIATE")
+        application, version, tables = (
             db.execute(query).fetchone()[0]
             for query in (
                 "PRAGMA application_id",
                 "PRAGMA user_version",
                 "SELECT count(*) FROM sqlite_master",
             )
-        ]
-        if found == [0, 0, 0]:
+        )
+        if (application, version, tables) == (0, 0, 0):
             db.execute(SCHEMA)
             db.execute(f"PRAGMA application_id = {APPLICATION}")
             db.execute(f"PRAGMA user_version = {VERSION}")
-        elif found[:2] != [APPLICATION, VERSION]:
-            what = f"is a verdict store of version {found[1]}, which this program does not know"
-            if found[0] != APPLICATION:
+            application, version = APPLICATION, VERSION
+        if (application, version) == (APPLICATION, 1):
+            for column in SINCE_VERSION_2:
+                db.execute(f"ALTER TABLE verdicts ADD COLUMN {column}")
+            db.execute(f"PRAGMA user_version = {VERSION}")
+            version = VERSION
+        if (application, version) != (APPLICATION, VERSION):
+            what = f"is a verdict store of version {version}, which this program does not know"
+            if application != APPLICATION:
                 what = "is the database of another program"
             raise VerdictStoreError(f"{self.path} {what}: give another path")
+        db.execute(INDEX)
+        self._read_again()
         db.execute("COMMIT")
         # SQLite does not wait for others with a change of mode, as it does with everything else.
         until = time.monotonic() + WAIT
@@ -218,6 +270,20 @@ class VerdictStore:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.01)
+
+    def _read_again(self) -> None:
+        """Replies that an older parser read."""
+        db = self._connection
+        query = "SELECT key, text, raw, finish_reason FROM verdicts WHERE parser < ?"
+        for key, text, raw, finish_reason in db.execute(query, [PARSER_VERSION]).fetchall():
+            raw = raw or json.dumps({"content": text})
+            message = read_message(json.loads(raw), finish_reason)
+            verdict, why = read_verdict(message.text, message.fault)
+            db.execute(
+                "UPDATE verdicts SET text = ?, raw = ?, verdict = ?, why = ?, parser = ? "
+                "WHERE key = ?",
+                [message.text, raw, verdict, why, PARSER_VERSION, key],
+            )
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:

@@ -18,13 +18,14 @@ from cpo.experiments import Suite
 from cpo.intervals import Estimate, MetricError, mean_over_seeds, paired_difference, win_rate
 from cpo.judging import Verdicts
 from cpo.paper import Row, continued_mle
+from cpo.verdict_store import INVALID_KINDS
 
 Array = npt.NDArray[np.float64]
 
 ESTIMATES = ("win_rate", "pick_a", "longer_wins", "length_controlled", "flip_rate", "over_mle")
 COLUMNS = [
     "row", "judge", "date", "prompt", "seeds", "planned", "valid", "invalid", "ties", "marked",
-    "worst", "best",
+    *(f"invalid_{kind.replace(' ', '_')}" for kind in INVALID_KINDS), "worst", "best",
     *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
     "mcnemar_p", "holm_p",
 ]  # fmt: skip
@@ -35,6 +36,7 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
 
     `judge`, `date` (UTC, the last), `prompt` (hash of the judge's template); prompts `planned`,
     verdicts `valid`, `invalid` and `ties`; `marked`, responses that hold a part of the template;
+    `invalid_unclear` to `invalid_too_long`, why verdicts are invalid, those of both orders counted;
     `worst` and `best`, the win rate were every invalid verdict a loss or a win. `pick_a`: how often
     the judge says A; `longer_wins`: how often the longer response wins; `length_controlled`: the
     win rate that a fit predicts at equal lengths; `flip_rate`: with both orders, how often the
@@ -80,6 +82,10 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
         "invalid": sum(one.invalid for one in per_seed),
         "ties": sum(one.ties for one in per_seed),
         "marked": sum(one.marked for one in per_seed),
+        **{
+            f"invalid_{kind.replace(' ', '_')}": sum(one.invalid_kinds[kind] for one in per_seed)
+            for kind in INVALID_KINDS
+        },
         "worst": worst,
         "best": best,
     }

@@ -22,11 +22,12 @@ from typing import Any, Literal
 class Answer:
     """One answer: a chat completion with `text`, an error where `status` is not 200, or `body`.
 
-    `error` are the fields of the error's body, `usage` the tokens in and out (None: not told),
-    `delay` seconds before anything is sent, `drop` cuts the connection before or within the answer.
+    `text` may be a list of parts, and `message` holds further fields of the message. `error` are
+    the fields of the error's body, `usage` the tokens in and out (None: not told), `delay` seconds
+    before anything is sent, `drop` cuts the connection before or within the answer.
     """
 
-    text: str | None = "Fine."
+    text: str | list[Any] | None = "Fine."
     status: int = 200
     error: Mapping[str, Any] = field(default_factory=dict)
     body: str | bytes | None = None
@@ -35,6 +36,7 @@ class Answer:
     finish_reason: str = "stop"
     delay: float = 0.0
     drop: Literal["", "before", "within"] = ""
+    message: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes(self, model: str) -> bytes:
         """The answer's body."""
@@ -42,7 +44,7 @@ class Answer:
             return self.body if isinstance(self.body, bytes) else self.body.encode()
         if self.status != 200:
             return json.dumps({"error": {"message": "no", **self.error}}).encode()
-        message = {"role": "assistant", "content": self.text}
+        message = {"role": "assistant", "content": self.text, **self.message}
         choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
         reply: dict[str, Any] = {
             "id": "1", "object": "chat.completion", "created": 0, "model": f"{model}-2026",
@@ -68,6 +70,8 @@ class ScriptedServer:
         self.first: deque[Answer] = deque()
         self.requests: list[dict[str, Any]] = []
         self.authorizations: list[str | None] = []
+        self.api_keys: list[str | None] = []  # Azure's header
+        self.paths: list[str] = []  # with their queries
         self.times: list[float] = []  # when each came, monotonic
         self.answered: Counter[str] = Counter()  # by question: chat completions sent whole
         self.under_way = self.most_under_way = 0
@@ -100,11 +104,13 @@ class ScriptedServer:
         return [question_of(request) for request in self.requests]
 
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
-        assert handler.path == "/v1/chat/completions", handler.path
+        assert handler.path.partition("?")[0].endswith("/chat/completions"), handler.path
         request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         with self.lock:
             self.requests.append(request)
             self.authorizations.append(handler.headers["Authorization"])
+            self.api_keys.append(handler.headers["api-key"])
+            self.paths.append(handler.path)
             self.times.append(time.monotonic())
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)

@@ -11,15 +11,19 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import openai
 import pytest
 from chat_server import Answer, ScriptedServer, question_of
 
+from cpo import chat as chat_module
 from cpo.chat import ChatError, ChatServer, Reply, _retry_after, ask_all, estimate
+from cpo.profiles import Server
 
 KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-secret-of-the-test"
 QUOTING = {"message": f"no: {KEY}"}  # servers that refuse may quote the key
@@ -122,6 +126,210 @@ def test_it_works_in_a_running_event_loop_and_in_a_thread(server: ScriptedServer
     thread.start()
     thread.join()
     assert len(found) == 6
+
+
+def test_answer_reasoning_and_the_message_as_it_came(server: ScriptedServer) -> None:
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "A"}]
+    server.answer = lambda request: Answer(parts, message={"reasoning_content": "\ud83d"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the client's own types know no parts
+        reply = ask(chat(server), ["?"])[0]
+    assert (reply.text, reply.fault, reply.finish_reason) == ("A", "", "stop")
+    assert reply.reasoning.startswith("Hm.")
+    kept = json.loads(reply.raw)
+    assert kept["content"] == parts and kept["reasoning_content"] == "\ud83d"
+    assert reply.raw.isascii()  # half a character can be stored too
+
+
+# --- prompts that alone are refused ---------------------------------------------------------------
+
+AZURE_FILTER = {
+    "message": "The response was filtered due to the prompt triggering Azure OpenAI's content "
+    "management policy. Please modify your prompt and retry.",
+    "type": None, "param": "prompt", "code": "content_filter", "status": 400,
+    "innererror": {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {}},
+}  # fmt: skip
+ONE_PROMPT = {
+    "Azure's filter": ("refused", Answer(status=400, error=AZURE_FILTER)),
+    "code alone": ("refused", Answer(status=400, error={"code": "content_filter"})),
+    "inner code alone": (
+        "refused",
+        Answer(status=400, error={"innererror": {"code": "ResponsibleAIPolicyViolation"}}),
+    ),
+    "OpenAI's": (
+        "refused",
+        Answer(status=400, error={
+            "code": "invalid_prompt",
+            "message": "Invalid prompt: your prompt was flagged as potentially violating our usage "
+            "policy.",
+        }),
+    ),
+    "OpenRouter's": (
+        "refused",
+        Answer(status=403, error={"code": 403, "message": "Input flagged by moderation"}),
+    ),
+    "a finish reason": ("refused", Answer(None, finish_reason="content_filter")),
+    "no message at all": (
+        "refused",
+        Answer(body='{"model": "m", "choices": [{"index": 0, "finish_reason": "content_filter"}]}'),
+    ),
+    "context by code": ("too long", Answer(status=400, error={"code": "context_length_exceeded"})),
+    "vLLM's": (
+        "too long",
+        Answer(status=400, body=json.dumps({
+            "object": "error", "type": "BadRequestError", "param": None, "code": 400,
+            "message": "This model's maximum context length is 4096 tokens. However, you requested "
+            "5008 tokens (5000 in the messages, 8 in the completion). Please reduce the length of "
+            "the messages or completion.",
+        })),
+    ),
+    "vLLM's other": (
+        "too long",
+        Answer(status=400, error={"message": "The decoder prompt (length 5000) is longer than the "
+                                             "maximum model length of 4096."}),
+    ),
+    "llama.cpp's": (
+        "too long",
+        Answer(status=400, error={
+            "code": 400, "type": "exceed_context_size_error", "n_prompt_tokens": 5000,
+            "message": "the request exceeds the available context size. try increasing the context "
+            "size or enable context shift",
+        }),
+    ),
+    "llama.cpp's, older": (
+        "too long",
+        Answer(status=500, error={"message": "the request exceeds the available context size"}),
+    ),
+    "too large": ("too long", Answer(status=413, body="<html>Request Entity Too Large</html>")),
+    "for the minute": (
+        "too long",
+        Answer(status=429, error={"message": "Request too large for m on tokens per min (TPM)"}),
+    ),
+    "a reason of its own": ("refused", Answer(status=400, error={"message": "invalid byte 0x1b"})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ONE_PROMPT)
+def test_a_prompt_that_is_refused_alone_stops_nothing(server: ScriptedServer, which: str) -> None:
+    fault, refusal = ONE_PROMPT[which]
+    server.answer = lambda request: refusal if question_of(request) == "question 3" else "A"
+    dear = chat(server, parameters={"max_tokens": 8}, concurrency=2, usd_per_million_output=1e6)
+    replies = ask(dear, texts(12))
+    assert [replies[i].fault for i in range(12)] == [""] * 3 + [fault] + [""] * 8
+    assert server.questions.count("question 3") == 1  # asking again mends nothing
+    assert replies[3].text == ""
+    if refusal.status != 200:
+        assert (replies[3].input_tokens, replies[3].output_tokens) == (0, 0)
+        assert set(json.loads(replies[3].raw)) == {"error"}
+
+
+def test_the_first_prompt_may_be_the_one(server: ScriptedServer) -> None:
+    refusal = ONE_PROMPT["Azure's filter"][1]
+    server.answer = lambda request: refusal if question_of(request) == "question 0" else "A"
+    assert [ask(chat(server), texts(4))[i].fault for i in range(4)] == ["refused", "", "", ""]
+
+
+def test_what_refuses_one_prompt_after_another_is_no_prompt_s_fault(server: ScriptedServer) -> None:
+    def answer(request: dict[str, Any]) -> Answer:
+        late = int(question_of(request).split()[1]) >= 4
+        return Answer(status=400, error={"message": "out of order"}) if late else Answer("A")
+
+    server.answer = answer
+    kept: dict[int, Reply] = {}
+    with pytest.raises(ChatError, match="answered 400: out of order"):
+        ask(chat(server, concurrency=1), texts(30), kept)
+    assert len(server.requests) == 7 and [kept[4].fault, kept[5].fault] == ["refused"] * 2
+
+
+@pytest.mark.parametrize(
+    "message", ["Billing hard limit has been reached", "API key not valid.", "No models loaded"]
+)
+def test_what_concerns_all_stops_in_the_middle_too(server: ScriptedServer, message: str) -> None:
+    def answer(request: dict[str, Any]) -> Answer:
+        late = int(question_of(request).split()[1]) >= 4
+        return Answer(status=400, error={"message": message}) if late else Answer("A")
+
+    server.answer = answer
+    kept: dict[int, Reply] = {}
+    with pytest.raises(ChatError, match=message):
+        ask(chat(server, concurrency=1), texts(30), kept)
+    assert len(server.requests) == 5 and sorted(kept) == [0, 1, 2, 3]
+
+
+def test_the_key_is_not_in_the_error_that_is_kept(server: ScriptedServer) -> None:
+    refusal = Answer(status=400, error={**AZURE_FILTER, "message": f"no: {KEY}"})
+    server.answer = lambda request: refusal
+    assert KEY not in ask(chat(server), ["?"])[0].raw
+
+
+# --- first replies of no use ----------------------------------------------------------------------
+
+
+def ask_usefully(server: ChatServer, count: int, kept: dict[int, Reply]) -> None:
+    def keep(index: int, reply: Reply) -> None:
+        kept[index] = reply
+
+    ask_all(
+        server, texts(count), keep, reply_tokens=1, description="asking",
+        fault_of=lambda index, reply: reply.fault or ("" if reply.text == "A" else "unclear"),
+    )  # fmt: skip
+
+
+THOUGHT = {"reasoning_content": "Let me think " * 100}
+NO_USE = {
+    "cut": (
+        Answer(None, finish_reason="length", message=THOUGHT),
+        r"\(8 cut\).*after 1,300 characters of reasoning, at max_tokens: 8 \(finish_reason length\)"
+        r"\. Raise judge\.server\.parameters\.max_tokens: a reasoning model",
+    ),
+    "cut text": (
+        Answer("Response A is better in terms of style,", finish_reason="length"),
+        "8 cut",
+    ),
+    "empty": (Answer(""), r"\(8 empty\).*answers with nothing .*Raise judge.server.parameters"),
+    "refused": (Answer(status=400, error=AZURE_FILTER), "8 refused.*filtered due to the prompt"),
+    "too long": (ONE_PROMPT["vLLM's"][1], "8 too long.*maximum context length.*longer context"),
+    "unclear": (Answer("As a language model, I"), "8 unclear.*it says “As a language model, I”"),
+}
+
+
+@pytest.mark.parametrize("fault", NO_USE)
+def test_first_replies_that_are_all_of_no_use_stop_it(server: ScriptedServer, fault: str) -> None:
+    answer, says = NO_USE[fault]
+    server.answer = lambda request: answer
+    kept: dict[int, Reply] = {}
+    asked = chat(server, parameters={"max_tokens": 8}, setting="judge.server")
+    with pytest.raises(
+        ChatError, match=f"(?s)asking: none of the first 8 replies .*{says}"
+    ) as said:
+        ask_usefully(asked, 30, kept)
+    assert len(server.requests) == len(kept) == 8  # and not one more, with four at once
+    assert str(said.value).endswith("The 8 replies that came are kept")
+
+
+def test_a_reply_of_use_among_the_first_is_enough(server: ScriptedServer) -> None:
+    server.answer = lambda request: "A" if question_of(request) == "question 7" else ""
+    kept: dict[int, Reply] = {}
+    ask_usefully(chat(server), 30, kept)
+    assert len(kept) == len(server.requests) == 30
+
+
+@pytest.mark.parametrize(
+    ("count", "concurrency", "asked", "stops"),
+    [(2, 4, 2, False), (3, 4, 3, True), (12, 4, 8, True), (30, 10, 10, True)],
+)
+def test_how_many_are_the_first(
+    server: ScriptedServer, count: int, concurrency: int, asked: int, stops: bool
+) -> None:
+    server.answer = lambda request: ""
+    kept: dict[int, Reply] = {}
+    try:
+        ask_usefully(chat(server, concurrency=concurrency), count, kept)
+    except ChatError:
+        assert stops
+    else:
+        assert not stops
+    assert len(server.requests) == asked
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -548,12 +756,63 @@ def test_a_server_without_keys(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", f"https://me:{KEY}@host/v1", f"https://host/v1?key={KEY}"]
-)
+    "url",
+    [
+        "localhost:8000/v1",
+        f"https://me:{KEY}@host/v1",
+        f"https://{KEY}@host/v1",
+        f"me:{KEY}@host/v1",
+        *(
+            f"https://host/v1?{name}={KEY}"
+            for name in ("key", "api-key", "api_key", "subscription-key", "access_token", "sig",
+                         "client_secret", "v=1&code")
+        ),
+    ],
+)  # fmt: skip
 def test_an_address_is_an_address_and_holds_no_key(url: str) -> None:
     with pytest.raises(ChatError, match="base_url starts with http") as caught:
         ask(ChatServer(url, "m", ""), texts(1))
     assert KEY not in str(caught.value)
+    if KEY in url:
+        with pytest.raises(ValueError, match="the address holds .* api_key_variable") as refused:
+            Server(model="m", base_url=url)
+        assert KEY not in str(refused.value)
+
+
+def test_a_query_goes_along(server: ScriptedServer) -> None:
+    # Of an address of Azure's kind the query names the version, and the key has its own header.
+    base = server.url.removesuffix("/v1")
+    plain = ChatServer(f"{base}/v1/?team=a%20b&max_tokens=5&empty=", "m", KEY_VARIABLE)
+    assert len(ask(plain, texts(1))) == 1
+    assert server.paths == ["/v1/chat/completions?team=a+b&max_tokens=5&empty="]
+    assert (server.authorizations, server.api_keys) == ([f"Bearer {KEY}"], [None])
+    azure = f"{base}/openai/deployments/gpt-4o?api-version=2024-10-21"
+    Server(model="gpt-4o", base_url=azure)
+    assert len(ask(ChatServer(azure, "gpt-4o", KEY_VARIABLE), texts(1))) == 1
+    assert server.paths[1] == "/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21"
+    assert (server.authorizations[1], server.api_keys[1]) == (None, KEY)
+
+
+@pytest.mark.parametrize(
+    ("url", "azure"),
+    [
+        ("https://NAME.openai.azure.com/openai/deployments/gpt-4o?api-version=2024-10-21", True),
+        ("https://name.openai.azure.com/openai?api-version=2024-10-21", True),
+        ("https://gateway.example/openai/deployments/gpt-4o?api-version=2024-10-21", True),
+        ("https://name.openai.azure.com/openai/v1/", False),  # as OpenAI's own
+        ("https://api.openai.com/v1", False),
+        ("https://host/v1?api-version=2", False),
+    ],
+)
+def test_which_addresses_are_azure_s(server: ScriptedServer, url: str, azure: bool) -> None:
+    with chat_module._client(ChatServer(url, "m", KEY_VARIABLE)) as client:
+        assert isinstance(client, openai.AzureOpenAI) == azure
+
+
+def test_azure_s_address_needs_a_version(server: ScriptedServer) -> None:
+    url = f"{server.url.removesuffix('/v1')}/openai/deployments/gpt-4o"
+    with pytest.raises(ChatError, match=r"names no version: add \?api-version="):
+        ask(ChatServer(url, "gpt-4o", KEY_VARIABLE), texts(1))
 
 
 @pytest.mark.parametrize(

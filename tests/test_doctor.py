@@ -91,12 +91,53 @@ def test_a_server_that_judges_and_writes_is_asked_once(monkeypatch):
             for part in ("judge", "unhelpful")
             for key in (f"base_url={server.url}", f"api_key_variable={KEY}")
         ]
-        [found] = doctor.servers(load_profile("paper", given))
+        alike = "unhelpful.server.parameters={temperature: 0, max_tokens: 8}"
+        [found] = doctor.servers(load_profile("paper", [*given, alike]))
         assert found.ok and server.questions == [chat.TRIAL]
+        # With other parameters it may answer otherwise.
+        assert len(doctor.servers(load_profile("paper", given))) == 2
+        assert [one["max_tokens"] for one in server.requests] == [8, 8, 256]
         # Without a key nothing is sent: that it lacks is said by itself.
         monkeypatch.delenv(KEY)
         assert doctor.servers(load_profile("paper", given)) == []
-        assert len(server.requests) == 1
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail", "remedy"),
+    [
+        (
+            Answer(None, finish_reason="length", message={"reasoning_content": "Hm. " * 5}),
+            "its reply is cut after 20 characters of reasoning, at max_tokens: 8 (finish_reason "
+            "length)",
+            "Raise judge.server.parameters.max_tokens: a reasoning model",
+        ),
+        (
+            Answer("The letter is", finish_reason="length"),
+            "its reply is cut, at max_tokens: 8",
+            "Raise judge.server.parameters.max_tokens",
+        ),
+        (
+            Answer(None),
+            "it answers with nothing (finish_reason stop)",
+            "Raise judge.server.parameters.max_tokens: a reasoning model",
+        ),
+        (
+            Answer(status=400, error={"code": "content_filter", "message": "filtered"}),
+            "the prompt is refused (finish_reason content_filter): ",
+            "content filter",
+        ),
+    ],
+)
+def test_a_server_that_answers_with_nothing_is_a_finding(monkeypatch, answer, detail, remedy):
+    monkeypatch.setenv(KEY, "sk-1")
+    with ScriptedServer(lambda request: answer) as server:
+        given = [f"judge.server.base_url={server.url}", f"judge.server.api_key_variable={KEY}"]
+        [found] = doctor.servers(load_profile("paper", given), ["judge"])
+        asked = server.requests[0]
+    assert not found.ok and found.stops
+    assert detail in found.detail and remedy in found.remedy
+    assert (asked["temperature"], asked["max_tokens"]) == (0, 8)  # the profile's own
 
 
 def test_a_server_that_is_not_there_is_given_up_soon(monkeypatch):

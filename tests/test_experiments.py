@@ -1,10 +1,13 @@
 """The road from recipes to numbers, on models of a few thousand weights."""
 
+import hashlib
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file
 
 from cpo import claims
@@ -146,6 +149,35 @@ def test_dpo_starts_at_ln_2_from_the_unhelpful_responses(suite):
     truth, rejected = negatives.texts(0)
     assert rejected and rejected != truth
     assert suite.history("t2/DPO")[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_a_row_without_an_unhelpful_response_is_masked(suite):
+    refusal = Answer(status=400, error={"code": "content_filter"})
+
+    def answer(request):
+        question = question_of(request)
+        refused = hashlib.sha256(question.encode()).digest()[0] % 4 == 0
+        return refusal if refused else f"<think>Of no use: {question}</think>\n\nThings exist."
+
+    with ScriptedServer(answer) as server:
+        server_settings = f"{{model: m, base_url: '{server.url}', api_key_variable: ''}}"
+        writer = f"unhelpful={{writer: chat, server: {server_settings}}}"
+        with_chat = Suite.open("smoke", [*SMALL, writer], suite.output)
+        with_chat.store = suite.store
+        negatives = with_chat.negatives("t2/DPO")
+        history = with_chat.history("t2/DPO")
+    usable = negatives.mask[:, 1]
+    assert 0 < usable.sum() < len(usable)
+    texts = {negatives.texts(row)[1].strip() for row in range(len(negatives)) if usable[row]}
+    assert texts == {"Things exist."}
+    # A pair of which one half is missing teaches nothing: ln 2 for each of the others.
+    first = negatives.mask[: with_chat.profile.continuation.batch, 1]
+    assert history[0]["loss"] == pytest.approx(first.mean() * math.log(2), abs=1e-4)
+    # The replies, reasoning included, were paid for: they stay beside what was made of them.
+    [kept] = suite.store.root.glob("unhelpful/*/unhelpful.jsonl")
+    replies = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert {one["fault"] for one in replies} == {"", "refused"}
+    assert any("Of no use" in one["raw"] for one in replies)
 
 
 def test_pss_is_a_training_of_its_own_from_the_same_reference(suite):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,28 @@ def test_jsonl_round_trip(tmp_path: Path) -> None:
     assert Verdicts.from_jsonl(path) == FOUR
     FOUR.to_jsonl(tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+
+
+def test_why_verdicts_are_invalid_is_kept_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    both = replace(
+        FOUR,
+        exchanged=("invalid", "A", "invalid", "A"),
+        why=("", "", "", "cut", "refused", "", "cut", ""),
+    )
+    both.to_jsonl(path)
+    assert Verdicts.from_jsonl(path) == both
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["why"] for line in lines[1:]] == [
+        ["", "refused"],
+        ["", ""],
+        ["", "cut"],
+        ["cut", ""],
+    ]
+    assert both.invalid_kinds == {"cut": 2, "refused": 1}
+    assert FOUR.invalid_kinds == {"unclear": 1}  # a judge that does not say
+    with pytest.raises(JudgeError, match="must be as many"):
+        replace(FOUR, why=("", "cut"))
 
 
 def test_a_file_without_a_judge_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 import torch
 from chat_server import Answer, ScriptedServer, question_of
 
-from cpo import comparing, judging
+from cpo import comparing, judging, model_judges
+from cpo.__main__ import main
 from cpo.chat import ChatError, ChatServer
 from cpo.data import Example
 from cpo.intervals import win_rate
@@ -49,9 +51,8 @@ def examples(count: int) -> list[Example]:
 
 
 def chat_judge(server: ScriptedServer, folder: Path, **settings: Any) -> ChatJudge:
-    asked = ChatServer(
-        server.url, "judge-1", KEY_VARIABLE, {"temperature": 0}, backoff=0.01, **settings
-    )
+    settings = {"parameters": {"temperature": 0}, "backoff": 0.01, **settings}
+    asked = ChatServer(server.url, "judge-1", KEY_VARIABLE, **settings)
     return ChatJudge(asked, folder / "verdicts.sqlite", "instructions")
 
 
@@ -133,6 +134,165 @@ def test_answers_that_are_no_verdict_are_invalid_and_stay_so(tmp_path: Path) -> 
         assert len(server.requests) == 5
     with VerdictStore(judge.store) as store:
         assert {row["text"] for row in store.rows()} == {"A", "", "Perhaps.", "Both"}
+
+
+def rows_of(judge: ChatJudge) -> list[dict[str, Any]]:
+    with VerdictStore(judge.store) as store:
+        return list(store.rows())
+
+
+def judged(judge: ChatJudge, count: int = 12, response: str = "written") -> judging.Verdicts:
+    return judging.judge_responses(judge, examples(count), [response] * count)
+
+
+FILTERED = Answer(
+    status=400, error={"code": "content_filter", "message": "filtered due to the prompt"}
+)
+TOO_LONG = Answer(status=400, error={"code": "context_length_exceeded", "message": "too many"})
+
+
+def test_thinking_before_the_answer_is_no_verdict(tmp_path: Path) -> None:
+    parts = [{"type": "thinking", "thinking": "B?"}, {"type": "text", "text": "A"}]
+    shapes = [
+        Answer(parts),
+        Answer("<think>Response B is more helpful at first glance.</think>A"),
+        Answer("A", message={"reasoning_content": "Response B is better."}),
+    ]
+    draw = iter(range(12))
+    with ScriptedServer(lambda request: shapes[next(draw) % 3]) as server:
+        judge = chat_judge(server, tmp_path)
+        assert judged(judge).verdicts == ("A",) * 12
+    rows = rows_of(judge)
+    assert {row["text"] for row in rows} == {"A"} and {row["why"] for row in rows} == {""}
+    assert sum(json.loads(row["raw"])["content"] == parts for row in rows) == 4
+    assert sum("Response B is better." in row["raw"] for row in rows) == 4
+
+
+def test_every_kind_of_invalid_verdict_is_named_and_counted(tmp_path: Path) -> None:
+    replies: dict[int, Any] = {
+        1: "Perhaps.",
+        2: Answer("Response A is better in terms of style,", finish_reason="length"),
+        3: None,
+        4: FILTERED,
+        5: TOO_LONG,
+        6: Answer("Response", finish_reason="content_filter"),
+    }
+
+    def answer(request: dict[str, Any]) -> Any:
+        number = re.search(r"Question (\d+)\?", question_of(request))
+        assert number
+        return replies.get(int(number[1]), "A")
+
+    with ScriptedServer(answer) as server:
+        judge = chat_judge(server, tmp_path)
+        verdicts = judged(judge)
+        assert len(server.requests) == 12
+        assert judged(judge).why == verdicts.why
+        assert len(server.requests) == 12  # none of them is asked again
+    kinds = ["", "unclear", "cut", "empty", "refused", "too long", "refused", *[""] * 5]
+    assert list(verdicts.why) == kinds
+    assert list(verdicts.verdicts) == ["invalid" if kind else "A" for kind in kinds]
+    assert verdicts.invalid_kinds == {
+        "unclear": 1, "cut": 1, "empty": 1, "refused": 2, "too long": 1
+    }  # fmt: skip
+    by_item = {row["item"]: row for row in rows_of(judge)}
+    assert by_item["p4"]["usd"] == 0 and "filtered due" in by_item["p4"]["raw"]
+    assert by_item["p2"]["finish_reason"] == "length" and "in terms" in by_item["p2"]["text"]
+    path = tmp_path / "verdicts.jsonl"
+    verdicts.to_jsonl(path)
+    assert judging.Verdicts.from_jsonl(path) == verdicts
+
+
+USELESS = {
+    "cut": Answer("Response A is better in terms of style,", finish_reason="length"),
+    "thinking": Answer(None, finish_reason="length", message={"reasoning_content": "Hm, " * 9}),
+    "empty": Answer(None),
+    "refused": FILTERED,
+    "too long": TOO_LONG,
+    "unclear": Answer("As a language model, I"),
+}
+
+
+@pytest.mark.parametrize("kind", USELESS)
+def test_a_judge_whose_first_replies_are_no_verdicts_is_stopped(tmp_path: Path, kind: str) -> None:
+    with ScriptedServer(lambda request: USELESS[kind]) as server:
+        settings = Server(
+            model="judge-1", base_url=server.url, api_key_variable=KEY_VARIABLE,
+            parameters={"max_tokens": 8},
+        )  # fmt: skip
+        judge = judge_of(Settings(kind="openai", server=settings), "instructions", tmp_path)
+        assert isinstance(judge, ChatJudge)
+        with pytest.raises(ChatError, match="none of the first 8 replies is of use") as said:
+            judged(judge)
+        assert len(server.requests) == 8 == len(rows_of(judge))  # kept, and no more were sent
+        if kind in ("cut", "thinking"):
+            assert "at max_tokens: 8 (finish_reason length)" in str(said.value)
+            assert "Raise judge.server.parameters.max_tokens" in str(said.value)
+        if kind == "unclear":
+            assert "As a language model, I" in str(said.value)
+
+
+def test_the_way_out_is_another_parameter_which_asks_anew(tmp_path: Path) -> None:
+    def answer(request: dict[str, Any]) -> Answer:
+        few = request["max_tokens"] < 100
+        return Answer(None, finish_reason="length") if few else Answer("A")
+
+    with ScriptedServer(answer) as server:
+        small = chat_judge(server, tmp_path, parameters={"max_tokens": 8})
+        for seen in (8, 12):  # each run asks for what is missing, and says the same
+            with pytest.raises(ChatError, match="first . replies .*max_tokens"):
+                judged(small)
+            assert len(server.requests) == seen
+        judged(small)  # nothing is missing: nothing is asked, and nothing stops
+        large = chat_judge(server, tmp_path, parameters={"max_tokens": 1000})
+        assert judged(large).verdicts == ("A",) * 12
+        assert len(server.requests) == 24
+
+
+def test_a_judge_that_gave_verdicts_is_not_stopped_by_what_it_cannot_judge(tmp_path: Path) -> None:
+    with ScriptedServer(lambda request: "A") as server:
+        judge = chat_judge(server, tmp_path)
+        judged(judge)
+        for response, hopeless in {
+            "gibberish": Answer("Perhaps."), "long": TOO_LONG, "filtered": FILTERED,
+        }.items():  # fmt: skip
+            server.answer = partial(lambda reply, request: reply, hopeless)
+            assert judged(judge, response=response).invalid == 12
+        # Here other parameters help, so that going on would waste money.
+        server.answer = lambda request: Answer("Response A is", finish_reason="length")
+        with pytest.raises(ChatError, match="8 cut"):
+            judged(judge, response="other")
+
+
+def test_the_last_few_of_a_run_that_goes_on_do_not_stop_it(tmp_path: Path) -> None:
+    with ScriptedServer(lambda request: "A") as server:
+        judge = chat_judge(server, tmp_path)
+        judged(judge, 9)
+        server.answer = lambda request: Answer("Response A is", finish_reason="length")
+        assert judged(judge, 12).invalid_kinds == {"cut": 3}
+
+
+def test_refused_prompts_are_asked_again_where_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CPO_ARTIFACTS", str(tmp_path))
+    with ScriptedServer(lambda request: FILTERED if "Question 3?" in question_of(request) else "A"
+                        ) as server:  # fmt: skip
+        judge = chat_judge(server, tmp_path)
+        finished = {name: tmp_path / "verdicts" / name for name in ("holds_one", "holds_none")}
+        for folder, count in zip(finished.values(), (12, 3), strict=True):
+            folder.mkdir(parents=True)
+            judged(judge, count).to_jsonl(folder / "verdicts.jsonl")
+        assert main(["verdicts", "--forget", "refused", "--model", "judge-2"]) == 0
+        assert finished["holds_one"].exists() and len(rows_of(judge)) == 12
+        assert main(["verdicts", "--forget", "refused"]) == 0
+        assert "1 verdicts (refused) are forgotten" in capsys.readouterr().out
+        # From a finished run it would be read again: that one goes, and no other.
+        assert [folder.exists() for folder in finished.values()] == [False, True]
+        server.answer = lambda request: "B"
+        assert judged(judge).verdicts == ("A",) * 3 + ("B",) + ("A",) * 8
+        assert len(server.requests) == 13
+    assert main(["verdicts", "--forget", "refusd"]) == 2
 
 
 def test_a_run_that_failed_keeps_what_was_paid_for_and_goes_on(tmp_path: Path) -> None:
@@ -405,13 +565,15 @@ def test_a_profile_chooses_the_judge(tmp_path: Path) -> None:
     judge = judge_of(settings, "articles", tmp_path)
     assert isinstance(judge, ChatJudge) and judge.server.max_usd == 2.0
     assert judge.name == "judge-1 at api.openai.com"
+    secret = ChatServer("https://me:pass@host:8000/v1", "judge-1")  # refused when it is asked
+    assert ChatJudge(secret, tmp_path, "articles").name == "judge-1 at host:8000"
     with pytest.raises(JudgeError, match="unknown judge 'oracel'. Did you mean 'oracle'?"):
         judge_of(Settings(kind="oracel"), "articles", tmp_path)
     with pytest.raises(ValueError, match="needs `server"):
         Settings(kind="openai")
 
 
-def test_all_that_determines_verdicts_names_them() -> None:
+def test_all_that_determines_verdicts_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     base = Settings(kind="openai", server=Server(model="judge-1"))
     same = Settings(kind="openai", server=Server(model="judge-1", concurrency=2, max_usd=1.0))
     others = [
@@ -424,6 +586,9 @@ def test_all_that_determines_verdicts_names_them() -> None:
     assert json.dumps(judge_identity(same, "instructions"), sort_keys=True) == named
     texts = {json.dumps(judge_identity(one, "instructions"), sort_keys=True) for one in others}
     assert len(texts | {named, json.dumps(judge_identity(base, "articles"), sort_keys=True)}) == 6
+    # What is read otherwise is another verdict, though the reply is the same.
+    monkeypatch.setattr(model_judges, "PARSER_VERSION", model_judges.PARSER_VERSION + 1)
+    assert json.dumps(judge_identity(base, "instructions"), sort_keys=True) != named
 
 
 def test_a_rule_from_elsewhere_is_named_by_its_source(monkeypatch: pytest.MonkeyPatch) -> None:

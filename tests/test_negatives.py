@@ -64,6 +64,15 @@ def test_negatives_hold_no_id_that_the_tokenizer_does_not_know(kind):
     assert all(token < 40 for group in draws.values() for ids in group for token in ids)
 
 
+def test_a_row_for_which_nothing_unhelpful_could_be_written_is_masked():
+    plan = planned(rows=4, batch=2, unhelpful=[(5, EOS), None, (6, EOS), None])
+    drawn = draw_negatives(plan, {"UN": 1}, seed=0)
+    assert [row[1] for row in drawn.candidates] == [(5, EOS), (), (6, EOS), ()]
+    assert drawn.mask == [[True, True], [True, False]] * 2
+    report = drawn.reports["UN"]
+    assert (report.asked, report.drawn, report.masked) == (4, 2, 2)
+
+
 def test_bn_are_others_of_the_global_batch_without_replacement():
     plan = planned(rows=12, batch=4)
     plan.prefixes[5] = plan.prefixes[4]  # a repeated prompt

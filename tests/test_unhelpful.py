@@ -183,7 +183,7 @@ def chat(server: ScriptedServer, **changes: Any) -> ChatServer:
 ROWS = [example(f"row-{i}", f"What is {i}?", f"It is {{{i}}}.") for i in range(6)]
 
 
-def ask(writer: ChatServer, folder: Path, rows: list[Example] = ROWS) -> list[str]:
+def ask(writer: ChatServer, folder: Path, rows: list[Example] = ROWS) -> list[str | None]:
     return write_unhelpful("chat", rows, seed=0, partial=folder, server=writer)
 
 
@@ -245,7 +245,7 @@ def test_after_an_abort_only_the_missing_are_asked(server: ScriptedServer, tmp_p
     server.requests.clear()
     answers = ask(chat(server), tmp_path)
     assert "What is 3?" in server.questions[0] and len(server.requests) == 3
-    assert all(f"What is {i}?" in answers[i] for i in range(6))
+    assert all(f"What is {i}?" in str(answers[i]) for i in range(6))
     assert [row["id"] for row in written(tmp_path)] == [row.id for row in ROWS]
     # All there: no request, no key needed. Another model or temperature is another question.
     server.requests.clear()
@@ -302,9 +302,98 @@ def test_nothing_and_the_truth_are_asked_for_again_once(
     server.answer = lambda request: next(texts)
     assert ask(chat(server), tmp_path / "better", ROWS[:1]) == ["Numbers are many."]
     server.answer = lambda request: bad if "What is 0?" in question_of(request) else "Fine."
-    with pytest.raises(UnhelpfulError, match="^row-0: model-1 answered twice"):
-        ask(chat(server), tmp_path / "bad", [ROWS[1], ROWS[0]])
-    assert [row["id"] for row in written(tmp_path / "bad")] == ["row-1"]
+    server.requests.clear()
+    for _ in range(2):  # and then no more, in this run or a later one
+        assert ask(chat(server), tmp_path / "bad", [ROWS[1], ROWS[0]]) == ["Fine.", None]
+        assert len(server.requests) == 3
+    kinds = {row["id"]: row["fault"] for row in written(tmp_path / "bad")}
+    assert kinds == {"row-1": "", "row-0": "the true response" if bad and "0" in bad else "empty"}
+
+
+def of_no_use(kind: str) -> Answer:
+    return {
+        "refused": Answer(status=400, error={"code": "content_filter", "message": f"no: {KEY}"}),
+        "filtered": Answer("Things", finish_reason="content_filter"),
+        "too long": Answer(status=400, error={"code": "context_length_exceeded"}),
+        "cut": Answer("Things exist, and", finish_reason="length"),
+        "thinking": Answer("<think>\nThe user wants"),
+        "empty": Answer(None),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["refused", "filtered", "too long", "cut", "thinking", "empty"])
+def test_a_response_that_cannot_be_used_is_missing_and_the_others_are_there(
+    server: ScriptedServer, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = server.answer
+    server.answer = lambda request: (
+        of_no_use(kind) if "What is 3?" in question_of(request) else good(request)
+    )
+    responses = ask(chat(server, concurrency=4), tmp_path)
+    assert responses[3] is None and all(responses[:3]) and all(responses[4:])
+    assert "1 of 6 unhelpful responses are missing (1 " in capsys.readouterr().out
+    asked = len(server.requests)
+    assert ask(chat(server), tmp_path) == responses and len(server.requests) == asked
+    assert not any(KEY in path.read_text() for path in tmp_path.iterdir())
+
+
+def test_reasoning_is_no_part_of_a_response(server: ScriptedServer, tmp_path: Path) -> None:
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Things exist."}]
+    replies = iter([
+        Answer("<think>\nThe user wants ...</think>\n\nThings exist."),
+        Answer(parts),
+        Answer("Things exist.", message={"reasoning_content": "Hm."}),
+    ])  # fmt: skip
+    server.answer = lambda request: next(replies)
+    assert ask(chat(server), tmp_path, ROWS[:3]) == ["Things exist."] * 3
+    kept = written(tmp_path)
+    assert [row["response"] for row in kept] == ["Things exist."] * 3
+    assert json.loads(kept[0]["raw"])["content"].startswith("<think>\nThe user wants")
+    assert json.loads(kept[1]["raw"])["content"] == parts
+
+
+def test_responses_of_earlier_versions_are_read_again(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    ask(chat(server), tmp_path)
+    texts = ["Things exist.", "<think>\nThe user</think>\n\nThings exist.", "<think>The user"]
+    old = [
+        {"key": row["key"], "id": row["id"], "model": row["model"], "response": text}
+        for row, text in zip(written(tmp_path), texts, strict=False)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in old)
+    (tmp_path / "unhelpful.jsonl").write_text(lines)
+    server.requests.clear()
+    assert ask(chat(server), tmp_path, ROWS[:3]) == ["Things exist.", "Things exist.", None]
+    assert not server.requests
+
+
+@pytest.mark.parametrize("kind", ["refused", "too long", "cut", "thinking", "empty"])
+def test_a_writer_whose_first_replies_are_of_no_use_is_stopped(
+    server: ScriptedServer, tmp_path: Path, kind: str
+) -> None:
+    rows = [example(f"row-{i}", f"What is {i}?", f"It is {i}.") for i in range(30)]
+    server.answer = lambda request: of_no_use(kind)
+    writer = chat(server, concurrency=4, setting="unhelpful.server")
+    with pytest.raises(UnhelpfulError, match="none of the first 8 replies is of use") as said:
+        ask(writer, tmp_path, rows)
+    assert len(server.requests) == 8 * (2 if kind == "empty" else 1)
+    assert len(written(tmp_path)) == 8
+    if kind == "cut":
+        assert "Raise unhelpful.server.parameters.max_tokens" in str(said.value)
+    # Other parameters are another question; what was of no use is not in the way.
+    server.answer = lambda request: "Things exist."
+    assert ask(replace(writer, parameters={"max_tokens": 500}), tmp_path, rows) == (
+        ["Things exist."] * 30
+    )
+
+
+def test_without_any_response_it_does_not_go_on(server: ScriptedServer, tmp_path: Path) -> None:
+    server.answer = lambda request: of_no_use("refused")
+    for _ in range(2):
+        with pytest.raises(UnhelpfulError, match=r"2 of 2 .* are missing \(2 refused\)"):
+            ask(chat(server), tmp_path, ROWS[:2])
+    assert len(server.requests) == 2
 
 
 def test_no_more_requests_than_were_allowed(server: ScriptedServer, tmp_path: Path) -> None:

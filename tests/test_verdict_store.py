@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -45,6 +46,8 @@ VERDICT = StoredVerdict(
     seconds=0.25,
     usd=0.001,
     asked_at="2026-11-21T10:00:00+00:00",
+    finish_reason="stop",
+    raw='{"content": "A tie, \\u2018so\\u2019 it is\\u0000.\\n"}',
 )
 
 
@@ -107,7 +110,7 @@ def test_many_are_found_at_once(store: VerdictStore) -> None:
 
 def test_rows_and_summary(store: VerdictStore) -> None:
     put(store, 0, verdict="A", usd=0.5, asked_at="2026-11-02T00:00:00+00:00")
-    put(store, 1, verdict="invalid", usd=0.25, text="")
+    put(store, 1, verdict="invalid", usd=0.25, text="", why="empty")
     put(store, 2, verdict="B", usd=2.0, output_tokens=30, asked_at="2026-11-01T00:00:00+00:00")
     put(store, 3, verdict="B", model="judge-0")
     (row,) = store.rows(verdict="invalid")
@@ -124,6 +127,7 @@ def test_rows_and_summary(store: VerdictStore) -> None:
     assert lines[1] == {
         "server": "http://127.0.0.1/v1", "model": "judge-1", "verdicts": 3,
         "A": 1, "B": 1, "tie": 0, "invalid": 1,
+        "unclear": 0, "cut": 0, "empty": 1, "refused": 0, "too long": 0,
         "input_tokens": 210, "output_tokens": 36, "tokens": 246, "usd": 2.75,
         "first": "2026-11-01T00:00:00+00:00", "last": "2026-11-21T10:00:00+00:00",
     }  # fmt: skip
@@ -166,6 +170,157 @@ def test_each_verdict_is_on_the_disk_before_the_next_request(store: VerdictStore
     assert (mode, synchronous) == ("wal", 2)
     put(store, 1)
     assert sqlite3.connect(store.path).execute("SELECT count(*) FROM verdicts").fetchone() == (1,)
+
+
+# --- reading again --------------------------------------------------------------------------------
+
+# As version 1 made it, and what it held of replies: text and verdict.
+VERSION_1 = """
+CREATE TABLE verdicts (
+    key TEXT PRIMARY KEY, item TEXT NOT NULL,
+    verdict TEXT NOT NULL CHECK (verdict IN ('A', 'B', 'tie', 'invalid')),
+    text TEXT NOT NULL, reply_model TEXT NOT NULL, input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL, seconds REAL NOT NULL, usd REAL NOT NULL,
+    asked_at TEXT NOT NULL, prompt TEXT NOT NULL, model TEXT NOT NULL, parameters TEXT NOT NULL,
+    server TEXT NOT NULL, model_side TEXT NOT NULL,
+    response_a TEXT NOT NULL, response_b TEXT NOT NULL
+)"""
+OLD = [
+    ("A", "A"),
+    ("Perhaps.", "invalid"),
+    ("", "invalid"),
+    ("<think>Response A is more helpful at first glance.</think>B", "A"),
+    ("<think>\nOkay, Response A is better than Response B on style. Now for fact", "A"),
+    ("B\0", "invalid"),  # a text in which SQLite's own functions would see an end
+]
+READ_AGAIN = [
+    ("A", ""), ("invalid", "unclear"), ("invalid", "empty"), ("B", ""), ("invalid", "cut"),
+]  # fmt: skip
+
+
+def of_version_1(path: Path, copies: int = 1) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute(VERSION_1)
+        database.execute(f"PRAGMA application_id = {0x43504F76}")
+        database.execute("PRAGMA user_version = 1")
+        for number in range(copies * len(OLD)):
+            text, verdict = OLD[number % len(OLD)]
+            question = replace(QUESTION, prompt=f"prompt {number}")
+            values = [
+                question.key, f"item {number}", verdict, text, "judge-1-2026", 70, 3, 0.25, 0.001,
+                "2026-11-21T10:00:00+00:00", question.prompt, "judge-1",
+                '{"temperature": 0, "max_tokens": 8}', question.server, "A", "One.", "Two.",
+            ]  # fmt: skip
+            marks = ", ".join("?" * len(values))
+            database.execute(f"INSERT INTO verdicts VALUES ({marks})", values)
+
+
+def test_a_store_of_version_1_is_brought_up_to_date_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    of_version_1(path)
+    for _ in range(2):  # once, and then it stays
+        with VerdictStore(path) as store:
+            rows = list(store.rows())
+            assert [(row["verdict"], row["why"]) for row in rows[:5]] == READ_AGAIN
+            # The answers, and beside them the texts as they were.
+            assert [row["text"] for row in rows] == ["A", "Perhaps.", "", "B", "", "B\0"]
+            assert [json.loads(row["raw"])["content"] for row in rows] == [text for text, _ in OLD]
+            assert {row["finish_reason"] for row in rows} == {""}  # nobody knows
+            found = store.get([replace(QUESTION, prompt="prompt 3").key])
+            [one] = found.values()
+            assert (one.verdict, one.usd, one.item) == ("B", 0.001, "item 3")
+    assert len(rows) == len(OLD)
+    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_what_a_program_of_version_1_still_writes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    of_version_1(path)
+    running = sqlite3.connect(path)  # of the old program: it knows the old columns alone
+    VerdictStore(path).close()
+    with running:
+        running.execute(
+            "INSERT INTO verdicts (key, item, verdict, text, reply_model, input_tokens, "
+            "output_tokens, seconds, usd, asked_at, prompt, model, parameters, server, model_side, "
+            "response_a, response_b) SELECT 'new', 'late', 'A', 'Perhaps.', reply_model, 1, 1, "
+            "1.0, 1.0, asked_at, prompt, model, parameters, server, 'A', '', '' FROM verdicts "
+            "WHERE item = 'item 0'"
+        )
+    with VerdictStore(path) as store:
+        assert store.get(["new"])["new"].why == "unclear"
+
+
+def open_old(path: Path, barrier: Any) -> None:
+    barrier.wait()
+    with VerdictStore(path) as store:
+        assert [(row["verdict"], row["why"]) for row in store.rows()][:5] == READ_AGAIN
+
+
+def test_several_processes_bring_a_store_up_to_date_together(tmp_path: Path) -> None:
+    path, context = tmp_path / "verdicts.sqlite", multiprocessing.get_context("forkserver")
+    of_version_1(path, copies=200)
+    barrier = context.Barrier(3)
+    openers = [context.Process(target=open_old, args=(path, barrier)) for _ in range(3)]
+    for one in openers:
+        one.start()
+    for one in openers:
+        one.join()
+    assert [one.exitcode for one in openers] == [0] * 3
+
+
+def test_a_failure_on_the_way_leaves_the_old_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, calls = tmp_path / "verdicts.sqlite", []
+
+    def fails(text: str) -> Any:
+        calls.append(text)
+        if len(calls) == 2:
+            raise KeyboardInterrupt  # what a kill does to the transaction, too
+        return "tie"
+
+    of_version_1(path)
+    monkeypatch.setattr(verdict_store, "parse_verdict", fails)
+    with pytest.raises(KeyboardInterrupt):
+        VerdictStore(path)
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (1,)
+        assert database.execute("SELECT text, verdict FROM verdicts").fetchall() == OLD
+
+
+def test_another_parser_reads_what_is_stored_and_nobody_is_asked(
+    store: VerdictStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = '{"content": "<think>A?</think>Bee"}'
+    put(store, 0, verdict="invalid", why="unclear", text="Bee", raw=raw)
+    put(store, 1, verdict="invalid", why="cut", text="Bee", finish_reason="length", raw=raw)
+    put(store, 2, verdict="invalid", why="refused", text="", finish_reason="content_filter",
+        raw='{"error": {"code": "content_filter"}}')  # fmt: skip
+    put(store, 3, verdict="invalid", why="too long", text="", raw='{"error": {}}',
+        finish_reason="context_length_exceeded")  # fmt: skip
+    monkeypatch.setattr(verdict_store, "parse_verdict", lambda text: {"Bee": "B"}[text])
+    with VerdictStore(store.path) as again:  # the same version: nothing is read
+        assert [row["verdict"] for row in again.rows()] == ["invalid"] * 4
+    monkeypatch.setattr(verdict_store, "PARSER_VERSION", verdict_store.PARSER_VERSION + 1)
+    with VerdictStore(store.path) as again:
+        found = [(row["verdict"], row["why"], row["text"]) for row in again.rows()]
+    assert found == [
+        ("B", "", "Bee"), ("invalid", "cut", "Bee"), ("invalid", "refused", ""),
+        ("invalid", "too long", ""),
+    ]  # fmt: skip
+
+
+def test_a_kind_of_invalid_verdicts_can_be_forgotten(store: VerdictStore) -> None:
+    put(store, 0)
+    put(store, 1, verdict="invalid", why="refused")
+    put(store, 2, verdict="invalid", why="refused", model="judge-0")
+    put(store, 3, verdict="invalid", why="cut")
+    assert store.forget("refused", model="judge-1") == 1
+    assert [row["item"] for row in store.rows()] == ["item 0", "item 2", "item 3"]
+    assert store.forget("refused") == 1 and store.forget("refused") == 0
+    assert store.gave_verdicts(replace(QUESTION, prompt="any"))
+    assert not store.gave_verdicts(replace(QUESTION, parameters={"temperature": 0}))
+    assert not store.gave_verdicts(replace(QUESTION, model="judge-0"))
 
 
 # --- company --------------------------------------------------------------------------------------

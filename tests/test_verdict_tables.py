@@ -34,7 +34,8 @@ class Suite:
             "t2/ANR": ("A", "B", "A", "B", "tie", "A", "B", "B"),
         }[row_id]
         exchanged = ("B", "A", "B", "A", "tie", "A", "B", "B") if row_id == "t2/ANR" else ()
-        return Verdicts("judge-1", IDS, SIDES, said, exchanged, "1a2b3c4d", "2026-11-21", 2)
+        why = ("",) * 7 + ("too long",) if row_id == "t2/MLE1" else ()
+        return Verdicts("judge-1", IDS, SIDES, said, exchanged, "1a2b3c4d", "2026-11-21", 2, why)
 
     def prompts(self, model: str, task: str) -> list[Any]:
         return [SimpleNamespace(continuation="w" * 10) for _ in IDS]
@@ -52,6 +53,9 @@ def test_counts_bounds_and_leanings_by_hand() -> None:
     assert [mle[name] for name in ("planned", "valid", "invalid", "ties", "marked")] == [
         8, 7, 1, 1, 2,
     ]  # fmt: skip
+    kinds = ["unclear", "cut", "empty", "refused", "too_long"]
+    assert [mle[f"invalid_{kind}"] for kind in kinds] == [0, 0, 0, 0, 1]
+    assert [anr[f"invalid_{kind}"] for kind in kinds] == [0] * 5
     # Points of MLE: 1 0 0 0 .5 0 0 and one invalid. 1.5 of 7; were that a loss or a win, of 8.
     assert mle["win_rate"] == pytest.approx(1.5 / 7)
     assert (mle["worst"], mle["best"]) == (1.5 / 8, 2.5 / 8)
