@@ -15,11 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cpo.chat import ChatServer, Reply, ask_all
 from cpo.judge_prompts import Verdict, judge_prompt, parse_verdict, query_of, template_hash
 from cpo.judging import Judge, JudgeError, Pair, judge_named, rule_identity
+from cpo.model_folders import fetched, load_model, load_tokenizer
 from cpo.paper import Task
 from cpo.profiles import Judge as Settings
 from cpo.profiles import Server
@@ -243,9 +243,7 @@ def chat_server(settings: Server) -> ChatServer:
 @cache
 def _local(name: str, batch: int, task: Task) -> LocalJudge:
     """A judging model of this machine, loaded once."""
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        name, use_safetensors=True, dtype="auto", trust_remote_code=False
-    )
+    place = fetched(name)
+    tokenizer, model = load_tokenizer(place), load_model(place, "auto", may_be_quantised=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return LocalJudge(model, tokenizer, Path(name).name, task, batch)
