@@ -7,11 +7,9 @@ code is never run (`trust_remote_code` stays off).
 from __future__ import annotations
 
 import json
-import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from cpo.weights import (
     misfit,
     quantisation,
     quantised,
+    quietly,
     shards,
     stored_weights,
 )
@@ -119,7 +118,7 @@ def load_model(place: Path, dtype: Any = "float32", may_be_quantised: bool = Fal
             "gguf_file": file.name,
             "quantization_config": GgufConfig(dequantize=True),
         }
-    with _warnings_of_transformers() as said:
+    with quietly() as said:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent if file else place,
@@ -139,7 +138,7 @@ def load_model(place: Path, dtype: Any = "float32", may_be_quantised: bool = Fal
     fault = fault_of(model, report, {} if file else stored_weights(place))
     if file and not fault and (names := left_out(file, model)):
         fault = Fault(
-            f"transformers has no place for {len(names)} of its tensors ({', '.join(names[:3])})",
+            f"transformers leaves out {len(names)} of its tensors ({', '.join(names[:3])})",
             INSTEAD,
         )
     if fault:
@@ -172,8 +171,10 @@ def faults(place: Path, longest: int = 0, may_be_quantised: bool = False) -> lis
     if file := gguf_file(place):
         fault = gguf_fault(file)
         return [fault] if fault else _gguf_text_faults(file, longest)
-    found = [weights_fault(place, may_be_quantised), *text_faults(place, longest)]
-    return [fault for fault in found if fault is not None]
+    fault = weights_fault(place, may_be_quantised)
+    if fault and (place / ADAPTER).is_file():
+        return [fault]
+    return [*([fault] if fault else []), *text_faults(place, longest)]
 
 
 def weights_fault(folder: Path, may_be_quantised: bool = False) -> Fault | None:
@@ -327,20 +328,3 @@ def _is_safetensors(path: Path) -> bool:
             return bool(list(file.keys()))
     except (OSError, SafetensorError):
         return False
-
-
-@contextmanager
-def _warnings_of_transformers() -> Iterator[list[str]]:
-    """What transformers warns of meanwhile; a suite does not show it."""
-    said: list[str] = []
-    collector = logging.Handler(logging.WARNING)
-    collector.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("transformers")
-    level, handlers = logger.level, logger.handlers
-    logger.setLevel(logging.WARNING)
-    logger.handlers = [collector]
-    try:
-        yield said
-    finally:
-        logger.setLevel(level)
-        logger.handlers = handlers

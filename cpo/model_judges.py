@@ -242,7 +242,11 @@ def chat_server(settings: Server) -> ChatServer:
 
 @cache
 def _local(name: str, batch: int, task: Task) -> LocalJudge:
-    """A judging model of this machine, loaded once."""
+    """A judging model of this machine, loaded once.
+
+    Raises:
+        FileNotFoundError, ModelFolderError: as `fetched` and `load_model`.
+    """
     place = fetched(name)
     tokenizer, model = load_tokenizer(place), load_model(place, "auto", may_be_quantised=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -343,7 +343,10 @@ class SequenceTrainer(Trainer):
             saved = load_model(Path(resume_from_checkpoint))
             self._inner().load_state_dict(saved.state_dict())
         except (ModelFolderError, RuntimeError) as error:
-            raise TrainingError(f"the checkpoint does not fit the model: {error}") from error
+            raise TrainingError(
+                f"{resume_from_checkpoint} does not fit the model; take it away, and the training "
+                f"starts anew. {error}"
+            ) from error
 
     def _inner(self) -> Any:
         return self.accelerator.unwrap_model(self.model).model

@@ -7,9 +7,11 @@ only warns. Here that is a fault. The headers of the files tell it before a weig
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,15 +185,39 @@ def _dry_load(folder: Path, stored: Mapping[str, Stored]) -> tuple[Any, dict[str
             name: torch.empty(weight.shape, dtype=getattr(torch, REAL.get(weight.dtype, "int8")))
             for name, weight in stored.items()
         }
-    return type(empty).from_pretrained(
-        None,
-        config=empty.config,
-        state_dict=weights,
-        device_map={"": "meta"},
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    with quietly():
+        return type(empty).from_pretrained(
+            None,
+            config=empty.config,
+            state_dict=weights,
+            device_map={"": "meta"},
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+
+
+@contextmanager
+def quietly() -> Iterator[list[str]]:
+    """Keeps transformers from writing; gives what it warned of instead."""
+    from transformers.utils import logging as library
+
+    said: list[str] = []
+    collector = logging.Handler(logging.WARNING)
+    collector.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    level, handlers, propagate = logger.level, logger.handlers, logger.propagate
+    bars = library.is_progress_bar_enabled()
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [collector], False
+    library.disable_progress_bar()
+    try:
+        yield said
+    finally:
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate
+        if bars:
+            library.enable_progress_bar()
 
 
 def _integers(
@@ -229,6 +255,8 @@ def _remedy_by_names(
         )
     if missing and not unexpected and not misshapen:
         return "Fetch it again: a part of its weights is not there"
+    if unexpected and not missing and not misshapen:
+        return f"{TOGETHER}, without what was added for a training, such as a value head"
     vocabulary = model.config.get_text_config().vocab_size
     if len(rows) == 1 and not missing and not unexpected and next(iter(rows))[1] == vocabulary:
         has, wanted = next(iter(rows))
@@ -246,7 +274,7 @@ def _remedy(folder: Path, stored: Mapping[str, Stored], report: Mapping[str, Any
     if not report["unexpected_keys"]:
         return ""
     outside = os.path.commonprefix(list(stored)).rpartition(".")[0]
-    for pattern in (INSIDE, f"^{re.escape(outside)}\\."):
+    for pattern in (INSIDE, r"^base_model\.model\.", f"^{re.escape(outside)}\\."):
         renamed = {re.sub(pattern, "", name): weight for name, weight in stored.items()}
         if renamed.keys() != stored.keys() and not fault_of(*_dry_load(folder, renamed), renamed):
             found = re.search(pattern, next(iter(stored)))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from chat_server import Answer, ScriptedServer, question_of
+from safetensors.torch import load_file, save_file
 
 from cpo import comparing, judging
 from cpo.chat import ChatError, ChatServer
@@ -18,6 +19,7 @@ from cpo.data import Example
 from cpo.intervals import win_rate
 from cpo.judge_prompts import judge_prompt
 from cpo.judging import JudgeError, Pair
+from cpo.model_folders import ModelFolderError
 from cpo.model_judges import ChatJudge, LocalJudge, judge_identity, judge_of
 from cpo.profiles import Judge as Settings
 from cpo.profiles import Server
@@ -269,6 +271,26 @@ def test_a_local_model_compares_the_probabilities_of_a_and_b(local: LocalJudge) 
 def test_a_question_that_is_too_long_for_the_model_is_refused(local: LocalJudge) -> None:
     with pytest.raises(JudgeError, match="p0: the question has .* tokens and local-1 reads 512"):
         judging.judge_responses(local, examples(1), ["word " * 500])
+
+
+def test_a_local_judge_is_a_folder_whose_weights_are_its_own(
+    local: LocalJudge, tmp_path: Path
+) -> None:
+    for folder in ("judge", "spoilt"):
+        local.model.save_pretrained(tmp_path / folder)
+        local.tokenizer.save_pretrained(tmp_path / folder)
+    settings = Settings(kind="local", model=str(tmp_path / "judge"))
+    judge = judge_of(settings, "instructions", tmp_path)
+    assert isinstance(judge, LocalJudge) and judge.name == "judge"
+    pairs = [Pair(examples(1)[0], "x", "y", "A")]
+    assert judge.probabilities(pairs) == local.probabilities(pairs)
+
+    weights = load_file(tmp_path / "spoilt" / "model.safetensors")
+    prefixed = {f"module.{name}": weight for name, weight in weights.items()}
+    save_file(prefixed, tmp_path / "spoilt" / "model.safetensors", {"format": "pt"})
+    settings = Settings(kind="local", model=str(tmp_path / "spoilt"))
+    with pytest.raises(ModelFolderError, match="is left from DistributedDataParallel"):
+        judge_of(settings, "instructions", tmp_path)
 
 
 # --- From a profile -------------------------------------------------------------------------------
