@@ -263,7 +263,7 @@ class Suite:
     # --- Recipes ----------------------------------------------------------------------------------
 
     def base_recipe(self, name: ModelName) -> BaseModelRecipe | ExternalModelRecipe:
-        """The recipe of a base model: pretrained here, or a folder or hub name from elsewhere."""
+        """The recipe of a base model: pretrained here, or one from elsewhere."""
         if name not in self._base_recipes:
             self._base_recipes[name] = self._base_recipe(name)
         return self._base_recipes[name]

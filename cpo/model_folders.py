@@ -157,7 +157,7 @@ def dequantise(file: Path, folder: Path) -> None:
     """
     load_model(file).save_pretrained(folder)
     load_tokenizer(file).save_pretrained(folder)
-    print(f"{file.name}: {storage(file)}; unpacked into fp32, with what that rounded", flush=True)
+    print(f"{file.name}: {storage(file)}; unpacked once into fp32, as rounded as it was", flush=True)
 
 
 def faults(place: Path, longest: int = 0, may_be_quantised: bool = False) -> list[Fault]:

@@ -69,10 +69,9 @@ def test_a_file_says_in_how_many_bits_it_is_stored(source, tmp_path):
     assert f"Q8_0, {bits:.1f} bits a weight" in found[0].detail
 
 
-@pytest.mark.parametrize("by_file", [False, True])
-def test_a_suite_unpacks_a_file_once(by_file, tmp_path, suite_of, capsys):  # noqa: F811
+def test_a_suite_unpacks_a_file_once(tmp_path, suite_of, capsys):  # noqa: F811
     folder = gguf_folder(tmp_path / "model", "Q4_1")
-    suite = suite_of(folder / "model.gguf" if by_file else folder)
+    suite = suite_of(folder / "model.gguf")
     base = suite.base_model("llama")
     assert base.path.parent.name == "external_model"
     assert "model.gguf: Q4_1, " in capsys.readouterr().out

@@ -87,7 +87,7 @@ def test_every_tokenizer_puts_the_boundary_in_the_same_place(kind, folder):
         *ids, last = row.continuation_ids
         assert last == tokenizer.eos_token_id and row.has_eos
         text = example.continuation
-        if kind == "llama as .gguf":  # transformers' LlamaTokenizer takes a leading blank as its own
+        if kind == "llama as .gguf":  # LlamaTokenizer takes one leading blank as its own
             text = text.removeprefix(" ")
         assert tokenizer.decode(ids) == text
         # What is generated after the prefix stands where the continuation does: its text is whole.
