@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM
 
 from cpo import machine
 from cpo.logprobs import Group
+from cpo.model_folders import load_model
 from cpo.store import Recipe
 from cpo.training import TrainingExample
 
@@ -27,10 +26,12 @@ class Artifact:
     path: Path
 
     def load(self) -> Any:
-        """The causal language model, fp32, in evaluation mode, on the GPU where there is one."""
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+        """The causal language model, fp32, in evaluation mode, on the GPU where there is one.
+
+        Raises:
+            ModelFolderError: as `load_model`.
+        """
+        model = load_model(self.path)
         return model.to(machine.device()).eval()
 
 

@@ -261,15 +261,21 @@ def _longest(settings: Profile, name: str) -> int:
 
 
 def _model(what: str, written: str, key: str, longest: int) -> list[Finding]:
-    """A model's folder, or its repository on the hub, as far as can be seen without its weights."""
-    folder = Path(os.path.expandvars(written))
-    if not (folder.is_dir() or folder.is_absolute() or "${" in written):
+    """A model's folder or .gguf file, or its repository on the hub, as far as can be seen without
+    its weights."""
+    place = Path(os.path.expandvars(written))
+    local = place.exists() or place.is_absolute() or place.suffix == model_folders.SUFFIX
+    if not (local or "${" in written):
         return _hub_model(written, key, longest)
     found = _path(what, written, key)
     if not (found and found[0].ok):
         return found
-    faults = model_folders.faults(folder, longest)
-    return [_fault(what, str(folder), one) for one in faults] or found
+    # A judge only answers; what is trained and compared has to be real numbers.
+    faults = model_folders.faults(place, longest, may_be_quantised=not longest)
+    if not faults and (file := model_folders.gguf_file(place)):
+        stored = model_folders.storage(file)
+        return [Finding(what, True, f"{place}: {stored}; unpacked once, into fp32")]
+    return [_fault(what, str(place), one) for one in faults] or found
 
 
 def _fault(what: str, where: str, fault: model_folders.Fault) -> Finding:
@@ -287,8 +293,8 @@ def _hub_model(name: str, key: str, longest: int) -> list[Finding]:
     except Exception:  # not here, for any reason
         here = None
     what = f"model {name} from the hub"
-    if here is not None and not model_folders.weights_fault(here):
-        faults = model_folders.text_faults(here, longest)
+    if here is not None and not model_folders.files_fault(here):
+        faults = model_folders.faults(here, longest, may_be_quantised=not longest)
         return [_fault(what, "its copy here", one) for one in faults] or [
             Finding(what, True, "in the local cache")
         ]
@@ -302,6 +308,8 @@ def _hub_model(name: str, key: str, longest: int) -> list[Finding]:
     except Exception as error:
         return [_unreachable(what, name, key, error)]
     faults = model_folders.text_faults(fetched, longest)
+    if longest and (fault := model_folders.quantisation_fault(fetched)):
+        faults.insert(0, fault)
     if missing := model_folders.missing_weights(name, files):
         faults.insert(0, missing)
     return [_fault(what, "found", one) for one in faults] or [found]

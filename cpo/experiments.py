@@ -30,15 +30,7 @@ from cpo.generation import generate, ids_without_token
 from cpo.launching import launch
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
 from cpo.memory import keep_freed_memory
-from cpo.model_folders import (
-    CONVERT,
-    FILES,
-    INDEX,
-    WEIGHTS,
-    ModelFolderError,
-    load_tokenizer,
-    weights_fault,
-)
+from cpo.model_folders import dequantise, fetched, gguf_file, load_tokenizer
 from cpo.model_judges import chat_server, judge_identity, judge_of
 from cpo.negatives import Planned as PlannedRows
 from cpo.negatives import draw_negatives, sampler_identity
@@ -70,7 +62,7 @@ from cpo.recipes import (
     VerdictsRecipe,
     WorldRecipe,
 )
-from cpo.store import Recipe, Store, hash_folder
+from cpo.store import Recipe, Store, hash_file, hash_folder
 from cpo.training import (
     RANKED_OBJECTIVES,
     TrainingExample,
@@ -273,7 +265,7 @@ class Suite:
     # --- Recipes ----------------------------------------------------------------------------------
 
     def base_recipe(self, name: ModelName) -> BaseModelRecipe | ExternalModelRecipe:
-        """The recipe of a base model: pretrained here, or a folder or hub name from elsewhere."""
+        """The recipe of a base model: pretrained here, or one from elsewhere."""
         if name not in self._base_recipes:
             self._base_recipes[name] = self._base_recipe(name)
         return self._base_recipes[name]
@@ -456,12 +448,18 @@ class Suite:
     # --- Models -----------------------------------------------------------------------------------
 
     def base_model(self, name: ModelName) -> Artifact:
-        """A base model with its tokenizer, pretrained here unless the profile names a folder."""
+        """A base model with its tokenizer, pretrained here unless the profile names one.
+
+        Raises:
+            FileNotFoundError, ModelFolderError: as `model_folders.fetched` and `load_model`.
+        """
         recipe = self.base_recipe(name)
         if isinstance(recipe, ExternalModelRecipe):
-            return Artifact(
-                name, recipe, _external_folder(str(self.profile.models[name].pretrained))
-            )
+            place = fetched(str(self.profile.models[name].pretrained))
+            if file := gguf_file(place):
+                # What reads a model reads a folder: a .gguf file is unpacked once.
+                place = self.store.get_or_make(recipe, lambda folder: dequantise(file, folder))
+            return Artifact(name, recipe, place)
         return Artifact(
             name,
             recipe,
@@ -1037,36 +1035,8 @@ def _micro_batch(groups: Sequence[Group], batch: int, tokens: int) -> int:
     return micro_batch(batch, longest, tokens, process_count())
 
 
-def _external_folder(name: str) -> Path:
-    """The folder of a model from elsewhere: a path as it is, a hub name after fetching it.
-
-    Raises:
-        FileNotFoundError: neither a folder nor reachable on the hub; says what to do.
-        ModelFolderError: its weights are not in safetensors.
-    """
-    folder = Path(name)
-    is_local = folder.is_dir()
-    if not is_local:
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
-        except Exception as error:
-            raise FileNotFoundError(
-                f"'{name}' is no folder here and could not be fetched from the hub "
-                f"({type(error).__name__}). Give `models.*.pretrained` the path of a transformers "
-                "folder, or connect to the hub."
-            ) from error
-    if not is_local and not {WEIGHTS, INDEX} & {path.name for path in folder.iterdir()}:
-        # What it has in their place was not fetched.
-        raise ModelFolderError(
-            f"model {name}: its repository has no safetensors. {CONVERT.format(name=name)}."
-        )
-    if fault := weights_fault(folder):
-        raise ModelFolderError(f"model {name}: {fault.what}. {fault.remedy}.")
-    return folder
-
-
 def _external_content(name: str) -> str:
-    folder = _external_folder(name)
-    return folder.name if not Path(name).is_dir() else hash_folder(folder)
+    place = fetched(name)
+    if file := gguf_file(place):
+        return f"gguf:{hash_file(file)}"
+    return hash_folder(place) if Path(name).is_dir() else place.name

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cpo import machine
 from cpo.chat import ChatServer, Reply, ask_all
@@ -31,6 +30,7 @@ from cpo.judge_prompts import (
     template_hash,
 )
 from cpo.judging import Judge, JudgeError, Pair, judge_named, rule_identity
+from cpo.model_folders import fetched, load_model, load_tokenizer
 from cpo.paper import Task
 from cpo.profiles import Judge as Settings
 from cpo.profiles import Server
@@ -324,10 +324,12 @@ def chat_server(settings: Server, setting: str) -> ChatServer:
 
 @cache
 def _local(name: str, batch: int, task: Task) -> LocalJudge:
-    """A judging model of this machine, loaded once."""
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        name, use_safetensors=True, dtype="auto", trust_remote_code=False
-    )
+    """A judging model of this machine, loaded once.
+
+    Raises:
+        FileNotFoundError, ModelFolderError: as `fetched` and `load_model`.
+    """
+    place = fetched(name)
+    tokenizer, model = load_tokenizer(place), load_model(place, "auto", may_be_quantised=True)
     model.to(machine.device()).eval()
     return LocalJudge(model, tokenizer, Path(name).name, task, batch)

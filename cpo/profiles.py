@@ -94,7 +94,8 @@ class Pretraining(_Settings):
 
 
 class Model(_Settings):
-    """A base model: a folder or hub name (`pretrained`), or a configuration the suite pretrains.
+    """A base model: a folder, .gguf file or hub name (`pretrained`), or a configuration the suite
+    pretrains.
 
     The number of parameters, width and layers, and the speeds of one process, measured on the
     profile's hardware, are for the plan's estimates alone.

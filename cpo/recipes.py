@@ -43,7 +43,8 @@ class BaseModelRecipe(Recipe):
 
 @dataclass(frozen=True)
 class ExternalModelRecipe(Recipe):
-    """A model folder from elsewhere: the hash of a local folder, or the revision of a hub model."""
+    """A model from elsewhere: the hash of a local folder, the revision of a hub model, or the hash
+    of a .gguf file after `gguf:`, whose artifact is the folder that it is unpacked into."""
 
     stage: ClassVar[str] = "external_model"
     version: ClassVar[int] = 1

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cpo import losses, machine
 from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
+from cpo.model_folders import ModelFolderError, load_model
 from cpo.own_code import check_name, identity
 from cpo.processes import (
     from_main_process,
@@ -341,13 +341,14 @@ class SequenceTrainer(Trainer):
         self._inner().save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        # Not strict: a tied head is stored once, under the embedding's name.
-        unexpected = self._inner().load_state_dict(weights, strict=False).unexpected_keys
-        if unexpected:
+        try:
+            saved = load_model(Path(resume_from_checkpoint))
+            self._inner().load_state_dict(saved.state_dict())
+        except (ModelFolderError, RuntimeError) as error:
             raise TrainingError(
-                f"{resume_from_checkpoint} does not fit the model: {unexpected[:3]}"
-            )
+                f"{resume_from_checkpoint} does not fit the model; take it away, and the training "
+                f"starts anew. {error}"
+            ) from error
 
     def _inner(self) -> Any:
         return self.accelerator.unwrap_model(self.model).model

@@ -4,12 +4,13 @@ their kinds, and files of pairs and articles as Dolly and Wikipedia come."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from transformers import (
@@ -95,6 +96,83 @@ def gpt2_folder(folder: Path, texts: Sequence[str] = TEXTS, positions: int = 256
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def write_gguf(
+    source: Path,
+    file: Path,
+    stored: str = "F32",
+    architecture: str = "llama",
+    add: Callable[[Any], object] = lambda writer: None,
+) -> Path:
+    """A `llama_folder` as llama.cpp would keep it, its matrices in the type `stored`."""
+    from gguf import GGMLQuantizationType, GGUFWriter, quants
+
+    config = LlamaConfig.from_pretrained(source)
+    writer = GGUFWriter(file, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    pieces = tokenizer["model"]["vocab"]
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(list(pieces))
+    writer.add_token_scores([-float(rank) for rank in range(len(pieces))])
+    # 1 is ordinary, 3 control, 6 a byte.
+    kinds = [3 if one in special else 6 if one.startswith("<0x") else 1 for one in pieces]
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    for name, id_ in (("unk", 0), ("bos", config.bos_token_id), ("eos", config.eos_token_id)):
+        getattr(writer, f"add_{name}_token_id")(id_)
+    writer.add_add_bos_token(True)
+
+    for name, weight in load_file(source / "model.safetensors").items():
+        module, values = name.removesuffix(".weight"), weight.numpy()
+        block = ""
+        if module.startswith("model.layers."):
+            _, _, layer, module = module.split(".", 3)
+            block = f"blk.{layer}."
+        heads = {
+            "self_attn.q_proj": config.num_attention_heads,
+            "self_attn.k_proj": config.num_key_value_heads,
+        }.get(module)
+        if heads:  # llama.cpp turns neighbours into one another, transformers halves of a head
+            halves = values.reshape(heads, 2, -1, values.shape[1])
+            values = halves.swapaxes(1, 2).reshape(values.shape)
+        kind = GGMLQuantizationType[stored if values.ndim == 2 else "F32"]
+        name = f"{block}{GGUF_NAMES[module]}.weight"
+        writer.add_tensor(name, quants.quantize(values, kind), raw_dtype=kind)
+    add(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def gguf_folder(folder: Path, stored: str = "Q8_0") -> Path:
+    """A folder that holds nothing but a `llama_folder`'s model as a .gguf file."""
+    folder.mkdir(parents=True)
+    write_gguf(llama_folder(folder.with_name("source")), folder / "model.gguf", stored)
     return folder
 
 

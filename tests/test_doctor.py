@@ -28,6 +28,7 @@ def test_everything_that_the_paper_s_profile_lacks_is_said_at_once(tmp_path):
     pickled = llama_folder(tmp_path / "pickled", positions=2048)
     pickle(pickled)
     change("tokenizer_config.json", eos_token=None)(pickled)
+    change("config.json", quantization_config={"quant_method": "awq", "bits": 4})(pickled)
     models = {"openai-community/gpt2-xl": sound, "openlm-research/open_llama_3b": pickled}
     (tmp_path / "data").mkdir()
     names = ("databricks/databricks-dolly-15k", "wikimedia/wikipedia")
@@ -64,6 +65,8 @@ def test_everything_that_the_paper_s_profile_lacks_is_said_at_once(tmp_path):
         "pytorch_model.bin": "from_pretrained('openlm-research/open_llama_3b')",
         "MISSING  model openlm-research/open_llama_3b from the hub: found: its tokenizer has no "
         "EOS": "eos_token",
+        "MISSING  model openlm-research/open_llama_3b from the hub: found: its weights are "
+        "quantised (awq, 4 bits)": "Give the model that was quantised",
         "MISSING  judge.server, gpt-4.1-mini: ": "judge.server: base_url, model",
     }.items():
         places = [number for number, line in enumerate(lines) if line.startswith(start)]

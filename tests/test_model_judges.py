@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from chat_server import Answer, ScriptedServer, question_of
+from safetensors.torch import load_file, save_file
 
 from cpo import comparing, judging, model_judges
 from cpo.__main__ import main
@@ -24,6 +25,7 @@ from cpo.data import Example
 from cpo.intervals import win_rate
 from cpo.judge_prompts import judge_prompt
 from cpo.judging import JudgeError, Pair
+from cpo.model_folders import ModelFolderError
 from cpo.model_judges import ChatJudge, LocalJudge, judge_identity, judge_of
 from cpo.profiles import Judge as Settings
 from cpo.profiles import Server
@@ -552,6 +554,26 @@ def test_a_real_model_that_was_never_taught_to_answer_gives_no_verdict() -> None
     assert judge is not None
     with pytest.warns(UserWarning, match="3 of 3 verdicts of stories260K are invalid"):
         assert judge(local_pairs(3)) == ["invalid"] * 3
+
+
+def test_a_local_judge_is_a_folder_whose_weights_are_its_own(
+    local: LocalJudge, tmp_path: Path
+) -> None:
+    for folder in ("judge", "spoilt"):
+        local.model.save_pretrained(tmp_path / folder)
+        local.tokenizer.save_pretrained(tmp_path / folder)
+    settings = Settings(kind="local", model=str(tmp_path / "judge"))
+    judge = judge_of(settings, "instructions", tmp_path)
+    assert isinstance(judge, LocalJudge) and judge.name == "judge"
+    pairs = [Pair(examples(1)[0], "x", "y", "A")]
+    assert judge.probabilities(pairs) == local.probabilities(pairs)
+
+    weights = load_file(tmp_path / "spoilt" / "model.safetensors")
+    prefixed = {f"module.{name}": weight for name, weight in weights.items()}
+    save_file(prefixed, tmp_path / "spoilt" / "model.safetensors", {"format": "pt"})
+    settings = Settings(kind="local", model=str(tmp_path / "spoilt"))
+    with pytest.raises(ModelFolderError, match="is left from DistributedDataParallel"):
+        judge_of(settings, "instructions", tmp_path)
 
 
 # --- From a profile -------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from models import ARCHITECTURES, VOCABULARY, tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cpo.experiments import score_groups
 from cpo.logprobs import Group
+from cpo.store import checksums_of
 from cpo.training import (
     OBJECTIVES,
     TrainingError,
@@ -154,6 +155,23 @@ def test_wrong_plans_and_objectives_are_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown objective 'simpo'"):
         train(tiny_model("gpt2"), examples, settings("simpo", 1), tmp_path, tmp_path)
     assert set(OBJECTIVES) == {"cpo", "ranked_cpo", "dpo", "ranking_nce"}
+
+
+@pytest.mark.parametrize("spoil", ["a weight less", "a weight more", "another model"])
+def test_a_checkpoint_that_does_not_fit_is_refused(spoil, tmp_path):
+    """Sealed with its checksums, as one is that a run left."""
+    checkpoint = tmp_path / "part" / "checkpoint-1"
+    tiny_model("gpt2" if spoil == "another model" else "llama").save_pretrained(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    if spoil == "a weight less":
+        del weights["model.norm.weight"]
+    if spoil == "a weight more":
+        weights["model.other.weight"] = torch.ones(1)
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    (checkpoint / "sha256.json").write_text(json.dumps(checksums_of(checkpoint)))
+    examples = [TrainingExample(group) for group in random_groups(16, 1)]
+    with pytest.raises(TrainingError, match="checkpoint-1 does not fit the model; take it away"):
+        train(tiny_model("llama"), examples, settings("mle", 2), tmp_path, tmp_path / "part")
 
 
 def test_micro_batch_is_the_largest_divisor_that_fits():
