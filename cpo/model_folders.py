@@ -130,10 +130,10 @@ def load_model(place: Path, dtype: Any = "float32", may_be_quantised: bool = Fal
             )
         except (RuntimeError, ValueError, ImportError) as error:
             names = re.findall(r"^(\S+) +\| .*CONVERSION", "\n".join(said), re.MULTILINE)
-            words = ", ".join(names[:3]) or " ".join(str(error).split())
-            raise ModelFolderError(
-                f"{place}: it cannot be loaded ({words}). {TOGETHER}."
-            ) from error
+            words = " ".join(str(error).split())
+            if names:  # what a weight is joined of is missing, or of another shape
+                words = f"{len(names)} weights cannot be joined, {', '.join(names[:3])}. {TOGETHER}"
+            raise ModelFolderError(f"{place}: it cannot be loaded: {words}.") from error
     model, report = loaded
     fault = fault_of(model, report, {} if file else stored_weights(place))
     if file and not fault and (names := left_out(file, model)):

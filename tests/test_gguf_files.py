@@ -52,7 +52,7 @@ def test_a_quantised_file_gives_the_numbers_that_it_holds(stored, source, tmp_pa
     exact = load_model(source)(IDS).logits
     file = write_gguf(source, tmp_path / "model.gguf", stored)
     save_file(weights, source / "model.safetensors", {"format": "pt"})
-    logits = load_model(file)(IDS).logits
+    logits = load_model(file, "auto")(IDS).logits
     assert torch.allclose(logits, load_model(source)(IDS).logits, atol=1e-5)
     assert not torch.allclose(logits, exact, atol=1e-5)
 
