@@ -234,8 +234,8 @@ def _of_no_use(server: ChatServer, replies: Sequence[tuple[str, Reply]]) -> str:
     kinds = ", ".join(f"{count} {fault}" for fault, count in counts.items())
     cause, remedy = likely_cause(server, most, first)
     return (
-        f"none of the first {len(replies)} replies is of use ({kinds}). Asked first, {cause}. "
-        f"{remedy}. Nothing more was sent"
+        f"none of the first {len(replies)} replies is of use ({kinds}): {cause}. {remedy}. Nothing "
+        "more was sent"
     )
 
 
