@@ -6,8 +6,9 @@ reference. Feng et al. 2025, arXiv 2502.16433; equation numbers are the paper's.
 
 Every log-probability is a *sum* over the continuation's tokens, its EOS included where it has one.
 All tensors are `[B, K]`: B prefixes, K continuations, column 0 the ground truth (or, for the ranked
-loss, the best first). Everything is computed in the dtype of its inputs. This file needs torch
-alone.
+loss, the best first). Everything is computed in the dtype of its inputs. What a masked column
+holds, be it -inf or NaN, changes neither loss nor gradient; in a usable column such a value goes
+through to the loss. This file needs torch alone.
 """
 
 from __future__ import annotations
@@ -89,9 +90,10 @@ def dpo_loss(
     if policy_logps.shape[-1] != 2:
         raise ValueError(f"DPO compares two responses, not {policy_logps.shape[-1]}; use cpo_loss")
     chosen, rejected = implicit_rewards(policy_logps, reference_logps, beta).unbind(-1)
-    loss = -F.logsigmoid(chosen - rejected)  # eq. 5
     usable = _checked_mask(policy_logps, mask)[:, 1]
-    return loss.masked_fill(~usable, 0.0).mean()
+    # Before the sigmoid too: its gradient at -inf or NaN is NaN, and 0 times that is NaN.
+    margins = (chosen - rejected).masked_fill(~usable, 0.0)
+    return -F.logsigmoid(margins).masked_fill(~usable, 0.0).mean()  # eq. 5
 
 
 def ranking_nce_loss(policy_logps: Tensor, beta: float, mask: Tensor | None = None) -> Tensor:

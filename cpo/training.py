@@ -264,8 +264,8 @@ class SequenceTrainer(Trainer):
         rewards = losses.implicit_rewards(policy_logps, reference_logps, self.settings.beta)
         negatives = mask[:, 1:]
         count = negatives.sum(-1).clamp(min=1)
-        rejected = (rewards[:, 1:] * negatives).sum(-1) / count
-        rejected_logps = (policy_logps[:, 1:] * negatives).sum(-1) / count
+        rejected = rewards[:, 1:].masked_fill(~negatives, 0.0).sum(-1) / count
+        rejected_logps = policy_logps[:, 1:].masked_fill(~negatives, 0.0).sum(-1) / count
         best = rewards[:, 1:].masked_fill(~negatives, -math.inf).amax(-1)
         for name, values in {
             "reward_chosen": rewards[:, 0],

@@ -75,9 +75,9 @@ def squared_loss(policy_logps, reference_logps, beta, mask):
     """Each negative exactly one unit of reward below the ground truth; scalar."""
     # solution
     rewards = implicit_rewards(policy_logps, reference_logps, beta)  # [B, K]
-    off_by = rewards[:, :1] - rewards[:, 1:] - 1
     usable = mask[:, 1:]
-    return ((off_by.square() * usable).sum(-1) / usable.sum(-1).clamp(min=1)).mean()
+    off_by = (rewards[:, :1] - rewards[:, 1:] - 1).masked_fill(~usable, 0)
+    return (off_by.square().sum(-1) / usable.sum(-1).clamp(min=1)).mean()
     # end of solution
 
 

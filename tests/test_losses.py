@@ -114,6 +114,38 @@ def test_masked_columns_take_no_gradient(loss):
     assert policy.grad[0, 1] == 0 and policy.grad[1, 1] != 0
 
 
+def without_reference(policy, reference, beta, mask):
+    return ranking_nce_loss(policy, beta, mask)
+
+
+@pytest.mark.parametrize("loss", [cpo_loss, ranked_cpo_loss, dpo_loss, without_reference])
+@pytest.mark.parametrize("of_policy", [-math.inf, math.inf, math.nan, -1e30])
+@pytest.mark.parametrize("of_reference", [-math.inf, math.inf, math.nan, -1e30])
+def test_what_a_masked_column_holds_changes_nothing(loss, of_policy, of_reference):
+    k = 2 if loss is dpo_loss else 4
+    mask = torch.ones(4, k, dtype=torch.bool)
+    mask[0, 1:] = False  # nothing but the ground truth
+    mask[1, -1] = mask[2, 1] = False
+
+    def value_and_gradient(of_policy, of_reference):
+        policy = scores(4, k, seed=7).masked_fill(~mask, of_policy).requires_grad_()
+        reference = scores(4, k, seed=8).masked_fill(~mask, of_reference)
+        value = loss(policy, reference, 0.7, mask)
+        value.backward()
+        return value.item(), policy.grad.tolist()
+
+    value, gradient = value_and_gradient(of_policy, of_reference)
+    assert (value, gradient) == value_and_gradient(-40.0, -41.0)
+    assert math.isfinite(value) and any(gradient[3])
+
+
+@pytest.mark.parametrize("loss", [cpo_loss, ranked_cpo_loss, dpo_loss, without_reference])
+def test_a_usable_ground_truth_that_is_impossible_is_not_hidden(loss):
+    policy = scores(2, 2, seed=7)
+    policy[0, 0] = -math.inf
+    assert loss(policy, scores(2, 2, seed=8), 0.7, None).item() == math.inf
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 8), st.floats(0.05, 5.0), st.floats(-50, 50))
 def test_laws(seed, k, beta, constant):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,58 @@ def test_mauve_is_mauve_texts_own(samples: tuple[np.ndarray, np.ndarray]) -> Non
     expected = mauve.compute_mauve(p_features=first, q_features=second, seed=4).mauve
     ours = metrics.mauve_score(first, second, seeds=(4,))
     assert ours.value == pytest.approx(float(expected))
+
+
+def exact_mauve(p: np.ndarray, q: np.ndarray, scaling: float = 5.0) -> float:
+    """The area under the divergence curve of two histograms (Pillutla et al. 2021, equation 2)."""
+
+    def divergence(one: np.ndarray, other: np.ndarray) -> float:
+        used = one > 0
+        return float((one[used] * np.log(one[used] / other[used])).sum())
+
+    curve = [(0.0, 1.0)]
+    for weight in np.linspace(1e-6, 1 - 1e-6, 1001):
+        mixed = weight * p + (1 - weight) * q
+        x, y = (math.exp(-scaling * divergence(one, mixed)) for one in (p, q))
+        curve.append((x, y))
+    x, y = np.array([*curve, (1.0, 0.0)]).T
+    return float(np.trapezoid(y, x))
+
+
+# Texts a side, and how many of them are the first, the second ... distinct text on either side.
+FEW_TEXTS = {
+    "two, alike": ([30, 30], [30, 30]),
+    "two, in other shares": ([30, 30], [45, 15]),
+    "two, nearly alike": ([30, 30], [31, 29]),
+    "three, one on one side only": ([30, 30, 0], [30, 15, 15]),
+    "as many as buckets": ([10] * 6, [10] * 6),
+}
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-7, 1e-6])
+@pytest.mark.parametrize("shares", FEW_TEXTS)
+def test_mauve_of_few_distinct_texts_is_that_of_their_shares(shares: str, rounding: float) -> None:
+    pytest.importorskip("mauve")
+    for seed in range(4):
+        draw = np.random.default_rng(seed)
+        texts = draw.normal(size=(6, 16))
+        texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+        sides = []
+        for counts in FEW_TEXTS[shares]:
+            rows = draw.permutation(np.repeat(np.arange(len(counts)), counts))
+            sides.append(texts[rows] + rounding * draw.normal(size=(60, 16)))
+        value = metrics.mauve_score(*sides, seeds=(seed,), halves=0).value
+        p, q = (np.array(counts) / 60 for counts in FEW_TEXTS[shares])
+        # mauve-text takes 25 points of the curve.
+        assert value == pytest.approx(exact_mauve(p, q), abs=0.005)
+        if np.array_equal(p, q):
+            assert value == 1
+
+
+def test_equal_sets_have_a_mauve_of_one_in_every_half() -> None:
+    pytest.importorskip("mauve")
+    texts = np.random.default_rng(0).normal(size=(2, 8))[[0, 1] * 30]
+    assert set(metrics.mauve_score(texts, texts, halves=20).replicates) == {1.0}
 
 
 def test_mauves_interval_is_as_wide_as_new_samples_scatter(

@@ -93,6 +93,24 @@ def test_cpo_raises_the_margin_and_reports_it(tmp_path):
     assert last["margin"] == pytest.approx(reward_gap, abs=1e-4)
 
 
+@pytest.mark.parametrize("objective", ["cpo", "dpo"])
+def test_the_reference_of_a_masked_column_changes_nothing(tmp_path, objective):
+    groups = random_groups(8, 2)
+    histories = []
+    for value in (0.0, -math.inf):
+        model = tiny_model("gpt2")
+        examples = contrasted(model, groups)
+        for row in (0, 3):
+            logps = [examples[row].reference_logps[0], value]
+            examples[row] = TrainingExample(groups[row], (True, False), logps)
+        name = f"{objective}{value}"
+        train(model, examples, settings(objective, 1), tmp_path / name, tmp_path / f"{name}.part")
+        [step] = map(json.loads, (tmp_path / name / "history.jsonl").read_text().splitlines())
+        histories.append({key: number for key, number in step.items() if key != "seconds"})
+    assert histories[0] == histories[1]
+    assert math.isfinite(histories[0]["grad_norm"]) and math.isfinite(histories[0]["margin"])
+
+
 def test_mle_is_a_mean_over_the_tokens_of_the_global_batch(tmp_path):
     # Two micro-batches of unequal length: a mean of their means would differ.
     model = tiny_model("gpt2")
