@@ -6,6 +6,7 @@ lengths of the data; the store says which artifacts are there already.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from cpo.recipes import ExternalModelRecipe
 
 if TYPE_CHECKING:
     from cpo.experiments import Suite
-    from cpo.profiles import Profile, Server
+    from cpo.profiles import Decoding, Model, Profile, Server
     from cpo.store import Recipe
 
 CHARACTERS_A_TOKEN = 4.2
@@ -46,6 +47,39 @@ SCORING_SPEEDUP = 3.0  # a forward pass alone against forward and backward
 PACKING_SPEEDUP = 2.2  # blocks of one length against pairs of many
 GENERATE_SLOWDOWN = 2.5  # transformers' `generate` against our own greedy and top-k decoding
 MAUVE_SECONDS = 0.0045  # for each text and seed: clustering, on a processor
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Of one process with one model: tokens a second of each kind of work, and the seconds that a
+    training step takes beside its tokens."""
+
+    training: float  # forward and backward, prefixes with one continuation
+    packing: float  # the same, blocks of one length, logits in the training's precision
+    contrast: float  # the same, a prefix with many continuations
+    scoring: float  # forward alone
+    decoding: float  # greedy and top-k, new tokens
+    generate: float  # top-p and beams, by transformers' own `generate`; each beam counts
+    step: float
+
+    @classmethod
+    def stated(cls, model: Model) -> Speeds:
+        """By the two speeds that a profile states."""
+        training, decoding = model.training_tokens_per_second, model.generated_tokens_per_second
+        return cls(
+            training,
+            PACKING_SPEEDUP * training,
+            training,
+            SCORING_SPEEDUP * training,
+            decoding,
+            decoding / GENERATE_SLOWDOWN,
+            STEP_TOKENS / training,
+        )
+
+    def shared(self, processes: int) -> Speeds:
+        """The same where so many processes share the cores that were measured together."""
+        values = {name: one / processes for name, one in dataclasses.asdict(self).items()}
+        return Speeds(**values | {"step": self.step * processes})
 
 
 @dataclass(frozen=True)
@@ -193,20 +227,22 @@ def _steps(suite: Suite) -> Iterator[Step]:
         for row in profile.trained_rows:
             lengths = prefix, continuation = of_task[row.task]
             model = profile.models[row.model]
-            trained = model.training_tokens_per_second
+            speeds = suite.speeds[row.model]
             if model.pretraining is not None:
                 settings = model.pretraining
-                tokens = settings.steps * (settings.batch * settings.block_tokens + STEP_TOKENS)
+                tokens = settings.batch * settings.block_tokens
                 yield Step(
                     f"base model {row.model}", row.model, suite.base_recipe(row.model),
-                    Cost(tokens / trained / PACKING_SPEEDUP), partial(suite.base_model, row.model),
+                    Cost(settings.steps * (tokens / speeds.packing + speeds.step)),
+                    partial(suite.base_model, row.model),
                 )  # fmt: skip
             stage = getattr(profile, row.reference)
-            seen = stage.steps * (stage.batch * (prefix + continuation) + STEP_TOKENS)
+            tokens = stage.batch * (prefix + continuation)
             name = f"{row.reference}/{row.model}"
             yield Step(
                 name, row.model, suite.reference_recipe(row.model, row.reference, seed),
-                Cost(seen / trained), partial(suite.reference, row.model, row.reference, seed),
+                Cost(stage.steps * (tokens / speeds.training + speeds.step)),
+                partial(suite.reference, row.model, row.reference, seed),
             )  # fmt: skip
             yield from _judged_steps(suite, name, row, lengths, seed, verdicts=False)
             yield from _row_steps(suite, row, seed, prefix, continuation)
@@ -215,6 +251,11 @@ def _steps(suite: Suite) -> Iterator[Step]:
             )
             if row.id in chosen and profile.judge.kind != "none":
                 yield from _judged_steps(suite, row.id, row, lengths, seed, True, "validation")
+
+
+def decoded_here(decoding: Decoding) -> bool:
+    """Whether a decoding method runs in `generation`, and not in transformers' `generate`."""
+    return decoding.num_beams == 1 and not (decoding.do_sample and decoding.top_p is not None)
 
 
 def _judged_steps(
@@ -227,7 +268,7 @@ def _judged_steps(
     split: str = "test",
 ) -> Iterator[Step]:
     """What becomes of a model's answers: generations, verdicts, measures."""
-    profile, model = suite.profile, suite.profile.models[row.model]
+    profile, speeds = suite.profile, suite.speeds[row.model]
     prefix, continuation = lengths
     instructions, articles = profile.instructions, profile.articles
     if row.task == "articles":
@@ -236,14 +277,12 @@ def _judged_steps(
         asked = instructions.test_prompts if split == "test" else instructions.validation_rows
     # A reference answers greedily.
     decoding = profile.decoding[row.decoding if name == row.id else "greedy"]
-    slower = float(decoding.num_beams)
-    if decoding.num_beams > 1 or (decoding.do_sample and decoding.top_p is not None):
-        slower *= GENERATE_SLOWDOWN
+    speed = speeds.decoding if decoded_here(decoding) else speeds.generate / decoding.num_beams
     label = f"{name}, validation" if split == "validation" else name
     yield Step(
         f"generations of {label}", row.model,
         suite.generations_recipe_of(name, None, seed, split),
-        Cost(asked * continuation * slower / model.generated_tokens_per_second),
+        Cost(asked * continuation / speed),
         partial(suite.generations, name, None, seed, split),
     )  # fmt: skip
     if verdicts and profile.judge.kind != "none":
@@ -253,13 +292,13 @@ def _judged_steps(
             partial(suite.verdicts, name, None, seed, split),
         )  # fmt: skip
     if split == "test":
-        seconds = asked * (prefix + continuation) / model.training_tokens_per_second
+        seconds = asked * (prefix + continuation) / speeds.scoring
         mauve = profile.mauve
         clustered = mauve.features == "base_model" and row.task in mauve.tasks
         clustering = asked * mauve.seeds * MAUVE_SECONDS if clustered else 0.0
         yield Step(
             f"measures of {label}", row.model, suite.measures_recipe(name, seed),
-            Cost(seconds / SCORING_SPEEDUP, fixed=clustering),
+            Cost(seconds, fixed=clustering),
             partial(suite.measures, name, seed),
         )  # fmt: skip
 
@@ -268,20 +307,16 @@ def _row_steps(
     suite: Suite, row: Row, seed: int, prefix: float, continuation: float
 ) -> Iterator[Step]:
     profile = suite.profile
-    model = profile.models[row.model]
+    speeds = suite.speeds[row.model]
     step_count = profile.continuation.steps[row.steps]
     rows = step_count * profile.continuation.batch
     k = 1
     if row.negatives is not None:
         mixture = profile.negatives[row.negatives]
         k = 1 + sum(mixture.values())
-        seconds = (
-            rows
-            * (prefix + k * continuation)
-            / (SCORING_SPEEDUP * model.training_tokens_per_second)
-        )
-        seconds += rows * mixture.get("AN", 0) * continuation / model.generated_tokens_per_second
-        seconds += rows * k / profile.embedded_texts_per_second
+        seconds = rows * (prefix + k * continuation) / speeds.scoring
+        seconds += rows * mixture.get("AN", 0) * continuation / speeds.decoding
+        seconds += rows * k / suite.embedded_texts_per_second
         writer = profile.unhelpful.server if profile.unhelpful.writer == "chat" else None
         if "UN" in mixture:
             cost = Cost(0.0)
@@ -297,12 +332,13 @@ def _row_steps(
             f"negatives of {row.id}", row.model, suite.negatives_recipe(row, seed), Cost(seconds),
             partial(suite.negatives, row.id, seed),
         )  # fmt: skip
-    tokens = 0 if row.alpha else rows * (prefix + k * continuation) + step_count * STEP_TOKENS
+    tokens = rows * (prefix + k * continuation)
+    seconds = tokens / (speeds.contrast if k > 1 else speeds.training) + step_count * speeds.step
     if row.objective == "pss":  # passes without gradient before the one that counts
-        tokens *= 1 + profile.continuation.scheduled_sampling.passes / SCORING_SPEEDUP
+        seconds += profile.continuation.scheduled_sampling.passes * tokens / speeds.scoring
     yield Step(
         f"model {row.id}", row.model, suite.model_recipe(row, seed),
-        Cost(tokens / model.training_tokens_per_second), partial(suite.model, row.id, seed),
+        Cost(0.0 if row.alpha else seconds), partial(suite.model, row.id, seed),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from cpo import costs, data, intervals, judging, metrics, precision, world
+from cpo import calibration, costs, data, intervals, judging, metrics, precision, world
 from cpo.artifacts import Artifact, Negatives
 from cpo.ensembling import interpolate
 from cpo.generation import generate, ids_without_token
@@ -121,6 +121,16 @@ class Suite:
     def steps(self) -> list[costs.Step]:
         """The same as steps that can be taken, one after the other or several at once."""
         return costs.steps(self)
+
+    @cached_property
+    def speeds(self) -> dict[str, costs.Speeds]:
+        """How fast one process works with each model, for the plan; measured where it can be."""
+        return calibration.speeds(self)
+
+    @cached_property
+    def embedded_texts_per_second(self) -> float:
+        """How many texts one process embeds, for the plan."""
+        return calibration.embedded_texts_per_second(self)
 
     # --- Data -------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cpo import calibration
 from cpo.claims import CLAIMS, MARGIN, OVERHEAD_MARGIN, Outcome, combined
 from cpo.intervals import Estimate, mean_over_seeds, win_rate
 from cpo.judging import Judged, Verdicts
@@ -319,7 +320,8 @@ def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
         wanted: rows by id, each with its model, negatives and generations over all seeds, or single
             recipes; what they are made from counts too.
 
-    The minutes are the plan's estimate, for the hardware that the profile names.
+    The minutes are the plan's estimate, by the speeds of this machine where they are measured
+    (`calibration`), else by those that the profile states for the hardware that it names.
 
     Raises:
         KeyError: no such row.
@@ -340,9 +342,11 @@ def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
         return "Everything this notebook needs is made already: it takes seconds."
     minutes = sum(item.seconds for item in lacking) / 60
     plural = "s are" if len(lacking) > 1 else " is"
+    measured = all(calibration.measurable(suite.profile, name) for name in suite.profile.models)
+    where = "this machine" if measured else suite.profile.hardware
     return (
         f"{len(lacking)} artifact{plural} still to be made, about {minutes:.0f} minutes on "
-        f"{suite.profile.hardware}; what is made once is found again."
+        f"{where}; what is made once is found again."
     )
 
 

@@ -153,7 +153,7 @@ def _stated_plan(profile: Profile, output: Path) -> list[Planned]:
     from cpo.stated import StatedSuite
     from cpo.store import Store
 
-    return StatedSuite(profile, Store(output), output).plan()
+    return StatedSuite(profile, Store(run_record.artifacts_folder()), output).plan()
 
 
 def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cpo import precision
+from cpo import calibration, precision
 
 PARAMETERS = 'profile = "tiny"\noverrides = []\noutput = ""'
 
@@ -29,11 +29,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fp32_where_auto() -> Iterator[None]:
-    """Suites of this process take fp32 for `auto`, and none spends time on measuring."""
+def unmeasured_machine() -> Iterator[None]:
+    """Suites of this process take fp32 for `auto` and plan by the speeds that a profile states:
+    none spends time on measuring."""
     with pytest.MonkeyPatch.context() as patch:
         measured = precision.Measured("cpu", "a processor without bf16", fp32=50.0, bf16=1.0)
         patch.setattr(precision, "measure", lambda: measured)
+        patch.setattr(calibration, "measurable", lambda profile, name: False)
+        patch.setattr(calibration, "_embedded", lambda characters, precision: 430.0)
         yield
 
 
