@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from cpo.machine import processor
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "openai", "cpo-reference")
 
@@ -82,13 +84,9 @@ def synchronise() -> None:
 
 def machine() -> dict[str, object]:
     """What the numbers were measured on."""
-    processor = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0].split(":")[1].strip() if names else processor
     return {
-        "processor": processor,
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

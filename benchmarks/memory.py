@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.lines import Line, device
-from benchmarks.shapes import LARGE_VOCABULARY, K, random_groups
+from benchmarks.shapes import LARGE_VOCABULARY, K, precision, random_groups
 from benchmarks.steps import PlainRepetition
 from cpo.costs import training_memory_gb
 from cpo.logprobs import GroupScorer, collate_groups
@@ -42,7 +42,7 @@ def megabytes(kind: str, prefix: int, length: int, count: int) -> float:
     if kind != "plain":
         # Four parts of the continuations, with the prefix each.
         bound = prefix + K * length // 4 if kind == "bounded" else None
-        scorer = GroupScorer(model, "bf16", tokens_at_once=bound)
+        scorer = GroupScorer(model, precision(), tokens_at_once=bound)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
     def step(p: int, size: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from benchmarks.lines import RESULTS, device, machine
-from benchmarks.shapes import Shape, random_groups
+from benchmarks.shapes import Shape, precision, random_groups
 from benchmarks.steps import matrix_rate, seconds_of
 from cpo.costs import SCORING_SPEEDUP
 from cpo.logprobs import GroupScorer
@@ -66,7 +66,7 @@ MODELS = {"gpt2": GPT2_XL, "llama": OPEN_LLAMA}
 def measured_seconds(shape: PaperModel, k: int) -> float:
     """Seconds of a step on this GPU, the median."""
     groups = random_groups(shape, PREFIX, LENGTH, BATCH, k=k)
-    scorer = GroupScorer(shape.model(), "bf16")
+    scorer = GroupScorer(shape.model(), precision())
     times = seconds_of(scorer, groups, "cpo" if k > 1 else "mle", MICRO_BATCH)
     return sorted(times)[len(times) // 2]
 

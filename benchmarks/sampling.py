@@ -14,7 +14,14 @@ import torch
 from torch import nn
 
 from benchmarks.lines import Line, device, synchronise
-from benchmarks.shapes import LARGE_VOCABULARY, SMALL_VOCABULARY, Shape, random_groups
+from benchmarks.shapes import (
+    LARGE_VOCABULARY,
+    SMALL_VOCABULARY,
+    Shape,
+    autocast,
+    precision,
+    random_groups,
+)
 from cpo.generation import generate, up_to_eos
 from cpo.memory import keep_freed_memory
 from cpo.negatives import AUTOREGRESSIVE_TOP_K
@@ -51,14 +58,14 @@ def _compare(shape: Shape) -> Line:
     def ours() -> int:
         groups = generate(
             model, prefixes, eos_token_id=0, max_new_tokens=LONGEST, per_prefix=NEGATIVES,
-            batch=PROMPTS * NEGATIVES, precision="bf16", do_sample=True,
+            batch=PROMPTS * NEGATIVES, precision=precision(), do_sample=True,
             top_k=AUTOREGRESSIVE_TOP_K, temperature=1.0,
         )  # fmt: skip
         return sum(len(one) for group in groups for one in group)
 
     def peer() -> int:
         ids = torch.tensor(prefixes, device=device())
-        with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16):
+        with torch.inference_mode(), autocast():
             found = model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=True,
                 top_k=AUTOREGRESSIVE_TOP_K, temperature=1.0, max_new_tokens=LONGEST,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,8 +11,25 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.lines import device
 from cpo.logprobs import Group
+from cpo.precision import Precision, measure
 
 K = 12  # candidates, as in the paper: the ground truth and 11 negatives
+
+
+@cache
+def precision() -> Precision:
+    """The faster one here, which both sides of every comparison take."""
+    return measure().faster
+
+
+def product_dtype() -> torch.dtype:
+    """That of matrix products in it."""
+    return torch.bfloat16 if precision() == "bf16" else torch.float32
+
+
+def autocast() -> torch.autocast:
+    """What a peer runs under."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
 
 
 @dataclass(frozen=True)

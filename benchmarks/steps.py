@@ -28,6 +28,9 @@ from benchmarks.shapes import (
     SMALL_VOCABULARY,
     K,
     Shape,
+    autocast,
+    precision,
+    product_dtype,
     random_groups,
 )
 from cpo.logprobs import Group, GroupScorer, collate_groups
@@ -111,7 +114,7 @@ class PlainRepetition(nn.Module):
         ids = torch.cat(
             [prefix_ids.repeat_interleave(k, 0), continuation_ids.flatten(0, 1)], dim=-1
         )
-        with torch.autocast(ids.device.type, torch.bfloat16):
+        with autocast():
             logits = self.model(input_ids=ids, use_cache=False).logits
         logps = logits[:, -length - 1 : -1].float().log_softmax(-1)
         own = logps.gather(-1, ids[:, -length:, None])[..., 0].sum(-1)
@@ -137,7 +140,7 @@ def seconds_of(
         for group, logps in zip(groups, reference_logps, strict=True)
     ]
     settings = TrainingSettings(
-        objective, steps, count, 1e-6, beta=5.0, precision="bf16", micro_batch=micro_batch
+        objective, steps, count, 1e-6, beta=5.0, precision=precision(), micro_batch=micro_batch
     )
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder, _quietly():
@@ -175,7 +178,11 @@ def trl_seconds(shape: Shape, groups: Sequence[Group], matched: bool) -> list[fl
     steps = FEWER_STEPS if matched and shape == SMALL_VOCABULARY else FEWEST_STEPS
     with tempfile.TemporaryDirectory() as folder, _quietly():
         options = (
-            {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "bf16": True}
+            {
+                "precompute_ref_log_probs": True,
+                "gradient_checkpointing": False,
+                "bf16": precision() == "bf16",
+            }
             if matched
             else {}
         )
@@ -205,10 +212,10 @@ def _words(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def matrix_rate() -> float:
-    """Operations a second of bf16 matrix products, the best of ten of 4,096 squared (8,192 on a
+    """Operations a second of matrix products, the best of ten of 4,096 squared (8,192 on a
     GPU)."""
     size = 4096 if device().type == "cpu" else 8192
-    one = torch.randn(size, size, device=device(), dtype=torch.bfloat16)
+    one = torch.randn(size, size, device=device(), dtype=product_dtype())
     best = float("inf")
     for _ in range(10):
         synchronise()
@@ -236,7 +243,7 @@ def run() -> list[Line]:
 def _compare(shape: Shape, prefix: int, length: int, rate: float) -> list[Line]:
     """One shape and one pair of lengths against every peer."""
     groups = random_groups(shape, prefix, length, count=1)
-    ours = seconds_of(GroupScorer(shape.model(), "bf16"), groups, "cpo")
+    ours = seconds_of(GroupScorer(shape.model(), precision()), groups, "cpo")
     operations = shape.shared(prefix, length)
     share = operations / min(ours) / rate
     case = f"CPO step, {shape}, P = {prefix}, L = {length}"
@@ -273,7 +280,7 @@ def _compare(shape: Shape, prefix: int, length: int, rate: float) -> list[Line]:
     # As many operations of MLE: so many prompts in one step.
     needed = operations / shape.shared(prefix, length, k=1)
     prompts = random_groups(shape, prefix, length, count=round(needed), k=1)
-    mle = seconds_of(GroupScorer(shape.model(), "bf16"), prompts, "mle")
+    mle = seconds_of(GroupScorer(shape.model(), precision()), prompts, "mle")
     as_many = [seconds * needed / len(prompts) for seconds in mle]
     found.append(
         Line(
@@ -302,7 +309,7 @@ def _growth(rate: float) -> list[Line]:
         groups = random_groups(shape, GROWN, GROWN, count=1, k=k)
         ours, peer = (
             seconds_of(scorer, groups, "cpo", steps=FEWER_STEPS)
-            for scorer in (GroupScorer(shape.model(), "bf16"), PlainRepetition(shape.model()))
+            for scorer in (GroupScorer(shape.model(), precision()), PlainRepetition(shape.model()))
         )
         operations = shape.shared(GROWN, GROWN, k)
         lines.append(

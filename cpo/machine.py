@@ -43,13 +43,18 @@ def unused_gpu() -> str:
     return ""
 
 
-@cache
 def name() -> str:
     """The GPU's name, or the processor's."""
     if device() == "cuda":
         import torch
 
         return torch.cuda.get_device_name()
+    return processor()
+
+
+@cache
+def processor() -> str:
+    """The processor's name."""
     try:
         if platform.system() == "Darwin":
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
