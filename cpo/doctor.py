@@ -238,7 +238,7 @@ def _precision(settings: Profile) -> list[Finding]:
 def _path(what: str, written: str, key: str) -> list[Finding]:
     if re.search(r"\$\{(\w+)\}", written) and "${" in os.path.expandvars(written):
         return []  # the unset variable is a finding of its own
-    path = Path(os.path.expandvars(written))
+    path = Path(os.path.abspath(os.path.expanduser(os.path.expandvars(written))))
     remedy = f"Put it there, or give another place with --set {key}=..."
     detail = str(path) if path.exists() else f"{path} does not exist"
     return [Finding(what, path.exists(), detail, remedy)]
@@ -263,9 +263,8 @@ def _longest(settings: Profile, name: str) -> int:
 def _model(what: str, written: str, key: str, longest: int) -> list[Finding]:
     """A model's folder or .gguf file, or its repository on the hub, as far as can be seen without
     its weights."""
-    place = Path(os.path.expandvars(written))
-    local = place.exists() or place.is_absolute() or place.suffix == model_folders.SUFFIX
-    if not (local or "${" in written):
+    place = Path(os.path.expanduser(os.path.expandvars(written)))
+    if not (place.is_absolute() or "${" in written):
         return _hub_model(written, key, longest)
     found = _path(what, written, key)
     if not (found and found[0].ok):

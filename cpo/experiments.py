@@ -102,9 +102,12 @@ class Suite:
         The store is `artifacts/` in the checkout, or what CPO_ARTIFACTS names.
 
         Raises:
-            ProfileError: as `load_profile`, or there is no judge of the name that it gives.
+            ProfileError: as `load_profile`, or there is no such file, folder or judge as it names.
         """
         loaded = load_profile(profile, overrides)
+        for key, path in loaded.paths.items():
+            if not os.path.exists(path):
+                raise ProfileError(f"{key}: {path} does not exist")
         try:
             judge_identity(loaded.judge, "instructions")
         except judging.JudgeError as error:
@@ -1049,4 +1052,4 @@ def _external_content(name: str) -> str:
     place = fetched(name)
     if file := gguf_file(place):
         return f"gguf:{hash_file(file)}"
-    return hash_folder(place) if Path(name).is_dir() else place.name
+    return hash_folder(place) if Path(name).is_absolute() else place.name

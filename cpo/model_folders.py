@@ -46,17 +46,18 @@ CAUSAL_HEADS = ("Model", "ForCausalLM", "ForConditionalGeneration")
 
 
 def fetched(name: str) -> Path:
-    """Where a model lies: a folder or a .gguf file as it is, a hub name after fetching it.
+    """Where a model lies: an absolute path as it is, any other name after fetching it from the hub.
 
     Raises:
         FileNotFoundError: neither here nor reachable on the hub; says what to do.
         ModelFolderError: its weights are in no file that is read, or those files are damaged.
     """
     place = Path(name)
-    if not place.exists():
-        if place.suffix == SUFFIX:
-            raise FileNotFoundError(f"'{name}' is not there: no such .gguf file")
+    if not place.is_absolute():
         place = _from_hub(name)
+    elif not place.exists():
+        kind = ".gguf file" if place.suffix == SUFFIX else "folder"
+        raise FileNotFoundError(f"'{name}' is not there: no such {kind}")
     if fault := files_fault(place):
         raise ModelFolderError(f"model {name}: {fault.what}. {fault.remedy}.")
     return place
@@ -69,9 +70,9 @@ def _from_hub(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:
         raise FileNotFoundError(
-            f"'{name}' is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}). Give the path of a transformers folder or a .gguf file, or "
-            "connect to the hub."
+            f"'{name}' is no folder beside the profile's file and could not be fetched from the "
+            f"hub ({type(error).__name__}). Give the path of a transformers folder or a .gguf "
+            "file, or connect to the hub."
         ) from error
     if not {WEIGHTS, INDEX, ADAPTER} & {path.name for path in folder.iterdir()}:
         # What it has in their place was not fetched.

@@ -35,6 +35,7 @@ from cpo.paper import Task
 from cpo.profiles import Judge as Settings
 from cpo.profiles import Server
 from cpo.progress import progress_bar
+from cpo.store import hash_file, hash_folder
 from cpo.verdict_store import Question, StoredVerdict, VerdictStore, read_verdict
 
 REPLY_TOKENS = 8  # what a verdict takes, for the estimate of a cost
@@ -310,11 +311,20 @@ def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
         asked = {"model": one.model, "base_url": one.base_url, "parameters": one.parameters}
         return named | asked | {"prompt": template_hash(task), "parser": PARSER_VERSION}
     if settings.kind == "local":
-        named |= {"model": settings.model, "minimum_mass": MINIMUM_MASS}
+        named |= {"model": _content(str(settings.model)), "minimum_mass": MINIMUM_MASS}
         return named | {"prompt": template_hash(task)}
     if settings.kind != "none":
         named["kind"] = rule_identity(settings.kind)
     return named
+
+
+@cache
+def _content(name: str) -> str:
+    """What a judging model is: the hash of its files, wherever they lie, or its hub name."""
+    place = Path(name)
+    if place.is_file():
+        return hash_file(place)
+    return hash_folder(place) if place.is_dir() else name
 
 
 def chat_server(settings: Server, setting: str) -> ChatServer:

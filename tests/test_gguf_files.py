@@ -164,7 +164,8 @@ def test_without_its_package_a_file_says_how_to_install_it(source, tmp_path, mon
 def test_a_file_has_to_be_there_and_to_be_the_only_one(source, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such .gguf file"):
         fetched(str(tmp_path / "none.gguf"))
-    [found] = doctor._model("model llama", "none.gguf", "models.llama.pretrained", 200)
+    none = str(tmp_path / "none.gguf")
+    [found] = doctor._model("model llama", none, "models.llama.pretrained", 200)
     assert not found.ok and "none.gguf does not exist" in found.detail
     folder = tmp_path / "two"
     folder.mkdir()
