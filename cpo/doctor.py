@@ -225,7 +225,7 @@ def _gpus(settings: Profile, planned: Sequence[Planned] | None = None) -> list[F
 def _path(what: str, written: str, key: str) -> list[Finding]:
     if re.search(r"\$\{(\w+)\}", written) and "${" in os.path.expandvars(written):
         return []  # the unset variable is a finding of its own
-    path = Path(os.path.expandvars(written))
+    path = Path(os.path.abspath(os.path.expanduser(os.path.expandvars(written))))
     remedy = f"Put it there, or give another place with --set {key}=..."
     detail = str(path) if path.exists() else f"{path} does not exist"
     return [Finding(what, path.exists(), detail, remedy)]
@@ -250,7 +250,7 @@ def _longest(settings: Profile, name: str) -> int:
 def _model(what: str, written: str, key: str, longest: int) -> list[Finding]:
     """A model's folder, or its repository on the hub, as far as can be seen without its weights."""
     folder = Path(os.path.expandvars(written))
-    if not (folder.is_dir() or folder.is_absolute() or "${" in written):
+    if not (folder.is_absolute() or "${" in written):
         return _hub_model(written, key, longest)
     found = _path(what, written, key)
     if not (found and found[0].ok):

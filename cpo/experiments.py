@@ -108,9 +108,12 @@ class Suite:
         The store is `artifacts/` in the checkout, or what CPO_ARTIFACTS names.
 
         Raises:
-            ProfileError: as `load_profile`, or there is no judge of the name that it gives.
+            ProfileError: as `load_profile`, or there is no such file, folder or judge as it names.
         """
         loaded = load_profile(profile, overrides)
+        for key, path in loaded.paths.items():
+            if not os.path.exists(path):
+                raise ProfileError(f"{key}: {path} does not exist")
         try:
             judge_identity(loaded.judge, "instructions")
         except judging.JudgeError as error:
@@ -142,6 +145,7 @@ class Suite:
             test_prompts=settings.test_prompts,
             train_rows=settings.train_rows,
             on_bad_row=settings.on_bad_row,
+            columns=settings.columns,
         )
 
     @property
@@ -170,6 +174,7 @@ class Suite:
             seed=0,
             validation_articles=settings.validation_articles,
             test_articles=settings.test_articles,
+            columns=settings.columns,
         )
 
     def _path(self, settings: Instructions | Articles) -> str | Path | None:
@@ -264,9 +269,19 @@ class Suite:
 
     def _fitting(self, split: str) -> list[data.Example]:
         kept = [{one.id for one in self.tokenized(model, split)} for model in self.profile.models]
-        return [
+        fitting = [
             one for one in getattr(self.instructions, split) if all(one.id in ids for ids in kept)
         ]
+        if not fitting:
+            reports = (
+                f"{model}: {self.token_reports[model, split, 'instructions'].summary()}"
+                for model in self.profile.models
+            )
+            raise data.DataError(
+                f"no {split} prompt fits every model: raise instructions.max_prefix_tokens\n"
+                + "\n".join(reports)
+            )
+        return fitting
 
     # --- Recipes ----------------------------------------------------------------------------------
 
@@ -441,9 +456,12 @@ class Suite:
         """One continuation of each judged prompt, or article, by a model."""
         articles = task == "articles"
         longest = self.profile.instructions.max_continuation_tokens
+        models = [] if articles else self.profile.models
+        readers = {one.key: one for one in (self.examples_recipe(name, split) for name in models)}
         return GenerationsRecipe(
             model=model,
             prompts=(self._article_hashes if articles else self._data_hashes)[split],
+            read_by=tuple(readers[key] for key in sorted(readers)),  # whatever they are called
             decoding=self.profile.decoding[decoding].model_dump(exclude_none=True),
             max_new_tokens=self.profile.articles.max_tokens if articles else longest,
             batch=self.profile.generation_batch,
@@ -721,7 +739,12 @@ class Suite:
     ) -> list[data.TokenizedExample]:
         """The rows of a batch plan, `steps x batch` of them, in its order."""
         rows = self.tokenized(model, "train", task)
-        return [rows[i] for i in plan_batches(len(rows), steps, batch, seed).flatten()]
+        try:
+            plan = plan_batches(len(rows), steps, batch, seed)
+        except ValueError as error:
+            report = self.token_reports[model, "train", task]
+            raise data.DataError(f"{error}\n{model}: {report.summary()}") from None
+        return [rows[i] for i in plan.flatten()]
 
     def unhelpful(self, row: Row, seed: int) -> list[tuple[int, ...]]:
         """An unhelpful response to each planned row of a DPO training, as ids, EOS included."""
@@ -843,7 +866,10 @@ class Suite:
             )
             verdicts.to_jsonl(folder / "verdicts.jsonl")
 
-        return judging.Verdicts.from_jsonl(self.store.get_or_make(recipe, make) / "verdicts.jsonl")
+        path = self.store.get_or_make(recipe, make) / "verdicts.jsonl"
+        verdicts = judging.Verdicts.from_jsonl(path)
+        self._check_prompts(path, verdicts.ids, row_id, split)
+        return verdicts
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
         """The profile's judge of a task; None without one. What a server is asked is kept in
@@ -932,9 +958,20 @@ class Suite:
             self.model(row_id, seed)
             self.prompts(self._subject(row_id)[0], self._task(row_id), split)
 
-        path = self._made(recipe, make, needs, "generations", row_id, decoding, seed, split)
-        lines = (path / "generations.jsonl").read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        folder = self._made(recipe, make, needs, "generations", row_id, decoding, seed, split)
+        path = folder / "generations.jsonl"
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        self._check_prompts(path, [line["id"] for line in lines], row_id, split)
+        return lines
+
+    def _check_prompts(self, path: Path, ids: Sequence[str], row_id: str, split: str) -> None:
+        """Raises `DataError` where what was stored belongs to other prompts than a row's."""
+        prompts = self.prompts(self._subject(row_id)[0], self._task(row_id), split)
+        if list(ids) != [one.id for one in prompts]:
+            raise data.DataError(
+                f"{path} is of other prompts than {row_id} is judged on: remove its folder, and "
+                "it is made again"
+            )
 
     def _judged(
         self, model: ModelName, task: Task, split: str = "test"
@@ -1026,14 +1063,15 @@ def _micro_batch(groups: Sequence[Group], batch: int, tokens: int) -> int:
 
 
 def _external_folder(name: str) -> Path:
-    """The folder of a model from elsewhere: a path as it is, a hub name after fetching it.
+    """The folder of a model from elsewhere: an absolute path as it is, a hub name after fetching
+    it.
 
     Raises:
         FileNotFoundError: neither a folder nor reachable on the hub; says what to do.
         ModelFolderError: its weights are not in safetensors.
     """
     folder = Path(name)
-    is_local = folder.is_dir()
+    is_local = folder.is_absolute()
     if not is_local:
         from huggingface_hub import snapshot_download
 
@@ -1041,9 +1079,9 @@ def _external_folder(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
         except Exception as error:
             raise FileNotFoundError(
-                f"'{name}' is no folder here and could not be fetched from the hub "
-                f"({type(error).__name__}). Give `models.*.pretrained` the path of a transformers "
-                "folder, or connect to the hub."
+                f"'{name}' is no folder beside the profile's file and could not be fetched from "
+                f"the hub ({type(error).__name__}). Give `models.*.pretrained` the path of a "
+                "transformers folder, or connect to the hub."
             ) from error
     if not is_local and not {WEIGHTS, INDEX} & {path.name for path in folder.iterdir()}:
         # What it has in their place was not fetched.
@@ -1057,4 +1095,4 @@ def _external_folder(name: str) -> Path:
 
 def _external_content(name: str) -> str:
     folder = _external_folder(name)
-    return folder.name if not Path(name).is_dir() else hash_folder(folder)
+    return hash_folder(folder) if Path(name).is_absolute() else folder.name

@@ -14,7 +14,14 @@ import nbformat
 import papermill
 
 from cpo import run_record
-from cpo.profiles import ROOT, Profile, load_profile, nearest, parse_value
+from cpo.profiles import (
+    ROOT,
+    Profile,
+    load_profile,
+    nearest,
+    parse_value,
+    with_absolute_paths,
+)
 
 # The parameters that every notebook may declare; the runner alone gives them values.
 RESERVED = ("profile", "overrides", "output")
@@ -91,7 +98,7 @@ def settle(
     """
     bundled = not profile.endswith((".yaml", ".yml"))
     if not bundled:
-        profile = str(Path(profile).resolve())
+        profile = str(Path(profile).absolute())
     load_profile(profile, substitute=False)
     every = find_notebooks(notebooks_dir)
     selected = _select(every, only, start_from)
@@ -156,8 +163,7 @@ def _sort_settings(
             parameters[name] = _typed(name, text, defaults[name])
         elif name.split(".")[0] in Profile.model_fields:
             # Kernels run in the notebooks' folder: a relative path would mean another file there.
-            is_path = name.rpartition(".")[2] in ("path", "pretrained") and Path(text).exists()
-            overrides.append(f"{name}={Path(text).resolve()}" if is_path else setting)
+            overrides.append(with_absolute_paths(setting))
         else:
             hint = nearest(name.split(".")[0], [*Profile.model_fields, *defaults])
             raise BadInput(f"--set {name}: unknown key or notebook parameter.{hint}")

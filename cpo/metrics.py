@@ -202,7 +202,8 @@ def mauve_score(
 def _directions(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Features scaled to length 1, as mauve-text does: only directions count."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(norms > 0, norms, 1)
+    norms[norms == 0] = 1
+    return features / norms
 
 
 def _without_rounding(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

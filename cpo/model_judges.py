@@ -24,6 +24,7 @@ from cpo.paper import Task
 from cpo.profiles import Judge as Settings
 from cpo.profiles import Server
 from cpo.progress import progress_bar
+from cpo.store import hash_folder
 from cpo.verdict_store import Question, StoredVerdict, VerdictStore
 
 REPLY_TOKENS = 8  # what a verdict takes, for the estimate of a cost
@@ -229,10 +230,16 @@ def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
         asked = {"model": one.model, "base_url": one.base_url, "parameters": one.parameters}
         return named | asked | {"prompt": template_hash(task)}
     if settings.kind == "local":
-        return named | {"model": settings.model, "prompt": template_hash(task)}
+        return named | {"model": _content(str(settings.model)), "prompt": template_hash(task)}
     if settings.kind != "none":
         named["kind"] = rule_identity(settings.kind)
     return named
+
+
+@cache
+def _content(name: str) -> str:
+    """What a judging model is: the hash of its folder, wherever that lies, or its hub name."""
+    return hash_folder(Path(name)) if Path(name).is_dir() else name
 
 
 def chat_server(settings: Server) -> ChatServer:

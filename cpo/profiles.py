@@ -1,7 +1,8 @@
 """Profiles: every setting of a run, in one strictly typed YAML file.
 
 A profile is a frozen value. An unknown or misspelt key is an error that names the key and the
-nearest valid one; any key can be overridden with `dotted.key=value`.
+nearest valid one; any key can be overridden with `dotted.key=value`. A path is relative to the
+profile's file, in an override to the current folder, and absolute in a `Profile`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +34,7 @@ NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
 CONTRASTIVE_OBJECTIVES = {"cpo", "ranked_cpo", "dpo", "ranking_nce"}
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # else a model may be a name of the hub
 
 
 class ProfileError(ValueError):
@@ -42,11 +45,20 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+PairColumn = Literal["instruction", "context", "response", "category", "id", "split"]
+ArticleColumn = Literal["text", "title", "id", "split"]
+
+
 class Instructions(_Settings):
-    """Where the prompt/response pairs come from and how long they may be, in tokens."""
+    """Where the prompt/response pairs come from and how long they may be, in tokens.
+
+    `columns` are those of a file of one's own (`jsonl`) that have other names, as in
+    `{context: input, response: output}`.
+    """
 
     source: Literal["world", "dolly", "jsonl"]
     path: str | None = None
+    columns: dict[PairColumn, str] = {}
     train_rows: int | None = Field(None, ge=1)
     validation_rows: int = Field(512, ge=1)
     test_prompts: int = Field(1000, ge=1)
@@ -60,10 +72,12 @@ class Articles(_Settings):
     """Where the articles come from that a base model is pretrained on and continues.
 
     An article is capped to `max_tokens`, of which the first 15 % are its prefix (section 5.2).
+    `columns` are those of a file of one's own (`jsonl`) that have other names.
     """
 
     source: Literal["world", "wikipedia", "jsonl"]
     path: str | None = None
+    columns: dict[ArticleColumn, str] = {}
     validation_articles: int = Field(64, ge=1)
     test_articles: int = Field(1000, ge=1)
     max_tokens: int = Field(128, ge=16)
@@ -271,7 +285,10 @@ class Judge(_Settings):
         """Who judges, in words."""
         if self.server is not None and self.kind == "openai":
             return self.server.model
-        return f"the local model {self.model}" if self.kind == "local" else self.kind
+        if self.kind == "local" and self.model is not None:
+            name = Path(self.model).name if os.path.isabs(self.model) else self.model
+            return f"the local model {name}"
+        return self.kind
 
     @property
     def paid(self) -> bool:
@@ -386,6 +403,16 @@ class Profile(_Settings):
         return self
 
     @property
+    def paths(self) -> dict[str, str]:
+        """The files and folders that it names, by key; names of the hub are none."""
+        named = {
+            "instructions.path": self.instructions.path,
+            "articles.path": self.articles.path,
+            "judge.model": self.judge.model,
+        } | {f"models.{name}.pretrained": model.pretrained for name, model in self.models.items()}
+        return {key: path for key, path in named.items() if path and os.path.isabs(path)}
+
+    @property
     def every_row(self) -> dict[str, Row]:
         """The paper's rows and those of one's own, by id; which are trained, `rows` says."""
         return ROWS | self.own_rows
@@ -444,9 +471,14 @@ def load_profile(
     """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
 
     `${NAME}` in a value is replaced from the environment; with `substitute=False` it stays as
-    written, so that a profile can be looked at where its data are not. Raises `ProfileError`,
-    naming the key and the nearest valid one, for an unknown profile or key, a wrong type, or unset
-    environment variables.
+    written, so that a profile can be looked at where its data are not. Paths become absolute: those
+    of the file are relative to its folder, those of overrides, and what a variable holds, to the
+    current one. A model is a path where there is such a file or folder, or where it begins with
+    `./`, `../`, `~` or `/` or ends in `.gguf`; else it is a name of the hub.
+
+    Raises:
+        ProfileError: naming the key and the nearest valid one, for an unknown profile or key, a
+            wrong type, or unset environment variables.
     """
     path, raw = _read(name_or_path, overrides)
     if substitute:
@@ -457,22 +489,14 @@ def load_profile(
                 f"{', '.join(unset)}, not set here. Set it, as in "
                 f"`{unset[0]}=/path ./run_all.sh --profile {name_or_path}`."
             )
-        raw = _map_strings(
-            raw, lambda text: _VARIABLE.sub(lambda match: os.environ[match[1]], text)
-        )
+        raw = _map_strings(raw, _with_variables)
     return _validate(raw, path)
 
 
 def named_environment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     """Environment variables that a profile names as `${NAME}`, in order of appearance."""
-    names: list[str] = []
-
-    def collect(text: str) -> str:
-        names.extend(_VARIABLE.findall(text))
-        return text
-
-    _map_strings(_read(name_or_path, overrides)[1], collect)
-    return list(dict.fromkeys(names))
+    raw = _read(name_or_path, overrides)[1]
+    return list(dict.fromkeys(_VARIABLE.findall(json.dumps(raw, default=str, ensure_ascii=False))))
 
 
 def missing_environment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -486,6 +510,27 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ProfileError(f"'{text}' is no YAML value: {' '.join(str(error).split())}") from None
+
+
+def with_absolute_paths(override: str) -> str:
+    """The override with its paths absolute, so that it means the same in every folder."""
+    key = tuple(override.partition("=")[0].strip().split("."))
+    return map_override(
+        override, lambda value: _map_strings(value, _absolute_from(Path.cwd()), key)
+    )
+
+
+def map_override(override: str, change: Callable[[Any], Any]) -> str:
+    """The override with its value changed; as it was written where that changes nothing."""
+    key, _, text = override.partition("=")
+    value = parse_value(text)
+    changed = change(value)
+    if changed == value:
+        return override
+    # In YAML, as a path may hold what has a meaning there; a scalar ends in a line of dots.
+    text = yaml.safe_dump(changed, default_flow_style=True, allow_unicode=True, width=math.inf)
+    text = text.removesuffix("...\n").strip()
+    return f"{key}={text}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -528,7 +573,7 @@ def _read(name_or_path: str | Path, overrides: Sequence[str]) -> tuple[Path, dic
     if not isinstance(raw, dict):
         raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
     # A copy of its own for each place that a YAML alias stands in: an override changes one place.
-    raw = _map_strings(raw, str)
+    raw = _map_strings(raw, _absolute_from(path.parent.resolve()))
     for override in overrides:
         _apply_override(raw, override)
     return path, raw
@@ -548,15 +593,42 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             group = ".".join(parents[:depth])
             raise ProfileError(f"unknown key '{key}': '{group}' is one value, not a group of keys")
-    target[last] = parse_value(text)
+    absolute = _absolute_from(Path.cwd())
+    target[last] = _map_strings(parse_value(text), absolute, (*parents, last))
 
 
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+def _map_strings(
+    value: Any, change: Callable[[str, tuple[str, ...]], str], key: tuple[str, ...] = ()
+) -> Any:
+    """A copy of the value at a key in which `change(text, key)` stands for each text."""
     if isinstance(value, dict):
-        return {key: _map_strings(item, change) for key, item in value.items()}
+        return {
+            name: _map_strings(item, change, (*key, str(name))) for name, item in value.items()
+        }
     if isinstance(value, list):
-        return [_map_strings(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
+        return [_map_strings(item, change, key) for item in value]
+    return change(value, key) if isinstance(value, str) else value
+
+
+def _absolute_from(folder: Path) -> Callable[[str, tuple[str, ...]], str]:
+    """What makes the text at a key absolute where it is a path, for `_map_strings`."""
+
+    def absolute(text: str, key: tuple[str, ...]) -> str:
+        is_data = key in (("instructions", "path"), ("articles", "path"))
+        is_model = key == ("judge", "model") or (key[:1], key[2:]) == (("models",), ("pretrained",))
+        if text.startswith("${") or not (is_data or is_model):
+            return text
+        path = os.path.abspath(folder / os.path.expanduser(text))
+        exists = os.path.exists(os.path.expandvars(path))
+        return path if is_data or _PATH.search(text) or exists else text
+
+    return absolute
+
+
+def _with_variables(text: str, key: tuple[str, ...]) -> str:
+    """The text with `${NAME}` filled in; a path that begins with it is only now made absolute."""
+    filled = _VARIABLE.sub(lambda match: os.environ[match[1]], text)
+    return _absolute_from(Path.cwd())(filled, key) if text.startswith("${") else filled
 
 
 def _validate(raw: dict[str, Any], path: Path) -> Profile:

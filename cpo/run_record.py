@@ -13,7 +13,7 @@ from typing import Any
 from cpo import store
 from cpo.costs import Planned
 from cpo.executed import without_machine_paths
-from cpo.profiles import ROOT, load_profile
+from cpo.profiles import ROOT, load_profile, map_override
 
 PACKAGES = (
     "torch",
@@ -55,7 +55,7 @@ def write(
     artifacts = [_artifact(item) for item in planned]
     record = {
         "profile": Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile,
-        "overrides": list(overrides),
+        "overrides": [map_override(one, _base_names) for one in overrides],
         "settings": settings.model_dump(mode="json"),
         "seeds": list(range(settings.seeds)),
         "git": store.git_revision(),
@@ -73,7 +73,7 @@ def write(
         "artifacts": artifacts,
         "outputs": {one.name: store.hash_file(one) for one in sorted(path.parent.glob("*.csv"))},
     }
-    text = json.dumps(_base_names(without_machine_paths(record)), indent=1) + "\n"
+    text = json.dumps(without_machine_paths(_base_names(record)), indent=1) + "\n"
     store.write_atomically(path, text)
 
 
@@ -113,10 +113,7 @@ def _base_names(value: Any) -> Any:
         return {key: _base_names(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_base_names(item) for item in value]
-    if isinstance(value, str):
-        key, equals, path = value.rpartition("=")
-        return f"{key}{equals}{Path(path).name}" if path.startswith("/") else value
-    return value
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _utc(seconds: float) -> str:
