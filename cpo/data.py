@@ -12,17 +12,22 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cpo.profiles import ArticleColumn, PairColumn
 
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Context:\n{context}\n\n### Response:\n"
 TEMPLATE_WITHOUT_CONTEXT = TEMPLATE.replace("### Context:\n{context}\n\n", "")
@@ -175,6 +180,7 @@ def load_instructions(
     test_prompts: int = 1000,
     train_rows: int | None = None,
     on_bad_row: OnBadRow = "drop",
+    columns: Mapping[PairColumn, str] = MappingProxyType({}),
 ) -> InstructionTask:
     """Instruction pairs from the embedded world, Dolly, or a file of one's own.
 
@@ -184,20 +190,24 @@ def load_instructions(
       trains: 7,505 of 15,011 rows.
     * `jsonl`: such a file with instruction and response, and if wanted context, category, id, and
       split (train, validation or test, in all rows or in none; without it, a seeded half trains).
+      `columns` maps these names to the file's own, as in `{"context": "input"}`. Other columns are
+      noted in the report.
 
     `validation_rows` further test rows, beside the `test_prompts` judged ones, serve as validation.
     Rows with the same prompt, exact duplicates among them, never lie on both sides of a seeded
     split, and a prompt is judged once; duplicates are kept in training and counted.
 
     Raises:
-        DataError: no such file, too few rows, or, with `on_bad_row="refuse"`, a bad row.
+        DataError: no such file, too few rows, a column that by its name holds what would be left
+            out, or, with `on_bad_row="refuse"`, a bad row. It says what was read until then.
     """
     parts, report = _load(
-        _INSTRUCTIONS, source, path, seed, validation_rows, test_prompts, None, on_bad_row
+        _INSTRUCTIONS, source, path, seed, validation_rows, test_prompts, None, on_bad_row, columns
     )
     train, validation, test = (tuple(map(_example, part)) for part in parts)
-    if train_rows is not None and train_rows > len(train):
-        raise DataError(f"{train_rows:,} training rows asked for, {source} has {len(train):,}")
+    with _counts_of(report):
+        if train_rows is not None and train_rows > len(train):
+            raise DataError(f"{train_rows:,} training rows asked for, {source} has {len(train):,}")
     train = train[:train_rows]
     digest = _digest([content_hash(part) for part in (train, validation, test)])
     return InstructionTask(source, train, validation, test, report, digest)
@@ -212,20 +222,21 @@ def load_articles(
     test_articles: int = 1000,
     limit: int | None = None,
     on_bad_row: OnBadRow = "drop",
+    columns: Mapping[ArticleColumn, str] = MappingProxyType({}),
 ) -> ArticleTask:
     """Articles from the embedded world, Wikipedia, or a file of one's own.
 
     `wikipedia` is a local `.jsonl`, `.jsonl.gz` or `.parquet` file with id, title and text, or a
     folder that holds `articles.*`, there or in `wikipedia/`; without a path, the hub's
     wikimedia/wikipedia 20231101.en, its first 20,000 articles. An own file (`jsonl`) needs text
-    alone; id, title and split are used where present. `limit` takes the first articles only.
+    alone; id, title and split are used where present, and `columns` maps these names to the file's
+    own, as in `{"text": "body"}`. `limit` takes the first articles only.
 
     Raises:
-        DataError: no such file, too few articles, or, with `on_bad_row="refuse"`, a bad row.
+        DataError: as `load_instructions`.
     """
-    parts, report = _load(
-        _ARTICLES, source, path, seed, validation_articles, test_articles, limit, on_bad_row
-    )
+    sizes = (validation_articles, test_articles, limit)
+    parts, report = _load(_ARTICLES, source, path, seed, *sizes, on_bad_row, columns)
     train, validation, test = (tuple(map(_article, part)) for part in parts)
     digest = _digest([content_hash(part) for part in (train, validation, test)])
     return ArticleTask(source, train, validation, test, report, digest)
@@ -250,14 +261,16 @@ def tokenize(
     a prefix is never cut, and its example is dropped. Text that spells a special token stays text.
 
     Raises:
-        DataError: the tokenizer has no EOS, or, with `over_long="refuse"`, the first bad example.
+        DataError: the tokenizer has no EOS, or, with `over_long="refuse"`, the first bad example,
+            and how many fitted before it.
     """
     bos, eos = _bos(tokenizer), _eos(tokenizer)
-    report = LoadReport("tokenised examples", read=len(examples))
+    report = LoadReport("tokenised examples")
     kept = []
     prefixes = encode([example.prefix for example in examples], tokenizer)
     continuations = encode([example.continuation for example in examples], tokenizer)
     for example, prefix, continuation in zip(examples, prefixes, continuations, strict=True):
+        report.read += 1
         prefix_ids, continuation_ids = (*bos, *prefix), (*continuation, eos)
         room = max_continuation_tokens
         if max_total_tokens is not None:
@@ -284,7 +297,8 @@ def tokenize(
                 f"{len(continuation_ids)} tokens; the limits are "
                 f"{max_prefix_tokens} + {max_continuation_tokens}"
                 + (f" and {max_total_tokens} in all" if max_total_tokens is not None else "")
-                + ". Shorten it, raise the limit, or set over_long to drop or truncate."
+                + ". Shorten it, raise the limit, or set over_long to drop or truncate.\n"
+                + report.summary()
             )
     return kept, report
 
@@ -373,17 +387,18 @@ def pack_articles(
     """
     eos = _eos(tokenizer)
     pieces = [torch.empty(0, dtype=torch.long)]
-    remaining = iter(texts)
+    remaining, read = iter(texts), 0
     # By the thousand: Python's lists of ids take several times the memory of the tensor.
     while chunk := list(islice(remaining, 1000)):
         ids = [one for text_ids in encode(chunk, tokenizer) for one in (*text_ids, eos)]
         pieces.append(torch.tensor(ids, dtype=torch.long))
+        read += len(chunk)
     stream = torch.cat(pieces)
     blocks = len(stream) // block_tokens
     if blocks == 0:
         raise DataError(
-            f"{len(stream)} tokens do not fill one block of {block_tokens}: give more text or "
-            "smaller blocks"
+            f"{len(stream):,} tokens of {read:,} texts do not fill one block of {block_tokens}: "
+            "give more text or smaller blocks"
         )
     return stream[: blocks * block_tokens].view(blocks, block_tokens)
 
@@ -428,6 +443,8 @@ class _Kind:
     name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
+    # Names that others give to a column, for that of which a row holds nothing else.
+    aliases: dict[str, str]
     prompt: tuple[str, ...]  # rows equal in these stay on one side of a split
     public: str
     file_stem: str
@@ -443,6 +460,14 @@ _INSTRUCTIONS = _Kind(
     "instructions",
     required=("instruction", "response"),
     optional=("context", "category"),
+    aliases={
+        "input": "context",
+        "prompt": "instruction",
+        "question": "instruction",
+        "output": "response",
+        "completion": "response",
+        "answer": "response",
+    },
     prompt=("instruction", "context"),
     public="dolly",
     file_stem="databricks-dolly-15k",
@@ -453,6 +478,7 @@ _ARTICLES = _Kind(
     "articles",
     required=("text",),
     optional=("title",),
+    aliases={"content": "text", "body": "text"},
     prompt=("text",),
     public="wikipedia",
     file_stem="articles",
@@ -504,9 +530,12 @@ def _load(
     test_rows: int,
     limit: int | None,
     on_bad_row: OnBadRow,
+    columns: Mapping[Any, str],
 ) -> tuple[_Parts, LoadReport]:
     """The train, validation and test rows of a source."""
     report = LoadReport(f"{source} {kind.name}")
+    if columns and source != "jsonl":
+        raise DataError(f"{kind.name}.columns goes with the source jsonl, not with {source}")
     if source == "world":
         world = _world(path)
         items: Sequence[Any] = world.pairs if kind is _INSTRUCTIONS else world.articles
@@ -529,10 +558,90 @@ def _load(
             if kind is _ARTICLES and limit is None:
                 limit = HUB_ARTICLES
             placed, origin = _hub_rows(*kind.hub, streaming=limit is not None), kind.hub[0]
+        placed = _counted(islice(placed, limit), report)
         # A public set's rows are named by content where its copies carry no ids: the same in each.
         named = source != "dolly"
-        rows = _checked(kind, islice(placed, limit), origin, named, report, on_bad_row)
-    return _split(rows, kind.train_share, seed, validation_rows, test_rows, report), report
+        with _counts_of(report):
+            if source == "jsonl":
+                placed = _renamed(kind, placed, origin, columns, report)
+            rows = _checked(kind, placed, origin, named, report, on_bad_row)
+    with _counts_of(report):
+        parts = _split(rows, kind.train_share, seed, validation_rows, test_rows, report)
+    return parts, report
+
+
+@contextmanager
+def _counts_of(report: LoadReport) -> Iterator[None]:
+    """A `DataError` raised within says what had been read."""
+    try:
+        yield
+    except DataError as error:
+        counts = f"\n{report.summary()}" if report.read else ""
+        raise DataError(f"{error}{counts}") from error.__cause__
+
+
+def _counted(placed: _PlacedRows, report: LoadReport) -> _PlacedRows:
+    """The rows, counted, with nothing in place of NaN: so pandas writes a missing cell."""
+    for place, row in placed:
+        report.read += 1
+        if isinstance(row, dict):
+            row = {name: None if value != value else value for name, value in row.items()}
+        yield place, row
+
+
+def _renamed(
+    kind: _Kind,
+    placed: _PlacedRows,
+    origin: str,
+    columns: Mapping[str, str],
+    report: LoadReport,
+) -> _PlacedRows:
+    """A user's rows under our names; what else they hold is noted.
+
+    Raises:
+        DataError: what would be left out is by its column's name what is missing, or no row has a
+            column of `columns`.
+    """
+    read = {name: columns.get(name, name) for name in (*kind.columns, "id", "split")}
+    unseen = set(columns.values())
+    for place, row in placed:
+        if isinstance(row, str):
+            yield place, row
+            continue
+        unseen -= row.keys()
+        ours = {name: row.get(column) for name, column in read.items()}
+        meant: dict[str, str] = {}
+        for column in sorted(row.keys() - set(read.values())):
+            if _is_empty(row[column]):
+                continue
+            report.note(f"column {column}, not used", place)
+            name = column.strip().lower()
+            name = kind.aliases.get(name, name)
+            if name in kind.columns and name not in columns and _is_empty(ours[name]):
+                meant.setdefault(name, column)
+        if meant:
+            lacking = " and ".join(meant.values())
+            setting = yaml.safe_dump(
+                {**columns, **meant},
+                default_flow_style=True,
+                sort_keys=False,
+                allow_unicode=True,
+                width=1000,
+            )
+            raise DataError(
+                f"{origin}, {place}: what stands under {lacking} would be left out. If it is what "
+                f"its name says, give `{kind.name}` in the profile the setting "
+                f"`columns: {setting.strip()}`; else take it out of the file."
+            )
+        yield place, row | {name: ours[name] for name in columns}
+    if unseen:
+        raise DataError(
+            f"{origin}: no row has {' or '.join(sorted(unseen))}, which `{kind.name}.columns` names"
+        )
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
 
 
 def _checked(
@@ -552,7 +661,8 @@ def _checked(
     copies: Counter[str] = Counter()
     places_without_split = []
     for place, row in placed:
-        report.read += 1
+        if isinstance(row, dict) and isinstance(row.get("id"), float) and row["id"].is_integer():
+            row["id"] = int(row["id"])  # pandas makes floats of a column in which one is missing
         problem = row if isinstance(row, str) else _problem(kind, row, named)
         identity = None
         if isinstance(row, dict) and named and row.get("id") is not None:
@@ -586,9 +696,7 @@ def _checked(
             "every row a split (train, validation or test), or none."
         )
     if len(rows) < FEWEST_ROWS:
-        raise DataError(
-            f"{origin}: too few usable rows, at least {FEWEST_ROWS} are needed.\n{report.summary()}"
-        )
+        raise DataError(f"{origin}: too few usable rows, at least {FEWEST_ROWS} are needed.")
     return rows
 
 

@@ -149,6 +149,7 @@ class Suite:
             test_prompts=settings.test_prompts,
             train_rows=settings.train_rows,
             on_bad_row=settings.on_bad_row,
+            columns=settings.columns,
         )
 
     @property
@@ -177,6 +178,7 @@ class Suite:
             seed=0,
             validation_articles=settings.validation_articles,
             test_articles=settings.test_articles,
+            columns=settings.columns,
         )
 
     def _path(self, settings: Instructions | Articles) -> str | Path | None:
@@ -271,9 +273,19 @@ class Suite:
 
     def _fitting(self, split: str) -> list[data.Example]:
         kept = [{one.id for one in self.tokenized(model, split)} for model in self.profile.models]
-        return [
+        fitting = [
             one for one in getattr(self.instructions, split) if all(one.id in ids for ids in kept)
         ]
+        if not fitting:
+            reports = (
+                f"{model}: {self.token_reports[model, split, 'instructions'].summary()}"
+                for model in self.profile.models
+            )
+            raise data.DataError(
+                f"no {split} prompt fits every model: raise instructions.max_prefix_tokens\n"
+                + "\n".join(reports)
+            )
+        return fitting
 
     # --- Recipes ----------------------------------------------------------------------------------
 
@@ -448,9 +460,12 @@ class Suite:
         """One continuation of each judged prompt, or article, by a model."""
         articles = task == "articles"
         longest = self.profile.instructions.max_continuation_tokens
+        models = [] if articles else self.profile.models
+        readers = {one.key: one for one in (self.examples_recipe(name, split) for name in models)}
         return GenerationsRecipe(
             model=model,
             prompts=(self._article_hashes if articles else self._data_hashes)[split],
+            read_by=tuple(readers[key] for key in sorted(readers)),  # whatever they are called
             decoding=self.profile.decoding[decoding].model_dump(exclude_none=True),
             max_new_tokens=self.profile.articles.max_tokens if articles else longest,
             batch=self.profile.generation_batch,
@@ -734,7 +749,12 @@ class Suite:
     ) -> list[data.TokenizedExample]:
         """The rows of a batch plan, `steps x batch` of them, in its order."""
         rows = self.tokenized(model, "train", task)
-        return [rows[i] for i in plan_batches(len(rows), steps, batch, seed).flatten()]
+        try:
+            plan = plan_batches(len(rows), steps, batch, seed)
+        except ValueError as error:
+            report = self.token_reports[model, "train", task]
+            raise data.DataError(f"{error}\n{model}: {report.summary()}") from None
+        return [rows[i] for i in plan.flatten()]
 
     def unhelpful(self, row: Row, seed: int) -> list[tuple[int, ...] | None]:
         """An unhelpful response to each planned row of a DPO training, as ids, EOS included; None
@@ -864,7 +884,10 @@ class Suite:
             )
             verdicts.to_jsonl(folder / "verdicts.jsonl")
 
-        return judging.Verdicts.from_jsonl(self.store.get_or_make(recipe, make) / "verdicts.jsonl")
+        path = self.store.get_or_make(recipe, make) / "verdicts.jsonl"
+        verdicts = judging.Verdicts.from_jsonl(path)
+        self._check_prompts(path, verdicts.ids, row_id, split)
+        return verdicts
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
         """The profile's judge of a task; None without one. What a server is asked is kept in
@@ -955,9 +978,20 @@ class Suite:
             self.model(row_id, seed)
             self.prompts(self._subject(row_id)[0], self._task(row_id), split)
 
-        path = self._made(recipe, make, needs, "generations", row_id, decoding, seed, split)
-        lines = (path / "generations.jsonl").read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        folder = self._made(recipe, make, needs, "generations", row_id, decoding, seed, split)
+        path = folder / "generations.jsonl"
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        self._check_prompts(path, [line["id"] for line in lines], row_id, split)
+        return lines
+
+    def _check_prompts(self, path: Path, ids: Sequence[str], row_id: str, split: str) -> None:
+        """Raises `DataError` where what was stored belongs to other prompts than a row's."""
+        prompts = self.prompts(self._subject(row_id)[0], self._task(row_id), split)
+        if list(ids) != [one.id for one in prompts]:
+            raise data.DataError(
+                f"{path} is of other prompts than {row_id} is judged on: remove its folder, and "
+                "it is made again"
+            )
 
     def _judged(
         self, model: ModelName, task: Task, split: str = "test"

@@ -144,14 +144,18 @@ class EnsembleRecipe(Recipe):
 
 @dataclass(frozen=True)
 class GenerationsRecipe(Recipe):
-    """One continuation of each judged prompt; `prompts` is the hash of the prompts that fit every
-    model."""
+    """One continuation of each judged prompt, or article.
+
+    Only prompts that fit every model of the profile are judged: `prompts` is the hash of the split,
+    and `read_by` says how each model reads it. An article's prefix is its own model's alone.
+    """
 
     stage: ClassVar[str] = "generations"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     model: Recipe
     prompts: str
+    read_by: tuple[ExamplesRecipe, ...]
     decoding: dict[str, Any]
     max_new_tokens: int
     batch: int

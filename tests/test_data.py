@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
@@ -244,7 +247,7 @@ BAD_ROWS = {
     "malformed: field context is no text": ROWS[0] | {"context": ["a"]},
     "malformed: field instruction holds half a surrogate pair": ROWS[0] | {"instruction": "\ud800"},
     "malformed: field split is not train, validation or test": ROWS[0] | {"split": "dev"},
-    "malformed: field id is neither text nor a whole number": ROWS[0] | {"id": [1]},
+    "malformed: field id is neither text nor a whole number": ROWS[0] | {"id": 1.5},
     "missing field response": {"instruction": "Why?"},
     "missing field instruction": {"response": "So.", "instruction": None},
     "empty response": ROWS[0] | {"response": " \n"},
@@ -267,6 +270,167 @@ def test_bad_row_is_dropped_and_named_or_refused(tmp_path: Path, reason: str) ->
     with pytest.raises(DataError, match=r"own\.jsonl, line 11.*: " + reason) as refused:
         load(path, on_bad_row="refuse")
     assert "on_bad_row" in str(refused.value)
+
+
+# --- Columns of other names, and cells without a value --------------------------------------------
+
+OTHER_NAMES = {
+    "input": "context",
+    "prompt": "instruction",
+    "question": "instruction",
+    "output": "response",
+    "completion": "response",
+    "answer": "response",
+    "Context": "context",
+    "Response": "response",
+}
+
+
+def renamed(rows: list[dict[str, str]], **names: str) -> list[dict[str, str]]:
+    return [{names.get(name, name): value for name, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("alias", OTHER_NAMES)
+def test_a_column_by_another_name_is_asked_for_and_then_read(tmp_path: Path, alias: str) -> None:
+    ours = OTHER_NAMES[alias]
+    path = write(tmp_path / "own.jsonl", renamed(ROWS, **{ours: alias}))
+    first = 1 if ours != "context" else next(n for n, row in enumerate(ROWS, 1) if row["context"])
+    with pytest.raises(DataError) as refused:
+        load(path)
+    message, counts = str(refused.value).splitlines()[:2]
+    assert f"own.jsonl, line {first}: what stands under {alias} would be left out" in message
+    assert f"`instructions` in the profile the setting `columns: {{{ours}: {alias}}}`" in message
+    assert counts == f"jsonl instructions: {first} read, {first} kept."
+    task = load(path, columns={ours: alias})
+    assert task == load(write(tmp_path / "a.jsonl", ROWS))
+    assert not task.report.noted
+
+
+def test_text_of_an_input_column_is_not_lost(tmp_path: Path) -> None:
+    rows = [
+        {
+            "instruction": f"Summarise text number {number}.",
+            "input": f"A long text {number}.",
+            "response": f"About {number}.",
+        }
+        for number in range(40)
+    ]
+    path = write(tmp_path / "alpaca.jsonl", rows)
+    with pytest.raises(DataError, match=r"`columns: \{context: input\}`"):
+        load(path)
+    for one in load(path, columns={"context": "input"}).train:
+        assert one.source["input"] in one.prefix
+
+
+def test_all_columns_that_are_meant_stand_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", renamed(ROWS, instruction="prompt", response="a: b"))
+    with pytest.raises(DataError) as refused:
+        load(path, columns={"response": "a: b"})
+    # Read as YAML it is the setting.
+    said = re.search(r"`(columns: .*?)`", str(refused.value))
+    assert said is not None
+    setting = yaml.safe_load(said[1])["columns"]
+    assert setting == {"response": "a: b", "instruction": "prompt"}
+    assert load(path, columns=setting) == load(write(tmp_path / "b.jsonl", ROWS))
+
+
+def test_columns_may_change_places_and_one_of_ours_is_noted_where_another_is_read(
+    tmp_path: Path,
+) -> None:
+    swapped = renamed(ROWS, instruction="response", response="instruction")
+    swap: Any = {"instruction": "response", "response": "instruction"}
+    task = load(write(tmp_path / "a.jsonl", ROWS))
+    assert load(write(tmp_path / "b.jsonl", swapped), columns=swap) == task
+    both = [row | {"chosen": row["response"], "response": "An old one."} for row in ROWS]
+    read = load(write(tmp_path / "c.jsonl", both), columns={"response": "chosen"})
+    assert read == task
+    assert len(read.report.noted["column response, not used"]) == 40
+
+
+def test_a_column_that_is_named_and_not_there_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"no row has inptu, which `instr.*\n.*40 read"):
+        load(path, columns={"context": "inptu"})
+    with pytest.raises(DataError, match="columns goes with the source jsonl, not with dolly"):
+        load(path, "dolly", columns={"context": "input"})
+
+
+def test_other_columns_are_named_and_counted(tmp_path: Path) -> None:
+    rows: list[Any] = [row | {"lang": "en", "input": "", "meta": {}, "score": 0} for row in ROWS]
+    rows[0] |= {"source": "a book", "input": " ", "prompt": "Be kind.", "category": None}
+    path = write(tmp_path / "a.jsonl", rows)
+    report = load(path).report
+    assert {reason: len(places) for reason, places in report.noted.items()} == {
+        "column lang, not used": 40,
+        "column prompt, not used": 1,  # the row has an instruction
+        "column score, not used": 40,
+        "column source, not used": 1,
+    }
+    assert "Noted 40: column lang, not used (line 1, line 2" in report.summary()
+    assert not load(path, "dolly").report.noted  # a public set may have what it has
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_nan_is_no_value_whatever_the_column(tmp_path: Path, name: str) -> None:
+    rows: list[Any] = [row | {"id": number} for number, row in enumerate(ROWS)]
+    if name.endswith("parquet"):
+        pandas = pytest.importorskip("pandas")
+        frame = pandas.DataFrame(rows)
+        frame.loc[7, "id"] = math.nan
+        frame["empty"] = math.nan
+        assert frame["id"].dtype == float
+        frame.to_parquet(tmp_path / name)
+    else:
+        rows[7] |= {"id": math.nan, "context": math.nan, "category": math.nan, "split": math.nan}
+        rows[7]["empty"] = math.nan
+        write(tmp_path / name, rows)
+    task = load(tmp_path / name)
+    assert task.report.kept == 40 and not task.report.noted
+    ids = {one.id for one in task.train + task.validation + task.test}
+    others = {str(number) for number in range(40) if number != 7}
+    assert len(ids & others) >= 31 and all(len(one) == 16 for one in ids - others)
+
+
+def test_a_nan_where_text_is_required_is_a_missing_field(tmp_path: Path) -> None:
+    rows = [*ROWS, ROWS[0] | {"response": math.nan}, ROWS[0] | {"response": math.inf}]
+    assert load(write(tmp_path / "a.jsonl", rows)).report.dropped == {
+        "missing field response": ["line 41"],
+        "malformed: field response is no text": ["line 42"],
+    }
+
+
+def test_every_refusal_says_what_was_read(tmp_path: Path, tokenizer: Any) -> None:
+    """Whatever stops a load after rows were read, its counts are said too."""
+    bad = {"instruction": "Why?"}
+
+    def counts(rows: list[Any], **given_settings: Any) -> str:
+        with pytest.raises(DataError) as refused:
+            load(write(tmp_path / "a.jsonl", rows), **given_settings)
+        assert str(refused.value).count(" read, ") == 1
+        return str(refused.value).split("\n", 1)[1]
+
+    dropped = "Dropped 1: missing field response (line 41)."
+    split = [row | {"split": "train"} for row in ROWS]
+    for rows, given_settings in (
+        ([*ROWS, bad], {"train_rows": 21}),
+        ([*ROWS, bad], {"on_bad_row": "refuse"}),
+        ([*split[:39], ROWS[39], bad], {}),  # a row without a split
+        ([*split, bad], {}),  # no row to test on
+    ):
+        said = counts(rows, **given_settings)
+        assert said.startswith(f"jsonl instructions: 41 read, 40 kept.\n{dropped}")
+    few = counts([*ROWS[:3], bad])
+    assert few.startswith("jsonl instructions: 4 read, 3 kept.")
+    whole = gzip.compress(b"\n".join(json.dumps(row).encode() for row in ROWS * 99))
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-99])
+    with pytest.raises(DataError, match=r"damaged gzip(?s:.*)\njsonl instructions: [\d,]{3,} read"):
+        load(tmp_path / "cut.jsonl.gz")
+    texts = [example("Name it:", "A.", "row-1"), example("Name it:", "A river.", "row-2")]
+    limits: Any = {"max_prefix_tokens": 99, "max_continuation_tokens": 4, "over_long": "refuse"}
+    with pytest.raises(DataError, match=r"row-2(?s:.*)\ntokenised examples: 2 read, 1 kept"):
+        data.tokenize(texts, tokenizer, **limits)
+    with pytest.raises(DataError, match="tokens of 2 texts do not fill one block"):
+        data.pack_articles(["a", "b"], tokenizer, 64)
 
 
 def test_bytes_that_are_no_utf8_are_malformed(tmp_path: Path) -> None:
@@ -402,6 +566,17 @@ def test_articles_load_alike_from_any_copy(tmp_path: Path) -> None:
     assert (len(task.train), len(task.validation), len(task.test)) == (21, 3, 6)
     assert all(isinstance(one.id, str) for one in task.train)
     assert len({one.id for one in task.train + task.validation + task.test}) == 30
+
+
+@pytest.mark.parametrize("alias", ["content", "body", "Text"])
+def test_articles_by_another_name_are_asked_for_and_then_read(tmp_path: Path, alias: str) -> None:
+    rows = [{"title": row["title"], alias: row["text"], "url": "x"} for row in ARTICLES]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=rf"give `articles` .*`columns: \{{text: {alias}\}}`"):
+        data.load_articles("jsonl", path, seed=0)
+    task = data.load_articles("jsonl", path, seed=0, columns={"text": alias})
+    assert sorted(one.text for one in task.train)[0] == "Article 0 says so."
+    assert task.report.noted["column url, not used"][0] == "line 1"
 
 
 def test_bad_articles_are_counted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file
 
 from cpo import claims
+from cpo.data import DataError
 from cpo.experiments import Suite, score_groups
 from cpo.intervals import Estimate
 from cpo.logprobs import Group
@@ -105,6 +106,51 @@ def test_generations_verdicts_and_measures_align_with_the_judged_prompts(suite):
     assert expected <= set(measures)
     assert all(isinstance(one, Estimate) and one.n == 12 for one in measures.values())
     assert len(suite.generations("reference/llama")) == 12
+
+
+def test_profiles_with_other_models_share_a_store_and_never_an_answer_to_other_prompts(suite):
+    # GPT-2 of 258 entries reads bytes: of the prompts that fit the Llama it has room for a few.
+    bytes_only = ["models.gpt2.pretraining.vocabulary=258", "instructions.max_prefix_tokens=125"]
+    both = Suite.open("smoke", [*SMALL, *bytes_only], suite.output)
+    both.store = suite.store
+    rows = tuple(row for row in both.profile.rows if row.startswith("t2/"))
+    models = {"llama": both.profile.models["llama"]}
+    alone = both.profile.model_copy(update={"models": models, "rows": rows, "claims": {}})
+    alone = Suite(alone, suite.store, suite.output)
+    few, many = ([one.id for one in each.test_examples] for each in (both, alone))
+    assert 0 < len(few) < len(many) == 12
+    assert len(both.generations("reference/llama")) == len(few)
+    assert len(alone.generations("reference/llama")) == len(many)
+    assert both.verdicts("reference/llama").ids == tuple(few)
+    assert alone.verdicts("reference/llama").ids == tuple(many)
+    assert both.measures("reference/llama")["tokens"].n == len(few)
+    # The same models in another order leave the same prompts.
+    models = dict(reversed(both.profile.models.items()))
+    swapped = Suite(both.profile.model_copy(update={"models": models}), suite.store, suite.output)
+    keys = {each.verdicts_recipe("reference/llama").key for each in (both, swapped, alone)}
+    assert len(keys) == 2
+
+
+def test_answers_to_other_prompts_are_refused(suite):
+    suite.generations("reference/llama")
+    recipe = suite.generations_recipe_of("reference/llama", None, 0, "test")
+    path = suite.store.path(recipe) / "generations.jsonl"
+    kept = path.read_text()
+    try:
+        path.write_text("".join(kept.splitlines(keepends=True)[::-1]))
+        with pytest.raises(DataError, match="other prompts than reference/llama is judged on"):
+            suite.generations("reference/llama")
+    finally:
+        path.write_text(kept)
+
+
+def test_rows_that_do_not_fit_are_counted_where_too_few_are_left(suite):
+    short = Suite.open("smoke", [*SMALL, "instructions.max_prefix_tokens=8"], suite.output)
+    short.store = suite.store
+    with pytest.raises(DataError, match=r"there are 0.*\nllama: .* 0 kept.*\n.*prefix \("):
+        short.reference("llama")
+    with pytest.raises(DataError, match=r"no test prompt fits.*\n(?s:.*)llama: tokenised.* 0 kept"):
+        short.prompts("llama")
 
 
 def test_the_plan_names_everything_once_and_knows_what_is_made(suite):
