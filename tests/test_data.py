@@ -426,7 +426,7 @@ def test_every_refusal_says_what_was_read(tmp_path: Path, tokenizer: Any) -> Non
     with pytest.raises(DataError, match=r"damaged gzip(?s:.*)\njsonl instructions: [\d,]{3,} read"):
         load(tmp_path / "cut.jsonl.gz")
     texts = [example("Name it:", "A.", "row-1"), example("Name it:", "A river.", "row-2")]
-    limits: Any = {"max_prefix_tokens": 99, "max_continuation_tokens": 4, "over_long": "refuse"}
+    limits: Any = {"max_prefix_tokens": 99, "max_continuation_tokens": 3, "over_long": "refuse"}
     with pytest.raises(DataError, match=r"row-2(?s:.*)\ntokenised examples: 2 read, 1 kept"):
         data.tokenize(texts, tokenizer, **limits)
     with pytest.raises(DataError, match="tokens of 2 texts do not fill one block"):

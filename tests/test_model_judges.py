@@ -595,6 +595,19 @@ def test_a_profile_chooses_the_judge(tmp_path: Path) -> None:
         Settings(kind="openai")
 
 
+def test_a_judging_model_is_named_by_what_it_is_and_not_by_where_it_lies(tmp_path: Path) -> None:
+    names = []
+    for folder, content in (("a", "one"), ("b/c", "one"), ("d", "another")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text(content)
+        settings = Settings(kind="local", model=str(tmp_path / folder))
+        names.append(json.dumps(judge_identity(settings, "articles"), sort_keys=True))
+    assert names[0] == names[1] != names[2]
+    assert str(tmp_path) not in "".join(names)
+    hub = judge_identity(Settings(kind="local", model="org/judge"), "articles")
+    assert hub["model"] == "org/judge"
+
+
 def test_all_that_determines_verdicts_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     base = Settings(kind="openai", server=Server(model="judge-1"))
     same = Settings(kind="openai", server=Server(model="judge-1", concurrency=2, max_usd=1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo import profiles
-from cpo.profiles import ROOT, ProfileError, load_profile, parse_value, profile_names
+from cpo.profiles import (
+    ROOT,
+    ProfileError,
+    load_profile,
+    parse_value,
+    profile_names,
+    with_absolute_paths,
+)
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -237,3 +245,106 @@ def test_environment_variables_are_filled_in_or_named(monkeypatch, tmp_path):
     assert load_profile("small", substitute=False).instructions.path == "${CPO_DATA}"
     given = ["instructions.path=/a", "articles.path=/b"]  # then no variable is needed
     assert load_profile("small", given).articles.path == "/b"
+
+
+# --- Paths ----------------------------------------------------------------------------------------
+
+
+def with_paths(folder: Path, pair_file: str, model: str) -> Path:
+    """A profile of one's own in `folder`, with such paths for its pairs, model and judge."""
+    raw = tiny()
+    raw["instructions"] |= {"source": "jsonl", "path": pair_file}
+    del raw["models"]["gpt2"]["config"], raw["models"]["gpt2"]["pretraining"]
+    raw["models"]["gpt2"]["pretrained"] = model
+    raw["judge"] = {"kind": "local", "model": model}
+    folder.mkdir(exist_ok=True)
+    return write(folder / "mine.yaml", raw)
+
+
+@pytest.mark.parametrize(
+    ("written", "relative"),
+    [
+        ("there", "own/there"),  # a folder beside the profile
+        ("./absent", "own/absent"),
+        ("../absent", "absent"),
+        ("~/absent", "home/absent"),
+        ("absent.gguf", "own/absent.gguf"),
+        ("/absent/model", "/absent/model"),
+        ("org/absent", None),  # a name of the hub
+        ("gpt2", None),  # a folder of the current folder alone
+    ],
+)
+def test_a_path_is_that_beside_the_profile_from_every_folder(
+    written, relative, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = with_paths(tmp_path / "own", written, written)
+    (tmp_path / "own" / "there").mkdir()
+    (tmp_path / "elsewhere" / "gpt2").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    read = []
+    for folder in ("own", "elsewhere"):
+        monkeypatch.chdir(tmp_path / folder)
+        for name in (path, os.path.relpath(path), tmp_path / "link" / "mine.yaml"):
+            read += [load_profile(name), load_profile(name, substitute=False)]
+    assert all(one == read[0] for one in read)
+    profile = read[0]
+    expected = written if relative is None else str(tmp_path / relative)
+    assert profile.models["gpt2"].pretrained == profile.judge.model == expected
+    data = tmp_path / "own" / written if relative is None else tmp_path / relative
+    assert profile.instructions.path == str(data)
+    paths = {"instructions.path": str(data)}
+    if relative is not None:
+        paths |= {"models.gpt2.pretrained": expected, "judge.model": expected}
+    assert profile.paths == paths
+
+
+def test_a_path_of_an_override_is_from_where_it_was_typed(tmp_path, monkeypatch):
+    path = with_paths(tmp_path / "own", "mine.jsonl", "org/model")
+    overrides = [
+        "articles={source: jsonl, path: 'articles: new.jsonl'}",
+        "models.gpt2.pretrained=model",
+        "seeds=2",
+    ]
+    (tmp_path / "typed" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "typed")
+    there = load_profile(path, overrides)
+    assert there.articles.path == str(tmp_path / "typed" / "articles: new.jsonl")
+    assert there.models["gpt2"].pretrained == str(tmp_path / "typed" / "model")
+    assert there.instructions.path == str(tmp_path / "own" / "mine.jsonl")
+    handed_on = [with_absolute_paths(one) for one in overrides]
+    assert handed_on[2] == "seeds=2"
+    monkeypatch.chdir(tmp_path)
+    assert load_profile(path, handed_on) == there
+
+
+def test_a_path_of_a_variable_is_whole_wherever_the_variable_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CPO_DATA", "~/data")
+    monkeypatch.setenv("CPO_SIZE", "small")
+    path = with_paths(tmp_path / "own", "${CPO_DATA}/a.jsonl", "model-${CPO_SIZE}")
+    (tmp_path / "own" / "model-small").mkdir()
+    for folder in (tmp_path, tmp_path / "own"):
+        monkeypatch.chdir(folder)
+        profile = load_profile(path)
+        assert profile.instructions.path == str(tmp_path / "data" / "a.jsonl")
+        assert profile.models["gpt2"].pretrained == str(tmp_path / "own" / "model-small")
+    assert load_profile(path, substitute=False).instructions.path == "${CPO_DATA}/a.jsonl"
+    # What an override replaces needs no variable.
+    monkeypatch.delenv("CPO_DATA")
+    assert load_profile(path, ["instructions.path=/b"]).instructions.path == "/b"
+
+
+def test_columns_have_our_names(tmp_path):
+    columns = "instructions.columns={context: input, response: output}"
+    assert load_profile("tiny", [columns]).instructions.columns["context"] == "input"
+    assert load_profile("tiny", ["articles.columns={text: body}"]).articles.columns
+    with pytest.raises(ProfileError, match="columns.respons'. Did you mean 'response'"):
+        load_profile("tiny", ["instructions.columns={respons: output}"])
+
+
+def test_a_judging_model_is_called_by_its_name_alone(tmp_path):
+    path = with_paths(tmp_path, "mine.jsonl", "./judges/big")
+    assert load_profile(path).judge.label == "the local model big"
+    path = with_paths(tmp_path, "mine.jsonl", "org/big")
+    assert load_profile(path).judge.label == "the local model org/big"

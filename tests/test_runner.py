@@ -13,11 +13,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from stand_ins import write_articles, write_dolly
 
 from cpo import doctor
 from cpo.costs import Planned
 from cpo.executed import make_portable, without_machine_paths
-from cpo.profiles import ROOT, ProfileError, load_profile
+from cpo.experiments import Suite
+from cpo.profiles import ROOT, ProfileError, load_profile, parse_value
 from cpo.runner import BadInput, run_suite
 
 WRITE = "from pathlib import Path\nPath(output, {name!r}).write_text({text!r})"
@@ -204,6 +206,55 @@ def test_a_users_profile_file_never_writes_to_figures(suite, make_notebook, tmp_
     assert suite(profile=str(own)) == 0
     assert not (tmp_path / "figures").exists()
     assert (artifacts / "figures" / "tiny" / "run.json").is_file()
+
+
+def test_a_profile_beside_its_data_is_run_from_their_folder(
+    make_notebook, tmp_path, artifacts, monkeypatch
+):
+    """README's own example: a copied profile with `path: my.jsonl`, all the way to a kernel."""
+    world = "instructions:\n  source: world\n"
+    text = (ROOT / "profiles" / "smoke.yaml").read_text()
+    assert world in text
+    own = tmp_path / "own"
+    own.mkdir()
+    data = "instructions:\n  source: jsonl\n  path: my.jsonl\n"
+    (own / "mine.yaml").write_text(text.replace(world, data).replace("train_rows: 400", ""))
+    make_notebook(
+        "01_reads",
+        "from cpo.experiments import Suite\n"
+        "suite = Suite.open(profile, overrides, output)\n"
+        "assert suite.instructions.report.kept == 60\n"
+        "assert suite.articles.report.kept == 70",
+    )
+    monkeypatch.chdir(own)
+
+    def run() -> int:
+        notebooks = tmp_path / "notebooks"
+        given = "articles={source: jsonl, path: ./articles.jsonl, test_articles: 24}"
+        return run_suite("mine.yaml", [given], notebooks_dir=notebooks)
+
+    with pytest.raises(BadInput) as refused:
+        run()
+    for name in ("instructions data", "articles data"):
+        file = own / ("my.jsonl" if name.startswith("i") else "articles.jsonl")
+        assert f"{name}: {file} does not exist" in str(refused.value)
+    with pytest.raises(ProfileError, match=re.escape(f"{own / 'my.jsonl'} does not exist")):
+        Suite.open(str(own / "mine.yaml"))
+    assert not artifacts.exists()
+    write_dolly(own, 60).rename(own / "my.jsonl")
+    write_articles(own, 70)
+    assert run() == 0
+    [output] = (artifacts / "figures").iterdir()
+    record = json.loads((output / "run.json").read_text())
+    assert record["settings"]["instructions"]["path"] == "my.jsonl"
+    [override] = record["overrides"]
+    assert parse_value(override.partition("=")[2])["path"] == "articles.jsonl"
+    assert "own" not in json.dumps([record["settings"]["instructions"], record["overrides"]])
+    # From elsewhere it is the same.
+    monkeypatch.chdir("/")
+    found = {one.what: one for one in doctor.inputs(str(own / "mine.yaml"))}
+    assert found["instructions data"].ok
+    assert found["instructions data"].detail == str(own / "my.jsonl")
 
 
 def test_copies_of_notebooks_that_are_gone_are_removed_by_a_full_run(suite, make_notebook, output):
