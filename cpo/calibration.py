@@ -1,8 +1,8 @@
 """How fast this machine works with a profile's models: measured with random weights, once.
 
-The suite's own code is timed on the shapes of the profile: a few steps of each kind of training, a
-scoring pass, two kinds of decoding, and the encoder that ranks. Speeds in a profile are the
-fallback.
+The suite's own code is timed on shapes like the profile's: some steps of each kind of training, a
+scoring pass, two ways of decoding, and the encoder that ranks. Where it cannot be measured, what
+the profile states holds.
 """
 
 from __future__ import annotations
@@ -13,274 +13,312 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpo import machine
-from cpo.costs import CHARACTERS_A_TOKEN, GENERATE_SLOWDOWN, Speeds, decoded_here
+from cpo.costs import CHARACTERS_A_TOKEN, Speeds
 
 if TYPE_CHECKING:
     from cpo.experiments import Suite
     from cpo.logprobs import Group
     from cpo.profiles import Model, Profile
 
-VERSION = 1  # raised when what is measured changes
-LARGEST = 2e7  # parameters of a model that is measured: a step of a larger one takes too long
-STEPS = 3  # of each kind of training; the best counts, and the first one only warms up
-DECODED = 20  # tokens for each prompt
-GENERATED = 4  # the same by transformers' `generate`, which is several times slower
-TEXTS = 256  # for the encoder
-EOS = 0
+VERSION = 1  # raised when something else is measured
+LARGEST = 2e7  # parameters of a model that is measured: larger ones take too long
+TRAINED_TOKENS = 2048  # of a timed step and a timed scoring pass, about
+STEPS = 4  # of each kind of training: the first warms up, the best of the others counts
+DECODED_ROWS, DECODED_STEPS = 128, 8
+TEXTS = 96  # for the encoder
+# Two cores train 1.6 to 1.8 times as fast as one: their number to this power. It is not measured,
+# since threads that wait for each other are slower than one while other work takes a core.
+PARALLEL = 0.75
+END = 0  # the id that ends a text, which no prompt has
+
+
+def measurable(profile: Profile, model: Model) -> bool:
+    """Whether the speeds of a model are measured here: the suite makes it, it is small, and the
+    profile is not meant for a GPU that this machine lacks."""
+    return model.config is not None and model.parameters <= LARGEST and not _elsewhere(profile)
 
 
 def speeds(suite: Suite) -> dict[str, Speeds]:
-    """The speeds of one process with each model of a profile, by the model's name.
-
-    Measured here where the suite makes the model itself, it is small, and the profile is meant for
-    a device like this one; else what the profile states.
-    """
+    """The speeds of one process with each model of a profile, by the model's name: measured on this
+    machine where they can be, else what the profile states."""
     profile = suite.profile
     return {
-        name: _measured(suite, name) if measurable(profile, name) else Speeds.stated(model)
+        name: _measured(suite, model) if measurable(profile, model) else Speeds.stated(model)
         for name, model in profile.models.items()
     }
 
 
-def measurable(profile: Profile, name: str) -> bool:
-    """Whether the speeds of a model are measured on this machine."""
-    model = profile.models[name]  # type: ignore[index]
-    elsewhere = profile.gpus > 0 and machine.device() == "cpu"
-    return model.config is not None and model.parameters <= LARGEST and not elsewhere
-
-
 def embedded_texts_per_second(suite: Suite) -> float:
-    """How many texts one process embeds; what the profile states where it is for other machines."""
+    """How many texts one process embeds: measured here unless the profile is meant for a GPU that
+    this machine lacks."""
     profile = suite.profile
-    if profile.gpus > 0 and machine.device() == "cpu":
+    if _elsewhere(profile):
         return profile.embedded_texts_per_second
     characters = sorted(suite.lengths[1])
-    median = characters[len(characters) // 2]
-    precision = profile.optimiser.precision
-    key = f"embedded texts a second, {median} characters, {precision}"
-    texts_per_second = machine.remembered(
-        suite.store.root, key, lambda: _embedded(median, precision)
+    median, precision = characters[len(characters) // 2], profile.optimiser.precision
+    key = f"texts a second, {median} characters, {precision}"
+    measured = machine.remembered(
+        suite.store.root, key, lambda: _alone(lambda clock: _embedding(median, precision, clock))
     )
-    return float(texts_per_second) / _sharing(profile)
+    return float(measured) * _cores(suite)
 
 
-def _measured(suite: Suite, name: str) -> Speeds:
-    profile = suite.profile
-    model = profile.models[name]  # type: ignore[index]
-    shapes = _Shapes.of(suite, name)
-    what = [VERSION, model.config, model.pretraining and model.pretraining.vocabulary]
-    text = json.dumps([*what, dataclasses.asdict(shapes)], sort_keys=True)
-    key = f"speeds {hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    found = machine.remembered(
-        suite.store.root, key, lambda: dataclasses.asdict(_measure(model, shapes, name))
+def _elsewhere(profile: Profile) -> bool:
+    return profile.gpus > 0 and machine.device() == "cpu"
+
+
+def _measured(suite: Suite, model: Model) -> Speeds:
+    shapes = _Shapes.of(suite)
+    assert model.pretraining is not None
+    parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    measured = machine.remembered(
+        suite.store.root,
+        f"speeds {digest[:16]}",
+        lambda: dataclasses.asdict(_alone(lambda clock: _measure(model, shapes, clock))),
     )
-    return Speeds(**found).shared(_sharing(profile))
+    return Speeds(**measured).times(_cores(suite))
 
 
-def _sharing(profile: Profile) -> int:
-    """How many processes share what was measured with all of it: a machine's cores."""
-    return profile.processes.on_each_machine if machine.device() == "cpu" else 1
+def _cores(suite: Suite) -> float:
+    """How much faster one process is on the cores that it gets than on one; 1 on a GPU."""
+    import psutil
+    import torch
+
+    if machine.device() != "cpu":
+        return 1.0
+    threads = torch.get_num_threads()
+    cores = min(threads, psutil.cpu_count(logical=False) or threads)
+    return max(1.0, cores / suite.profile.processes.on_each_machine) ** PARALLEL
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shapes:
-    """What the speeds depend on beside the model."""
+    """What speeds depend on beside the model: precision, and tokens by row."""
 
     precision: str
-    prefixes: list[int]  # tokens of each of a batch's rows
+    prefixes: list[int]
     continuations: list[int]
-    batch: int  # of the reference
-    contrast_batch: int
-    k: int
-    tokens_at_once: int
-    block: tuple[int, int]
-    decoded: int  # prompts together
-    generates: bool  # by transformers' `generate`, too
+    k: int  # candidates of a contrastive row
+    block: int
 
     @classmethod
-    def of(cls, suite: Suite, name: str) -> _Shapes:
-        profile = suite.profile
-        settings = profile.instructions
-        prefixes, continuations = suite.lengths
-        pretraining = next(one.pretraining for one in profile.models.values() if one.pretraining)
-        rows = profile.trained_rows
-        mixtures = [profile.negatives[row.negatives] for row in rows if row.negatives]
-        decodings = {row.decoding for row in rows if row.model == name}
+    def of(cls, suite: Suite) -> _Shapes:
+        profile, limits = suite.profile, suite.profile.instructions
+        mixtures = [
+            profile.negatives[row.negatives] for row in profile.trained_rows if row.negatives
+        ]
+        blocks = [
+            one.pretraining.block_tokens for one in profile.models.values() if one.pretraining
+        ]
 
         def tokens(lengths: Sequence[int], limit: int) -> list[int]:
-            count = max(profile.reference.batch, profile.continuation.batch)
-            return [
-                max(2, min(round(lengths[row % len(lengths)] / CHARACTERS_A_TOKEN), limit))
-                for row in range(count)
-            ]
+            counts = (round(one / CHARACTERS_A_TOKEN) for one in lengths[:DECODED_ROWS])
+            return [max(2, min(one, limit)) for one in counts]
 
+        prefixes, continuations = suite.lengths
         return cls(
             profile.optimiser.precision,
-            tokens(prefixes, settings.max_prefix_tokens),
-            tokens(continuations, settings.max_continuation_tokens),
-            profile.reference.batch,
-            profile.continuation.batch,
+            tokens(prefixes, limits.max_prefix_tokens),
+            tokens(continuations, limits.max_continuation_tokens),
             1 + max((sum(mixture.values()) for mixture in mixtures), default=1),
-            profile.optimiser.micro_batch_tokens,
-            (pretraining.batch, pretraining.block_tokens),
-            min(profile.generation_batch, settings.test_prompts),
-            not all(decoded_here(profile.decoding[decoding]) for decoding in decodings),
+            max(blocks),
         )
 
 
-def _measure(model: Model, shapes: _Shapes, name: str) -> Speeds:
+Clock = Callable[[], float]
+
+
+def _alone(measure: Callable[[Clock], Any]) -> Any:
+    """`measure` with a clock that other work on the machine does not disturb.
+
+    On a processor that is the time of this process, on one thread: several wait for each other
+    whenever other work takes a core. The global generators are left as they were, and so are those
+    who watch trainings.
+    """
+    import numpy as np
+    import torch
+
+    from cpo.training import WATCHERS
+
+    plain, of_numpy, watchers = random.getstate(), np.random.get_state(), list(WATCHERS)
+    threads = torch.get_num_threads()
+    on_gpu = machine.device() == "cuda"
+    if not on_gpu:
+        torch.set_num_threads(1)
+    WATCHERS.clear()
+    try:
+        with torch.random.fork_rng():
+            return measure(_gpu_clock if on_gpu else time.process_time)
+    finally:
+        torch.set_num_threads(threads)
+        WATCHERS[:] = watchers
+        random.setstate(plain)
+        np.random.set_state(of_numpy)
+
+
+def _gpu_clock() -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
     """Time all kinds of work with a model of this configuration and random weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from cpo.logprobs import Group, GroupScorer, collate_groups
 
-    assert model.config is not None and model.pretraining is not None
-    vocabulary = model.pretraining.vocabulary
-    config = {key: value for key, value in model.config.items() if key != "model_type"}
-    ids = {"bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": EOS}
+    network, vocabulary = _random_model(model)
     draw = random.Random(0)
 
     def row(length: int) -> list[int]:
         return [draw.randrange(1, vocabulary) for _ in range(length)]
 
-    def groups(count: int, k: int) -> list[Group]:
-        lengths = list(zip(shapes.prefixes, shapes.continuations, strict=True))[:count]
-        return [Group(row(p), [row(c) for _ in range(k)]) for p, c in lengths]
+    def groups(k: int) -> list[Group]:
+        lengths = list(zip(shapes.prefixes, shapes.continuations, strict=False))
+        mean = sum(prefix + k * continuation for prefix, continuation in lengths) / len(lengths)
+        count = max(1, round(TRAINED_TOKENS / mean))
+        rows = (lengths[one % len(lengths)] for one in range(count))
+        return [Group(row(prefix), [row(one) for _ in range(k)]) for prefix, one in rows]
 
-    def rate(batch: list[Group], objective: str, fp32_head: bool = True) -> float:
-        """Tokens a second of a training step, beyond what any step takes."""
-        seconds = _step_seconds(network, shapes, name, batch, objective, fp32_head)
-        return _tokens(batch) / max(seconds - step, seconds / 10)
+    def training(rows: list[Group], objective: str, fp32_head: bool = True) -> float:
+        return _step_seconds(network, rows, objective, fp32_head, shapes.precision, clock)
 
-    with _same_random_numbers_after():
-        network: Any = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(
-                str(model.config["model_type"]), **config, vocab_size=vocabulary, **ids
-            ),
-            dtype=torch.float32,
-        ).to(machine.device())
-        step = _step_seconds(network, shapes, name, [Group(row(2), [row(2)])], "mle")
-        blocks, length = shapes.block
-        packing = rate([Group(row(1), [row(length - 1)]) for _ in range(blocks)], "mle", False)
-        training = rate(groups(shapes.batch, 1), "mle")
-        contrasts = groups(shapes.contrast_batch, shapes.k)
-        contrast = rate(contrasts, "ranked_cpo")
-        scorer = GroupScorer(network, shapes.precision)
-        batch = {key: part.to(network.device) for key, part in collate_groups(contrasts).items()}
+    blocks = [row(shapes.block) for _ in range(max(1, TRAINED_TOKENS // shapes.block))]
+    packed = [Group(one[:1], [one[1:]]) for one in blocks]
+    pairs, contrasts = groups(1), groups(shapes.k)
+    step = training([Group(row(2), [row(2)])], "mle")
 
-        def score() -> None:
-            with torch.inference_mode():
-                scorer(**batch).cpu()
+    def rate(rows: list[Group], seconds: float) -> float:
+        return _tokens(rows) / max(seconds - step, seconds / 4)
 
-        scoring = _tokens(contrasts) / _best(score, STEPS)
-        decoding = _decoding(network, shapes, row, DECODED)
-        generate = decoding / GENERATE_SLOWDOWN
-        if shapes.generates:
-            generate = _decoding(network, shapes, row, GENERATED, do_sample=True, top_p=0.9)
-    return Speeds(training, packing, contrast, scoring, decoding, generate, step)
+    scorer = GroupScorer(network, shapes.precision)
+    collated = {name: one.to(network.device) for name, one in collate_groups(contrasts).items()}
+
+    def score() -> None:
+        with torch.inference_mode():
+            scorer(**collated).cpu()
+
+    prompts = [row(one) for one in shapes.prefixes]
+    return Speeds(
+        training=rate(pairs, training(pairs, "mle")),
+        packing=rate(packed, training(packed, "mle", fp32_head=False)),
+        contrast=rate(contrasts, training(contrasts, "ranked_cpo")),
+        scoring=_tokens(contrasts) / _best(score, clock),
+        decoding=_decoding(network, prompts, shapes.precision, clock),
+        generate=_decoding(network, prompts, shapes.precision, clock, do_sample=True, top_p=0.9),
+        step=step,
+    )
+
+
+def _random_model(model: Model) -> tuple[Any, int]:
+    """A model of the configuration with random weights, and the size of its vocabulary."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert model.config is not None and model.pretraining is not None
+    config = {name: value for name, value in model.config.items() if name != "model_type"}
+    config |= {f"{name}_token_id": END for name in ("bos", "eos", "pad")}
+    vocabulary = model.pretraining.vocabulary
+    kind = AutoConfig.for_model(str(model.config["model_type"]), **config, vocab_size=vocabulary)
+    network: Any = AutoModelForCausalLM.from_config(kind, dtype=torch.float32)
+    return network.to(machine.device()).eval(), vocabulary
 
 
 def _step_seconds(
     network: Any,
-    shapes: _Shapes,
-    name: str,
     groups: list[Group],
     objective: str,
-    fp32_head: bool = True,
+    fp32_head: bool,
+    precision: str,
+    clock: Clock,
 ) -> float:
-    """The best of some steps on the same batch, through the trainer."""
-    from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
+    """The best of some steps on the same batch, by the suite's own training."""
+    from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
 
-    longest = max(len(one.prefix_ids) + sum(map(len, one.continuations)) for one in groups)
-    examples = [
-        TrainingExample(one, [True] * len(one.continuations), [0.0] * len(one.continuations))
-        for one in groups
-    ]
+    k = len(groups[0].continuations)
+    examples = [TrainingExample(one, [True] * k, [0.0] * k) for one in groups]
     settings = TrainingSettings(
         objective,
         STEPS,
         len(groups),
-        0.0,
-        beta=1e-6,
-        precision=shapes.precision,
+        learning_rate=0.0,
+        beta=1e-9,  # no reward may explode, and the reference's values are made up
+        precision=precision,
         fp32_head=fp32_head,
-        micro_batch=micro_batch(len(groups), longest, shapes.tokens_at_once),
-        tokens_at_once=shapes.tokens_at_once,
-        description=f"timing {name} on this machine",
+        micro_batch=len(groups),
+        description="timing this machine",
     )
-    with tempfile.TemporaryDirectory() as folder:
-        output, partial = Path(folder, "output"), Path(folder, "partial")
-        output.mkdir()
-        history = train(network, examples * STEPS, settings, output, partial)
-    return min(line["seconds"] for line in history)
+    ends: list[float] = []
+
+    def watch(*_: object) -> None:
+        ends.append(clock())
+
+    WATCHERS.append(watch)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "model")
+            output.mkdir()
+            train(network, examples * STEPS, settings, output, Path(folder, "partial"))
+    finally:
+        WATCHERS.remove(watch)
+    return min(end - begin for begin, end in zip(ends[:STEPS], ends[1:STEPS], strict=False))
 
 
 def _decoding(
-    network: Any,
-    shapes: _Shapes,
-    row: Callable[[int], list[int]],
-    new_tokens: int,
-    **options: Any,
+    network: Any, prompts: list[list[int]], precision: str, clock: Clock, **way: Any
 ) -> float:
-    """Tokens a second of a batch that is decoded."""
+    """New tokens a second of a batch in which nothing ends, the pass over the prompts left out."""
     from cpo.generation import generate
 
-    prefixes = [row(shapes.prefixes[i % len(shapes.prefixes)]) for i in range(shapes.decoded)]
-    asked: dict[str, Any] = {"max_new_tokens": new_tokens, "batch": shapes.decoded, **options}
-    asked |= {"precision": shapes.precision, "description": "timing the decoding"}
-    speeds = []
-    for _ in range(2):
-        clock = time.perf_counter()
-        drawn = generate(network, prefixes, eos_token_id=EOS, **asked)
-        speeds.append(sum(len(ids) for (ids,) in drawn) / (time.perf_counter() - clock))
-    return max(speeds)
+    rows = [prompts[one % len(prompts)] for one in range(DECODED_ROWS)]
+
+    def decode(tokens: int) -> None:
+        generate(
+            network,
+            rows,
+            eos_token_id=END,
+            max_new_tokens=tokens,
+            batch=len(rows),
+            precision=precision,
+            description="timing this machine",
+            **way,
+        )
+
+    decode(2)
+    few, many = (_best(partial(decode, tokens), clock) for tokens in (2, 2 + DECODED_STEPS))
+    return len(rows) * DECODED_STEPS / (many - few)
 
 
-def _embedded(characters: int, precision: str) -> float:
+def _embedding(characters: int, precision: str, clock: Clock) -> float:
+    """Texts of so many characters that the encoder takes in a second."""
     from cpo.ranking import embed_texts, minilm
 
     embed = minilm(precision)
     draw = random.Random(0)
     words = ["".join(draw.choices("etaoinshrdlu", k=4)) for _ in range(500)]
-
-    def texts() -> list[str]:
-        return [" ".join(draw.choices(words, k=max(1, characters // 5))) for _ in range(TEXTS)]
-
-    embed_texts(texts()[:16], embed)
-    return TEXTS / _best(lambda: embed_texts(texts(), embed), 2)
+    texts = [" ".join(draw.choices(words, k=max(1, characters // 5))) for _ in range(TEXTS)]
+    embed_texts(texts[:8], embed)
+    return TEXTS / _best(lambda: embed_texts(texts, embed), clock)
 
 
 def _tokens(groups: Sequence[Group]) -> int:
     return sum(len(one.prefix_ids) + sum(map(len, one.continuations)) for one in groups)
 
 
-def _best(work: Callable[[], object], repetitions: int) -> float:
+def _best(work: Callable[[], object], clock: Clock, repetitions: int = 2) -> float:
     """Seconds of the fastest of several repetitions."""
     seconds = []
     for _ in range(repetitions):
-        clock = time.perf_counter()
+        began = clock()
         work()
-        seconds.append(time.perf_counter() - clock)
+        seconds.append(clock() - began)
     return min(seconds)
-
-
-@contextmanager
-def _same_random_numbers_after() -> Iterator[None]:
-    """Leave the global generators as they were: a measurement is not to change a notebook."""
-    import numpy as np
-    import torch
-
-    plain, of_numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(plain)
-        np.random.set_state(of_numpy)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cpo.chat import ChatServer
 from cpo.comparison import Comparison
 from cpo.paper import ModelName, Row, Task
 from cpo.recipes import ExternalModelRecipe
 
 if TYPE_CHECKING:
     from cpo.experiments import Suite
-    from cpo.profiles import Decoding, Model, Profile, Server
+    from cpo.profiles import Model, Profile, Server
     from cpo.store import Recipe
 
 CHARACTERS_A_TOKEN = 4.2
@@ -41,7 +42,7 @@ BYTES_OF_COPY = 2  # of a weight in bf16, which autocast keeps until the backwar
 BYTES_A_UNIT = {"bf16": 70, "fp32": 118}
 CHECKPOINT_BYTES = 2 * 12  # weights and both moments, and until it is sealed the one before it
 QUESTION_TOKENS = 60  # of a template itself
-REPLY_TOKENS = 2  # "A" and an end
+REPLY_TOKENS = 2  # "A" and an end, where the judge's parameters do not say
 SECONDS_A_REQUEST = 1.0
 SCORING_SPEEDUP = 3.0  # a forward pass alone against forward and backward
 PACKING_SPEEDUP = 2.2  # blocks of one length against pairs of many
@@ -76,10 +77,11 @@ class Speeds:
             STEP_TOKENS / training,
         )
 
-    def shared(self, processes: int) -> Speeds:
-        """The same where so many processes share the cores that were measured together."""
-        values = {name: one / processes for name, one in dataclasses.asdict(self).items()}
-        return Speeds(**values | {"step": self.step * processes})
+    def times(self, speedup: float) -> Speeds:
+        """The same on cores that are so much faster together than the one that was measured; what a
+        step takes beside its tokens, they do not share."""
+        rates = {name: rate * speedup for name, rate in dataclasses.asdict(self).items()}
+        return Speeds(**rates | {"step": self.step})
 
 
 @dataclass(frozen=True)
@@ -253,11 +255,6 @@ def _steps(suite: Suite) -> Iterator[Step]:
                 yield from _judged_steps(suite, row.id, row, lengths, seed, True, "validation")
 
 
-def decoded_here(decoding: Decoding) -> bool:
-    """Whether a decoding method runs in `generation`, and not in transformers' `generate`."""
-    return decoding.num_beams == 1 and not (decoding.do_sample and decoding.top_p is not None)
-
-
 def _judged_steps(
     suite: Suite,
     name: str,
@@ -277,7 +274,8 @@ def _judged_steps(
         asked = instructions.test_prompts if split == "test" else instructions.validation_rows
     # A reference answers greedily.
     decoding = profile.decoding[row.decoding if name == row.id else "greedy"]
-    speed = speeds.decoding if decoded_here(decoding) else speeds.generate / decoding.num_beams
+    ours = decoding.num_beams == 1 and not (decoding.do_sample and decoding.top_p is not None)
+    speed = (speeds.decoding if ours else speeds.generate) / decoding.num_beams
     label = f"{name}, validation" if split == "validation" else name
     yield Step(
         f"generations of {label}", row.model,
@@ -343,12 +341,16 @@ def _row_steps(
 
 
 def judging_cost(profile: Profile, prompts: int, prefix: float, continuation: float) -> Cost:
-    """What a profile's judge takes for one model's responses; nothing where it asks no server."""
+    """What a profile's judge takes for one model's responses; nothing where it asks no server.
+
+    A reply is as long as the server's parameters allow, as reasoning may need all of it.
+    """
     server = profile.judge.server if profile.judge.paid else None
     if server is None:
         return Cost(0.0)
     question = QUESTION_TOKENS + prefix + 2 * continuation
-    return asking(server, prompts * profile.judge.orders, question, REPLY_TOKENS)
+    reply = ChatServer(**server.model_dump()).reply_tokens(REPLY_TOKENS)
+    return asking(server, prompts * profile.judge.orders, question, reply)
 
 
 def asking(server: Server, requests: int, question: float, reply: float) -> Cost:

@@ -342,8 +342,9 @@ def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
         return "Everything this notebook needs is made already: it takes seconds."
     minutes = sum(item.seconds for item in lacking) / 60
     plural = "s are" if len(lacking) > 1 else " is"
-    measured = all(calibration.measurable(suite.profile, name) for name in suite.profile.models)
-    where = "this machine" if measured else suite.profile.hardware
+    profile = suite.profile
+    measured = all(calibration.measurable(profile, model) for model in profile.models.values())
+    where = "this machine" if measured else profile.hardware
     return (
         f"{len(lacking)} artifact{plural} still to be made, about {minutes:.0f} minutes on "
         f"{where}; what is made once is found again."
