@@ -97,13 +97,15 @@ if [[ ! -f $stamp || "$(<"$stamp")" != "$wanted" || ! -x $python ]]; then
     exit 2
   fi
   echo "Installing the pinned packages into $prefix: once, 3 to 10 minutes and about 2.5 GB of disk"
-  if [[ "$(uname -sm)" == "Linux x86_64" ]] && ! command -v nvidia-smi >/dev/null &&
-    ! "$python" -c 'import torch' 2>/dev/null; then
-    echo "No NVIDIA GPU here. pip may take PyTorch's CUDA build, some GB more; for the CPU build, stop"
-    echo "and first run: $python -m pip install $(grep -E '^torch==' "$root/requirements.lock")" \
-      "--index-url https://download.pytorch.org/whl/cpu"
-  fi
   rm -f "$stamp"
+  # PyTorch's build without CUDA, gigabytes smaller, is on an index of its own.
+  if [[ "$(uname -sm)" =~ ^Linux\ (x86_64|aarch64)$ ]] && ! command -v nvidia-smi >/dev/null &&
+    ! "$python" -c 'import torch' 2>/dev/null; then
+    torch="$(grep -E '^torch==' "$root/requirements.lock")"
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --timeout 10 \
+      --retries 1 --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
+      echo "PyTorch's CPU build is not to be had here: pip may take the CUDA build, some GB more"
+  fi
   "$python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.lock"
   "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
     -e "$root"

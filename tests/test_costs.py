@@ -67,6 +67,25 @@ def test_decoding_is_counted_by_its_way(tmp_path):
     assert top_p == pytest.approx(2.5 * greedy) and beam == pytest.approx(4 * 2.5 * greedy)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "reply"),
+    [
+        ("{temperature: 0}", 2),
+        ("{max_tokens: 8}", 8),
+        ("{max_completion_tokens: 4000, reasoning_effort: low}", 4000),
+    ],
+)
+def test_a_judge_s_replies_are_as_long_as_its_parameters_allow(parameters, reply):
+    judge = "{kind: openai, orders: 2, server: {model: m, usd_per_million_output: 5.0, "
+    judge += f"usd_per_million_input: 1.0, parameters: {parameters}}}}}"
+    profile = load_profile("smoke", [f"judge={judge}"])
+    cost = costs.judging_cost(profile, prompts=100, prefix=30, continuation=50)
+    # Both orders of 100 prompts; 60 tokens of template, the prefix and two responses.
+    assert cost.requests == 200
+    assert cost.tokens == 200 * (60 + 30 + 2 * 50 + reply)
+    assert cost.usd == pytest.approx(200 * (190 * 1e-6 + reply * 5e-6))
+
+
 def test_what_is_made_costs_nothing_more(tmp_path):
     suite = StatedSuite(load_profile("paper"), Store(tmp_path), tmp_path)
     recipe = suite.reference_recipe("gpt2", "reference")

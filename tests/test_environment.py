@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -183,7 +184,8 @@ def environment(tmp_path) -> Path:
     (prefix / "bin").mkdir(parents=True)
     python = prefix / "bin" / "python"
     python.write_text(
-        f'#!/bin/bash\ncase "$*" in\n  *sys.exit*) exec {sys.executable} "$@" ;;\nesac\n'
+        f'#!/bin/bash\ncase "$*" in\n  *sys.exit*) exec {sys.executable} "$@" ;;\n'
+        f'  *"import torch"*) [[ -z ${{NO_TORCH:-}} ]]; exit ;;\nesac\n'
         f'echo "$@" >>"{tmp_path}/calls"\n'
         f'[[ "$*" != *"${{FAIL_AT:-nothing}}"* ]]\n'
     )
@@ -221,6 +223,56 @@ def test_an_interrupted_installation_is_done_again(environment, tmp_path):
     again = calls(tmp_path)
     assert "requirements.lock" in again[0]
     assert again[-1] == "-m cpo profiles"
+
+
+CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
+
+
+def machine(tmp_path: Path, system: str, gpu: bool = False) -> str:
+    """A PATH on which `uname` says the system; `nvidia-smi` is there only with a GPU."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname", "grep", "rm", "env"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    scripts = {"uname": f"echo {system}"} | ({"nvidia-smi": "exit 0"} if gpu else {})
+    for name, text in scripts.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    return str(tools)
+
+
+@pytest.mark.parametrize("system", ["Linux x86_64", "Linux aarch64"])
+@pytest.mark.parametrize("reached", [True, False])
+def test_without_a_gpu_the_cpu_build_is_tried_first(environment, tmp_path, system, reached):
+    failing = {"FAIL_AT": "download.pytorch.org"} if not reached else {}
+    path = machine(tmp_path, system)
+    done = start("profiles", VIRTUAL_ENV=str(environment), PATH=path, NO_TORCH="1", **failing)
+    assert done.returncode == 0, done.stderr
+    assert ("CPU build is not to be had" in done.stdout) is not reached
+    made = calls(tmp_path)
+    [pin] = [line for line in lock_lines() if line.startswith("torch==")]
+    assert CPU_INDEX in made[0] and made[0].endswith(pin)
+    assert "--timeout 10 --retries 1" in made[0]  # where it is not reached, seconds are lost
+    # The lock is installed all the same, from the default index.
+    assert "requirements.lock" in made[1] and "index-url" not in made[1]
+    assert made[-1] == "-m cpo profiles"
+
+
+@pytest.mark.parametrize(
+    ("system", "gpu", "torch"),
+    [("Linux x86_64", True, False), ("Linux x86_64", False, True), ("Darwin arm64", False, False)],
+)
+def test_with_a_gpu_or_a_torch_or_on_a_mac_the_lock_alone_is_installed(
+    environment, tmp_path, system, gpu, torch
+):
+    missing = {} if torch else {"NO_TORCH": "1"}
+    path = machine(tmp_path, system, gpu)
+    done = start("profiles", VIRTUAL_ENV=str(environment), PATH=path, **missing)
+    assert done.returncode == 0, done.stderr
+    assert "CPU build" not in done.stdout
+    made = calls(tmp_path)
+    assert "requirements.lock" in made[0]
+    assert not [call for call in made if CPU_INDEX in call]
 
 
 def test_the_exit_code_is_handed_on(environment):
