@@ -90,7 +90,7 @@ class NegativesRecipe(Recipe):
     """Candidates, their order and their reference log-probabilities, on a batch plan."""
 
     stage: ClassVar[str] = "negatives"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     reference: Recipe
     examples: ExamplesRecipe
@@ -109,7 +109,7 @@ class ModelRecipe(Recipe):
     """A model trained from another one on a batch plan; `negatives` is None for MLE."""
 
     stage: ClassVar[str] = "model"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     start: Recipe
     examples: ExamplesRecipe
@@ -181,7 +181,7 @@ class MeasuresRecipe(Recipe):
     """The automatic measures of one model and its generations."""
 
     stage: ClassVar[str] = "measures"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     generations: GenerationsRecipe
     examples: ExamplesRecipe
