@@ -96,16 +96,17 @@ if [[ ! -f $stamp || "$(<"$stamp")" != "$wanted" || ! -x $python ]]; then
     exit 2
   fi
   echo "Installing the pinned packages into $prefix: once, 3 to 10 minutes and about 2.5 GB of disk"
-  if [[ "$(uname -sm)" == "Linux x86_64" ]] && ! command -v nvidia-smi >/dev/null &&
-    ! "$python" -c 'import torch' 2>/dev/null; then
-    echo "No NVIDIA GPU here. pip may take PyTorch's CUDA build, some GB more; for the CPU build, stop"
-    echo "and first run: $python -m pip install $(grep -E '^torch==' "$root/requirements.lock")" \
-      "--index-url https://download.pytorch.org/whl/cpu"
-  fi
+  pip=("$python" -m pip install --quiet --disable-pip-version-check)
   rm -f "$stamp"
-  "$python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.lock"
-  "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-    -e "$root"
+  # On Linux the usual index may give PyTorch's CUDA build, some GB more than is of use without a GPU.
+  if [[ "$(uname -sm)" =~ ^Linux\ (x86_64|aarch64)$ ]] && ! command -v nvidia-smi >/dev/null &&
+    ! "$python" -c 'import torch' 2>/dev/null; then
+    "${pip[@]}" --no-deps --timeout 10 --retries 1 "$(grep '^torch==' "$root/requirements.lock")" \
+      --index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
+      echo "PyTorch's own index, with its CPU builds, is not reached: the usual one is taken."
+  fi
+  "${pip[@]}" -r "$root/requirements.lock"
+  "${pip[@]}" --no-deps --no-build-isolation -e "$root"
   # Notebooks name the kernel `cpo`; this one lies inside the environment and belongs to it alone.
   "$python" -m ipykernel install --sys-prefix --name cpo --display-name CPO >/dev/null
   echo "$wanted" >"$stamp"

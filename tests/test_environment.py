@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -185,7 +186,7 @@ def environment(tmp_path) -> Path:
     python.write_text(
         f'#!/bin/bash\ncase "$*" in\n  *sys.exit*) exec {sys.executable} "$@" ;;\nesac\n'
         f'echo "$@" >>"{tmp_path}/calls"\n'
-        f'[[ "$*" != *"${{FAIL_AT:-nothing}}"* ]]\n'
+        f'[[ ! "$*" =~ ${{FAIL_AT:-nothing}} ]]\n'
     )
     python.chmod(0o755)
     return prefix
@@ -211,6 +212,57 @@ def test_an_environment_is_installed_into_once(environment, tmp_path):
     second = start("doctor", VIRTUAL_ENV=str(environment))
     assert second.stdout == ""
     assert calls(tmp_path) == ["-m cpo doctor"]
+
+
+CPU_BUILDS = "--index-url https://download.pytorch.org/whl/cpu"
+
+
+def installs(environment: Path, machine: str, fails_at: str, gpu: bool = False) -> tuple[str, list]:
+    """What is said, and what pip is asked for, on a machine with only these commands."""
+    folder = environment.parent / "commands"
+    folder.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname", "env", "grep", "rm"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    for name in ("uname", "nvidia-smi")[: 1 + gpu]:
+        (folder / name).write_text(f"#!/bin/bash\necho {machine}\n")
+        (folder / name).chmod(0o755)
+    given = {"VIRTUAL_ENV": str(environment), "PATH": str(folder), "FAIL_AT": fails_at}
+    done = start("profiles", **given)
+    assert done.returncode == 0 and done.stderr == ""
+    made = [call for call in calls(environment.parent) if "pip install" in call]
+    assert [("-r" in call.split(), "-e" in call.split()) for call in made[-2:]] == [
+        (True, False),
+        (False, True),
+    ]
+    return done.stdout, made[:-2]
+
+
+@pytest.mark.parametrize("machine", ["Linux x86_64", "Linux aarch64"])
+def test_without_a_gpu_the_cpu_build_is_tried_first(environment, locked, machine):
+    said, [call] = installs(environment, machine, "import torch")
+    assert f" torch=={locked['torch']} " in call and CPU_BUILDS in call
+    assert "--no-deps" in call and "--timeout 10 --retries 1" in call
+    assert "not reached" not in said
+
+
+def test_where_the_cpu_builds_are_not_reached_the_usual_index_is_taken(environment):
+    said, [call] = installs(environment, "Linux x86_64", "import torch|download.pytorch.org")
+    assert CPU_BUILDS in call
+    assert "is not reached: the usual one is taken" in said
+
+
+@pytest.mark.parametrize(
+    ("machine", "fails_at", "gpu"),
+    [
+        ("Linux x86_64", "import torch", True),
+        ("Linux x86_64", "nothing", False),  # torch is there
+        ("Darwin arm64", "import torch", False),
+        ("Linux ppc64le", "import torch", False),
+    ],
+)
+def test_where_it_would_be_no_gain_no_cpu_build_is_tried(environment, machine, fails_at, gpu):
+    said, tried = installs(environment, machine, fails_at, gpu)
+    assert tried == [] and "CPU builds" not in said
 
 
 def test_an_interrupted_installation_is_done_again(environment, tmp_path):
