@@ -446,7 +446,7 @@ class Profile(_Settings):
         named = {
             "instructions.path": self.instructions.path,
             "articles.path": self.articles.path,
-            "judge.model": self.judge.model,
+            "judge.model": self.judge.model if self.judge.kind == "local" else None,
         } | {f"models.{name}.pretrained": model.pretrained for name, model in self.models.items()}
         return {key: path for key, path in named.items() if path and os.path.isabs(path)}
 
