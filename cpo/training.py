@@ -342,7 +342,7 @@ class SequenceTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         try:
-            saved = load_model(Path(resume_from_checkpoint))
+            saved = load_model(Path(resume_from_checkpoint), self._inner().dtype)
             self._inner().load_state_dict(saved.state_dict())
         except (ModelFolderError, RuntimeError) as error:
             raise TrainingError(
