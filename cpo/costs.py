@@ -6,7 +6,6 @@ lengths of the data; the store says which artifacts are there already.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,12 +75,6 @@ class Speeds:
             decoding / GENERATE_SLOWDOWN,
             STEP_TOKENS / training,
         )
-
-    def times(self, speedup: float) -> Speeds:
-        """The same on cores that are so much faster together than the one that was measured; what a
-        step takes beside its tokens, they do not share."""
-        rates = {name: rate * speedup for name, rate in dataclasses.asdict(self).items()}
-        return Speeds(**rates | {"step": self.step})
 
 
 @dataclass(frozen=True)
