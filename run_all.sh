@@ -129,8 +129,7 @@ case "$command" in
     "$python" -m mypy
     # Side by side, each on one thread: threads of several would wait for each other.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile \
-      --no-loadscope-reorder "$@"
+    exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
     ;;
   *)
     exec "$python" -m cpo "$command" "$@"

@@ -10,17 +10,6 @@ import pytest
 
 from cpo import calibration, precision
 
-# Files that take minutes: begun first, none of them is what the others wait for at the end.
-LONGEST = (
-    "test_smoke.py",
-    "test_processes.py",
-    "test_several_processes.py",
-    "test_killed_run.py",
-    "test_training.py",
-    "test_runner.py",
-    "test_experiments.py",
-)
-
 PARAMETERS = 'profile = "tiny"\noverrides = []\noutput = ""'
 
 MakeNotebook = Callable[..., Path]
@@ -32,10 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run when a marker expression asks for them, such as `-m slow`. The longest files
-    come first."""
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+    """Slow tests run when a marker expression asks for them, such as `-m slow`."""
     if not config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("slow"):
