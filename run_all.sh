@@ -125,13 +125,13 @@ case "$command" in
     ;;
   test)
     cd "$root"
-    "$python" -m ruff check cpo exercises notebooks tests benchmarks docs
+    "$python" -m ruff check cpo cpo_suite exercises notebooks tests benchmarks docs
     "$python" -m mypy
     # Side by side, each on one thread: threads of several would wait for each other.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
     ;;
   *)
-    exec "$python" -m cpo "$command" "$@"
+    exec "$python" -m cpo_suite "$command" "$@"
     ;;
 esac

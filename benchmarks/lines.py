@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cpo.machine import processor
+from cpo.engine.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "openai", "cpo-reference")

@@ -21,11 +21,11 @@ import torch
 from benchmarks.lines import Line, device
 from benchmarks.shapes import LARGE_VOCABULARY, K, precision, random_groups
 from benchmarks.steps import PlainRepetition
-from cpo.costs import training_memory_gb
-from cpo.logprobs import GroupScorer, collate_groups
+from cpo.engine.memory import keep_freed_memory
 from cpo.losses import cpo_loss
-from cpo.memory import keep_freed_memory
-from cpo.profiles import load_profile
+from cpo.scoring import GroupScorer, collate_groups
+from cpo_suite.costs import training_memory_gb
+from cpo_suite.profile import load_profile
 
 LENGTHS = [(128, 128), (512, 64)]
 TARGET = 4.0

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from benchmarks.lines import RESULTS, device, machine
 from benchmarks.shapes import Shape, precision, random_groups
 from benchmarks.steps import matrix_rate, seconds_of
-from cpo.costs import SCORING_SPEEDUP
-from cpo.logprobs import GroupScorer
-from cpo.profiles import Profile, load_profile
+from cpo.scoring import GroupScorer
+from cpo_suite.costs import SCORING_SPEEDUP
+from cpo_suite.profile import Profile, load_profile
 
 BATCH, PREFIX, LENGTH, MICRO_BATCH = 64, 128, 128, 4
 # For the estimate: what an H200's data sheet says of dense bf16 products, and the share of it that

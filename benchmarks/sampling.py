@@ -22,8 +22,8 @@ from benchmarks.shapes import (
     precision,
     random_groups,
 )
+from cpo.engine.memory import keep_freed_memory
 from cpo.generation import generate, up_to_eos
-from cpo.memory import keep_freed_memory
 from cpo.negatives import AUTOREGRESSIVE_TOP_K
 
 PROMPTS, PREFIX, NEGATIVES, LONGEST, REPEATS = 2, 128, 11, 128, 2

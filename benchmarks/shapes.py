@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.lines import device
-from cpo.logprobs import Group
-from cpo.precision import Precision, measure
+from cpo.engine.precision import Precision, measure
+from cpo.scoring import Group
 
 K = 12  # candidates, as in the paper: the ground truth and 11 negatives
 

@@ -33,8 +33,8 @@ from benchmarks.shapes import (
     product_dtype,
     random_groups,
 )
-from cpo.logprobs import Group, GroupScorer, collate_groups
-from cpo.memory import keep_freed_memory
+from cpo.engine.memory import keep_freed_memory
+from cpo.scoring import Group, GroupScorer, collate_groups
 from cpo.training import PlannedExamples, SequenceTrainer, TrainingExample, TrainingSettings
 
 # Steps, of which the first warms up. Fewer where there are many cases, and of what takes ten times

@@ -13,10 +13,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cpo.forward_pass import ForwardPass, ModelError, forward_pass_of, same_logits, select_rows
+from cpo.engine.forward_pass import (
+    ForwardPass,
+    ModelError,
+    forward_pass_of,
+    same_logits,
+    select_rows,
+)
+from cpo.engine.processes import process_count, shared_out
+from cpo.engine.progress import progress_bar
 from cpo.plan import stream_seed
-from cpo.processes import process_count, shared_out
-from cpo.progress import progress_bar
 
 # Finished rows leave the batch when no more than this share of it is still going on: leaving copies
 # the cache of those who stay.

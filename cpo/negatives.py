@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpo.engine.processes import process_count, shared_out
+from cpo.engine.progress import progress_bar
 from cpo.generation import generate, ids_without_token
-from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.own_code import check_name, identity
 from cpo.plan import stream_seed
-from cpo.processes import process_count, shared_out
-from cpo.profiles import NEGATIVE_KINDS
-from cpo.progress import progress_bar
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 Continuation = tuple[int, ...]
 
@@ -82,7 +81,6 @@ def register(name: str) -> Callable[[Sampler], Sampler]:
 
     def add(sampler: Sampler) -> Sampler:
         SAMPLERS[name] = sampler
-        NEGATIVE_KINDS.add(name)
         return sampler
 
     return add

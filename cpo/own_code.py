@@ -6,12 +6,13 @@ replaced.
 
 from __future__ import annotations
 
+import difflib
 import dis
 import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -22,9 +23,15 @@ class OwnCodeError(ValueError):
     """A function that cannot be registered, or not be named in a recipe; the message says why."""
 
 
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the closest choice, or an empty string."""
+    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
 def is_ours(function: Function) -> bool:
     """Whether a registered function came with this project."""
-    return function.__module__.split(".")[0] == "cpo"
+    return function.__module__.split(".")[0] in ("cpo", "cpo_suite")
 
 
 def check_name(name: str, registered: Mapping[str, Function], what: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpo import machine
-from cpo.processes import shared_out
+from cpo.engine import machine
+from cpo.engine.processes import shared_out
 
 Embed = Callable[[Sequence[str]], Tensor]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cpo.logprobs import GroupScorer
+from cpo.scoring import GroupScorer
 
 
 class ScheduledSamplingScorer(GroupScorer):

@@ -23,22 +23,25 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from cpo import losses, machine
-from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
-from cpo.model_folders import ModelFolderError, load_model
-from cpo.own_code import check_name, identity
-from cpo.processes import (
+from cpo import losses
+from cpo.engine import machine
+from cpo.engine.files import checksums_of, damaged_file, write_atomically
+from cpo.engine.processes import (
     from_main_process,
     is_main_process,
     process_count,
     wait_for_everyone,
 )
-from cpo.profiles import CONTRASTIVE_OBJECTIVES, NEXT_TOKEN_OBJECTIVES
-from cpo.progress import progress_bar
+from cpo.engine.progress import progress_bar
+from cpo.models.folders import ModelFolderError, load_model
+from cpo.own_code import check_name, identity
 from cpo.scheduled_sampling import ScheduledSamplingScorer
-from cpo.store import checksums_of, damaged_file, write_atomically
+from cpo.scoring import Group, GroupScorer, collate_groups, order_by_length
 
 Objective = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+
+# Objectives that compare nothing: a mean over the tokens of the ground truth.
+NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
 
 # Objectives that compare continuations: (policy_logps, reference_logps, beta, mask) -> mean loss.
 # MLE and PSS compare nothing and stand apart in `SequenceTrainer.compute_loss`.
@@ -87,7 +90,6 @@ def register_objective(name: str, ranked: bool = False) -> Callable[[Objective],
 
     def add(objective: Objective) -> Objective:
         OBJECTIVES[name] = objective
-        CONTRASTIVE_OBJECTIVES.add(name)
         (RANKED_OBJECTIVES.add if ranked else RANKED_OBJECTIVES.discard)(name)
         return objective
 

@@ -19,7 +19,7 @@ def truncation_logps(token_logps: torch.Tensor, eos_logps: torch.Tensor) -> torc
 # %% check
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 # By hand: after "a" (-1), EOS costs -3 there; after "a b" (-1 - 2), EOS costs -0.5.
 found = truncation_logps(torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([-9.0, -3.0, -0.5]))

@@ -114,7 +114,7 @@ assert rows.grad[~mask].abs().sum() == 0, "what is masked has no gradient"
 # `is_fair`: whether exchanging the sides exchanges a judge's verdict on each of the given pairs.
 
 # %% stub
-from cpo.metrics import repeated_ngrams
+from cpo.evaluation.metrics import repeated_ngrams
 
 
 def less_repetitive(example, response_a, response_b):

@@ -8,13 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpo import claims
-from cpo.claims import Outcome, bootstrap_difference, combined, decide, holm_levels, p_value
-from cpo.comparison import Comparison
-from cpo.figures import claims_frame
-from cpo.intervals import Estimate
-from cpo.paper import ROWS
-from cpo.profiles import ProfileError, load_profile
+from cpo.evaluation.intervals import Estimate
+from cpo_suite.comparison import Comparison
+from cpo_suite.paper import ROWS
+from cpo_suite.profile import ProfileError, load_profile
+from cpo_suite.report import claims
+from cpo_suite.report.claims import (
+    Outcome,
+    bootstrap_difference,
+    combined,
+    decide,
+    holm_levels,
+    p_value,
+)
+from cpo_suite.report.figures import claims_frame
 
 
 def test_comparisons_are_read():
@@ -139,7 +146,7 @@ def test_the_frame_shows_the_comparison_that_decided():
 
 
 def test_rows_without_a_continued_mle_row_do_not_exist():
-    from cpo.paper import continued_mle
+    from cpo_suite.paper import continued_mle
 
     for row in ROWS.values():
         mle = continued_mle(row)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cpo import runner
-from cpo.__main__ import main
+from cpo_suite.__main__ import main
+from cpo_suite.run import runner
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from cpo import comparing
-from cpo.comparing import McNemar
-from cpo.intervals import MetricError, win_rate
+from cpo.evaluation import comparing
+from cpo.evaluation.comparing import McNemar
+from cpo.evaluation.intervals import MetricError, win_rate
 
 NAN = math.nan
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from cpo import costs
-from cpo.costs import Planned
-from cpo.logprobs import Group, GroupScorer, collate_groups
-from cpo.profiles import load_profile
-from cpo.stated import StatedSuite
-from cpo.store import Store
+from cpo.scoring import Group, GroupScorer, collate_groups
+from cpo_suite import costs
+from cpo_suite.costs import Planned
+from cpo_suite.profile import load_profile
+from cpo_suite.stated import StatedSuite
+from cpo_suite.store import Store
 
 
 def plan(folder: Path, *overrides: str) -> dict[str, Planned]:

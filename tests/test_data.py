@@ -591,7 +591,7 @@ def test_bad_articles_are_counted(tmp_path: Path) -> None:
 
 
 def test_world_is_loaded_with_its_own_split() -> None:
-    world_module = pytest.importorskip("cpo.world")
+    world_module = pytest.importorskip("cpo_suite.world")
     world = world_module.build_world(seed=0)
     split = {pair.id: pair.split for pair in world.pairs}
     task = data.load_instructions("world", seed=0)

@@ -14,10 +14,11 @@ from hub_server import HubServer
 from stand_ins import gpt2_folder, llama_folder
 from test_model_folders import change, pickle
 
-from cpo import chat, doctor
-from cpo.costs import Planned
-from cpo.profiles import ProfileError, load_profile
-from cpo.runner import BadInput, run_suite
+from cpo.evaluation import chat
+from cpo_suite.costs import Planned
+from cpo_suite.profile import ProfileError, load_profile
+from cpo_suite.run import doctor
+from cpo_suite.run.runner import BadInput, run_suite
 
 KEY = "CPO_TEST_KEY"
 

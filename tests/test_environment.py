@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cpo import doctor
-from cpo.profiles import ROOT
+from cpo_suite.profile import ROOT
+from cpo_suite.run import doctor
 
 SCRIPT = ROOT / "run_all.sh"
 PROMISED = [
@@ -209,20 +209,20 @@ def test_an_environment_is_installed_into_once(environment, tmp_path):
     assert "install" in made[0] and "-r" in made[0] and "requirements.lock" in made[0]
     assert "--no-deps" in made[1] and "-e" in made[1]
     assert "ipykernel install --sys-prefix --name cpo" in made[2]
-    assert made[3:] == ["-m cpo run --profile smoke --set seeds=2"]
+    assert made[3:] == ["-m cpo_suite run --profile smoke --set seeds=2"]
     second = start("doctor", VIRTUAL_ENV=str(environment))
     assert second.stdout == ""
-    assert calls(tmp_path) == ["-m cpo doctor"]
+    assert calls(tmp_path) == ["-m cpo_suite doctor"]
 
 
 def test_an_interrupted_installation_is_done_again(environment, tmp_path):
     broken = start("profiles", VIRTUAL_ENV=str(environment), FAIL_AT="ipykernel")
     assert broken.returncode != 0
-    assert not [call for call in calls(tmp_path) if call.startswith("-m cpo")]
+    assert not [call for call in calls(tmp_path) if call.startswith("-m cpo_suite")]
     assert start("profiles", VIRTUAL_ENV=str(environment)).returncode == 0
     again = calls(tmp_path)
     assert "requirements.lock" in again[0]
-    assert again[-1] == "-m cpo profiles"
+    assert again[-1] == "-m cpo_suite profiles"
 
 
 CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
@@ -255,7 +255,7 @@ def test_without_a_gpu_the_cpu_build_is_tried_first(environment, tmp_path, syste
     assert "--timeout 10 --retries 1" in made[0]  # where it is not reached, seconds are lost
     # The lock is installed all the same, from the default index.
     assert "requirements.lock" in made[1] and "index-url" not in made[1]
-    assert made[-1] == "-m cpo profiles"
+    assert made[-1] == "-m cpo_suite profiles"
 
 
 @pytest.mark.parametrize(

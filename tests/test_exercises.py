@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from cpo import course, negatives
+from cpo import negatives
+from cpo_suite.teaching import course
 from exercises.build import Exercise, read_exercises, section, with_exercises
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def twice(x: int) -> int:
 # %% check
 import math
 
-from cpo import course
+from cpo_suite.teaching import course
 
 for x in (1, math.pi):
     assert twice(x) == x + x, "twice is x and x again"
@@ -136,7 +137,7 @@ def test_a_source_becomes_cells(tmp_path: Path) -> None:
         'def twice(x: int) -> int:\n    """2x."""\n    raise NotImplementedError("your turn")'
     )
     assert check["source"] == (
-        "import math\n\nfrom cpo import course\nfrom cpo.course import exercise\n\n"
+        "import math\n\nfrom cpo import course\nfrom cpo_suite.teaching.course import exercise\n\n"
         'with exercise("00.1"):\n    for x in (1, math.pi):\n'
         '        assert twice(x) == x + x, "twice is x and x again"'
     )

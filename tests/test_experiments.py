@@ -10,13 +10,13 @@ import torch
 from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file
 
-from cpo import claims
 from cpo.data import DataError
-from cpo.experiments import Suite, score_groups
-from cpo.intervals import Estimate
-from cpo.logprobs import Group
-from cpo.paper import ROWS
-from cpo.store import Store
+from cpo.evaluation.intervals import Estimate
+from cpo.scoring import Group
+from cpo_suite.paper import ROWS
+from cpo_suite.report import claims
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite, score_groups
 
 SMALL = [
     "models.llama.pretraining.steps=3",

@@ -19,13 +19,13 @@ pd = pytest.importorskip("pandas")
 
 from PIL import Image  # noqa: E402
 
-from cpo import figures  # noqa: E402
-from cpo.claims import Outcome  # noqa: E402
 from cpo.data import Example  # noqa: E402
-from cpo.intervals import Estimate  # noqa: E402
-from cpo.judging import Side, Verdict, Verdicts  # noqa: E402
-from cpo.paper import ROWS, rows_of  # noqa: E402
-from cpo.profiles import Profile, load_profile  # noqa: E402
+from cpo.evaluation.intervals import Estimate  # noqa: E402
+from cpo.evaluation.judging import Side, Verdict, Verdicts  # noqa: E402
+from cpo_suite.paper import ROWS, rows_of  # noqa: E402
+from cpo_suite.profile import Profile, load_profile  # noqa: E402
+from cpo_suite.report import figures  # noqa: E402
+from cpo_suite.report.claims import Outcome  # noqa: E402
 
 COLUMNS = [
     "row", "model", "alpha", "measure", "judge", "seeds", "paper", "ours", "low", "high", "n",

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from stand_ins import gguf_folder, llama_folder, write_gguf
 from test_model_folders import change, suite_of  # noqa: F401 - a fixture
 
-from cpo import doctor, gguf_files
-from cpo.model_folders import ModelFolderError, faults, fetched, load_model, load_tokenizer
+from cpo.models import gguf as gguf_files
+from cpo.models.folders import ModelFolderError, faults, fetched, load_model, load_tokenizer
+from cpo_suite.run import doctor
 
 IDS = torch.tensor([[1, 300, 7, 42, 300, 9, 11, 320]])
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from cpo import intervals
-from cpo.intervals import Estimate, MetricError
+from cpo.evaluation import intervals
+from cpo.evaluation.intervals import Estimate, MetricError
 
 # --- Values ---------------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpo import judging
 from cpo.data import Example
-from cpo.judging import JudgeError, Verdicts
-from cpo.world import build_world, oracle_score
+from cpo.evaluation import judging
+from cpo.evaluation.judging import JudgeError, Verdicts
+from cpo_suite.world import build_world, oracle_score
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from models import ARCHITECTURES, EOS, VOCABULARY, tiny_model
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from cpo import forward_pass
-from cpo.forward_pass import left_aligned
-from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.engine import forward_pass
+from cpo.engine.forward_pass import left_aligned
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 
 def ragged_groups(seed: int = 0) -> list[Group]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from cpo import metrics
-from cpo.intervals import MetricError
+from cpo.evaluation import metrics
+from cpo.evaluation.intervals import MetricError
 
 # --- Texts ----------------------------------------------------------------------------------------
 

@@ -18,18 +18,18 @@ import torch
 from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file, save_file
 
-from cpo import comparing, judging, model_judges
-from cpo.__main__ import main
-from cpo.chat import ChatError, ChatServer
 from cpo.data import Example
-from cpo.intervals import win_rate
-from cpo.judge_prompts import judge_prompt
-from cpo.judging import JudgeError, Pair
-from cpo.model_folders import ModelFolderError
-from cpo.model_judges import ChatJudge, LocalJudge, judge_identity, judge_of
-from cpo.profiles import Judge as Settings
-from cpo.profiles import Server
-from cpo.verdict_store import VerdictStore
+from cpo.evaluation import comparing, judging, model_judges
+from cpo.evaluation.chat import ChatError, ChatServer
+from cpo.evaluation.intervals import win_rate
+from cpo.evaluation.judge_prompts import judge_prompt
+from cpo.evaluation.judging import JudgeError, Pair
+from cpo.evaluation.model_judges import ChatJudge, LocalJudge, judge_identity, judge_of
+from cpo.evaluation.verdict_store import VerdictStore
+from cpo.models.folders import ModelFolderError
+from cpo_suite.__main__ import main
+from cpo_suite.profile import Judge as Settings
+from cpo_suite.profile import Server
 
 KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-planted-in-the-test"
 

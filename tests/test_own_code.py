@@ -12,7 +12,7 @@ import pytest
 from conftest import MakeNotebook
 
 from cpo.own_code import OwnCodeError, check_name, identity
-from cpo.runner import run_suite
+from cpo_suite.run.runner import run_suite
 
 SOURCE = """
     import math
@@ -126,7 +126,7 @@ def test_a_function_of_a_notebook_has_a_source(make_notebook: MakeNotebook, tmp_
     """
     make_notebook(
         "00_own",
-        "from cpo.judging import register_judge, rule_identity\nLIMIT = 10",
+        "from cpo.evaluation.judging import register_judge, rule_identity\nLIMIT = 10",
         textwrap.dedent(cell),
         "first = rule_identity('mine')",
         textwrap.dedent(cell),

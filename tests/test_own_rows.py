@@ -17,16 +17,19 @@ import torch
 from test_experiments import SMALL
 from test_negatives import planned
 
-from cpo import figures, judging, losses, negatives, profiles, training
-from cpo.costs import Cost, Planned
-from cpo.dry_run import own_rows
-from cpo.experiments import Suite
-from cpo.launching import LaunchError, launch
+from cpo import losses, negatives, training
+from cpo.evaluation import judging
 from cpo.negatives import register
 from cpo.own_code import OwnCodeError
-from cpo.profiles import ROOT, Profile, ProfileError
-from cpo.store import Store
 from cpo.training import TrainingError, register_objective
+from cpo_suite import profile as profiles
+from cpo_suite.costs import Cost, Planned
+from cpo_suite.launching import LaunchError, launch
+from cpo_suite.profile import ROOT, Profile, ProfileError
+from cpo_suite.report import figures
+from cpo_suite.run.dry_run import own_rows
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 SAMPLER = """
     from cpo.negatives import register

@@ -16,8 +16,8 @@ import pytest
 from chat_server import ScriptedServer, question_of
 from stand_ins import gpt2_folder, llama_folder, write_articles, write_dolly
 
-from cpo.chat import TRIAL
-from cpo.profiles import ROOT, load_profile
+from cpo.evaluation.chat import TRIAL
+from cpo_suite.profile import ROOT, load_profile
 
 KEY = "CPO_TEST_KEY"
 SIZES = (

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpo import machine, precision
-from cpo.precision import Measured
-from cpo.profiles import ROOT, Profile, load_profile
-from cpo.stated import StatedSuite
-from cpo.store import Store
+from cpo.engine import machine, precision
+from cpo.engine.precision import Measured
+from cpo_suite.profile import ROOT, Profile, load_profile
+from cpo_suite.stated import StatedSuite
+from cpo_suite.store import Store
 
 NO_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 MEASURE = """
 import torch
-from cpo import precision
+from cpo.engine import precision
 measured = precision.measure()
 print(torch.ops.mkldnn._is_mkldnn_bf16_supported(), measured.fp32, measured.bf16, measured.faster)
 """

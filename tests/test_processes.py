@@ -15,10 +15,10 @@ import pytest
 from safetensors.torch import load_file
 from test_experiments import SMALL
 
-from cpo.experiments import Suite
-from cpo.launching import LaunchError, launch
-from cpo.profiles import Processes
-from cpo.store import Store
+from cpo_suite.launching import LaunchError, launch
+from cpo_suite.profile import Processes
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 TESTS = str(Path(__file__).parent)
 
@@ -27,7 +27,7 @@ def run_in(count: int, script: str, folder: Path) -> str:
     """Run a script in `count` processes; returns what they printed."""
     path = folder / "script.py"
     header = f"import sys; sys.path.insert(0, {TESTS!r})\n"
-    footer = "\nfrom cpo.processes import leave_together\nleave_together()\n"
+    footer = "\nfrom cpo.engine.processes import leave_together\nleave_together()\n"
     path.write_text(header + textwrap.dedent(script) + footer)
     command = [sys.executable]
     if count > 1:
@@ -49,7 +49,7 @@ def test_items_are_shared_out_and_come_back_in_order(tmp_path):
     script = """
         import os
         from pathlib import Path
-        from cpo.processes import from_main_process, is_main_process, shared_out
+        from cpo.engine.processes import from_main_process, is_main_process, shared_out
         done = []
         squares = shared_out(range(7), lambda one: done.append(one) or one * one)
         rank = os.environ["RANK"]
@@ -69,8 +69,8 @@ TRAINING = """
     import torch
     from models import tiny_model
     from test_training import random_groups, settings
-    from cpo.logprobs import GroupScorer, collate_groups
-    from cpo.processes import process_count
+    from cpo.scoring import GroupScorer, collate_groups
+    from cpo.engine.processes import process_count
     from cpo.training import TrainingExample, train
     objective, dtype = {objective!r}, torch.{dtype}
     model = tiny_model("gpt2").to(dtype)
@@ -120,7 +120,7 @@ def test_two_processes_resume_from_their_common_checkpoint(tmp_path):
     # Both stop with the step after which the tenth checkpoint stands.
     stop = """
     from cpo import training
-    from cpo.processes import leave_together
+    from cpo.engine.processes import leave_together
     sealed, saves = training._Progress.on_save, []
     def stopping(self, args, state, control, **kwargs):
         sealed(self, args, state, control, **kwargs)

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo import profiles
-from cpo.profiles import (
+from cpo_suite import profile as profiles
+from cpo_suite.profile import (
     ROOT,
     ProfileError,
     load_profile,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cpo.__main__ import main
-from cpo.run_diff import differences
+from cpo_suite.__main__ import main
+from cpo_suite.run.run_diff import differences
 
 RUN: dict[str, Any] = {
     "profile": "tiny",

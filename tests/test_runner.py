@@ -15,12 +15,12 @@ import nbformat
 import pytest
 from stand_ins import write_articles, write_dolly
 
-from cpo import doctor
-from cpo.costs import Planned
-from cpo.executed import make_portable, without_machine_paths
-from cpo.experiments import Suite
-from cpo.profiles import ROOT, ProfileError, load_profile, parse_value
-from cpo.runner import BadInput, run_suite
+from cpo_suite.costs import Planned
+from cpo_suite.profile import ROOT, ProfileError, load_profile, parse_value
+from cpo_suite.run import doctor
+from cpo_suite.run.executed import make_portable, without_machine_paths
+from cpo_suite.run.runner import BadInput, run_suite
+from cpo_suite.suite import Suite
 
 WRITE = "from pathlib import Path\nPath(output, {name!r}).write_text({text!r})"
 
@@ -221,7 +221,7 @@ def test_a_profile_beside_its_data_is_run_from_their_folder(
     (own / "mine.yaml").write_text(text.replace(world, data).replace("train_rows: 400", ""))
     make_notebook(
         "01_reads",
-        "from cpo.experiments import Suite\n"
+        "from cpo_suite.suite import Suite\n"
         "suite = Suite.open(profile, overrides, output)\n"
         "assert suite.instructions.report.kept == 60\n"
         "assert suite.articles.report.kept == 70",
@@ -423,7 +423,8 @@ def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
 def run_in_background(tmp_path: Path, artifacts: Path) -> subprocess.Popen[str]:
     """The runner in a process of its own, on the test's notebooks."""
     code = (
-        "import sys; from pathlib import Path; from cpo import __main__ as command, runner\n"
+        "import sys; from pathlib import Path; from cpo_suite import __main__ as command\n"
+        "from cpo_suite.run import runner\n"
         "settled = runner.run_suite\n"
         "def on_these(*given):\n"
         "    return settled(*given, notebooks_dir=Path(sys.argv[1]), plan=lambda *_: [])\n"

@@ -18,8 +18,8 @@ pytest.importorskip("myst_nb")
 
 from PIL import Image, PngImagePlugin  # noqa: E402
 
-from cpo import site  # noqa: E402
-from cpo.profiles import ROOT  # noqa: E402
+from cpo_suite.profile import ROOT  # noqa: E402
+from cpo_suite.report import site  # noqa: E402
 
 # A picture of one pixel.
 PIXEL = (

@@ -13,8 +13,8 @@ import nbformat
 import pytest
 from chat_server import ScriptedServer
 
-from cpo.chat import TRIAL
-from cpo.profiles import ROOT
+from cpo.evaluation.chat import TRIAL
+from cpo_suite.profile import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 

@@ -16,16 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo.store import (
-    MANIFEST,
-    Recipe,
-    Store,
-    hash_file,
-    hash_folder,
-    how,
-    provenance,
-    write_atomically,
-)
+from cpo.engine.files import MANIFEST, hash_file, hash_folder, write_atomically
+from cpo_suite.store import Recipe, Store, how, provenance
 
 
 @dataclass(frozen=True)
@@ -165,7 +157,7 @@ import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-from cpo.store import Recipe, Store
+from cpo_suite.store import Recipe, Store
 
 @dataclass(frozen=True)
 class Inner(Recipe):
@@ -279,7 +271,7 @@ def test_a_manifest_names_no_host_and_no_folder(tmp_path):
 
 
 def test_results_under_figures_do_not_make_a_checkout_unclean(tmp_path, monkeypatch):
-    from cpo import store
+    from cpo_suite import store
 
     def git(*arguments: str) -> None:
         who = ["-c", "user.name=x", "-c", "user.email=x@x"]

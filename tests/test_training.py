@@ -17,9 +17,8 @@ import torch
 from models import ARCHITECTURES, VOCABULARY, tiny_model
 from safetensors.torch import load_file, save_file
 
-from cpo.experiments import score_groups
-from cpo.logprobs import Group
-from cpo.store import checksums_of
+from cpo.engine.files import checksums_of
+from cpo.scoring import Group
 from cpo.training import (
     OBJECTIVES,
     TrainingError,
@@ -28,6 +27,7 @@ from cpo.training import (
     micro_batch,
     train,
 )
+from cpo_suite.suite import score_groups
 
 
 def random_groups(rows: int, k: int, seed: int = 0) -> list[Group]:

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cpo.data import Example, TokenizedExample, tokenize, train_tokenizer
 from cpo.generation import generate
-from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.losses import cpo_loss, dpo_loss, ranked_cpo_loss, ranking_nce_loss
 from cpo.negatives import AUTOREGRESSIVE_TOP_K, Planned, autoregressive, meanfield
 from cpo.ranking import rank_candidates
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 # --- DPO against TRL ------------------------------------------------------------------------------
 

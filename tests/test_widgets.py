@@ -21,15 +21,18 @@ ipywidgets = pytest.importorskip("ipywidgets")
 from models import tiny_model  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from cpo import live_curves, training, widgets  # noqa: E402
+from cpo import training  # noqa: E402
 from cpo.data import Example  # noqa: E402
-from cpo.ensemble_view import EnsembleAnswers, ensemble_page  # noqa: E402
-from cpo.executed import make_portable  # noqa: E402
-from cpo.judging import Verdicts  # noqa: E402
-from cpo.live_curves import LiveCurves, Seen  # noqa: E402
-from cpo.logprobs import Group  # noqa: E402
-from cpo.loss_view import loss_parts  # noqa: E402
-from cpo.negatives_view import (  # noqa: E402
+from cpo.evaluation.judging import Verdicts  # noqa: E402
+from cpo.scoring import Group  # noqa: E402
+from cpo.training import TrainingExample, TrainingSettings, train  # noqa: E402
+from cpo_suite.profile import ROOT  # noqa: E402
+from cpo_suite.run.executed import make_portable  # noqa: E402
+from cpo_suite.teaching import live_curves, widgets  # noqa: E402
+from cpo_suite.teaching.ensemble_view import EnsembleAnswers, ensemble_page  # noqa: E402
+from cpo_suite.teaching.live_curves import LiveCurves, Seen  # noqa: E402
+from cpo_suite.teaching.loss_view import loss_parts  # noqa: E402
+from cpo_suite.teaching.negatives_view import (  # noqa: E402
     CHANGED,
     SURPRISE,
     Candidate,
@@ -37,9 +40,7 @@ from cpo.negatives_view import (  # noqa: E402
     new_tokens,
     shade_of,
 )
-from cpo.profiles import ROOT  # noqa: E402
-from cpo.training import TrainingExample, TrainingSettings, train  # noqa: E402
-from cpo.verdict_view import having, judgement_page, judgements  # noqa: E402
+from cpo_suite.teaching.verdict_view import having, judgement_page, judgements  # noqa: E402
 
 EVIL = "<script>alert('x')</script><img src=x onerror=y> & \"quoted\""
 
@@ -502,9 +503,10 @@ def test_executed_copies_keep_what_stands_in_for_a_widget_and_drop_the_rest():
 def test_a_page_made_of_a_saved_notebook_shows_the_picture_as_last_drawn(tmp_path):
     nbclient, nbconvert = pytest.importorskip("nbclient"), pytest.importorskip("nbconvert")
     sources = [
-        "from cpo.widgets import loss_explorer\npiece = loss_explorer([0.0, 0.0], beta=1.0)\npiece",
+        "from cpo_suite.teaching.widgets import loss_explorer\n"
+        "piece = loss_explorer([0.0, 0.0], beta=1.0)\npiece",
         "piece.controls['y1'].value = 1.0",
-        "from cpo.live_curves import LiveCurves\n"
+        "from cpo_suite.teaching.live_curves import LiveCurves\n"
         "log = []\n"
         "with LiveCurves(seconds=0.0) as curves:\n"
         "    for step in (1, 2):\n"

@@ -1,0 +1,324 @@
+"""How fast this machine works with a profile's models: measured with random weights, once.
+
+The suite's own code is timed on shapes like the profile's: some steps of each kind of training, a
+scoring pass, two ways of decoding, and the encoder that ranks. Where it cannot be measured, what
+the profile states holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpo.engine import machine
+from cpo_suite.costs import CHARACTERS_A_TOKEN, Speeds
+
+if TYPE_CHECKING:
+    from cpo.scoring import Group
+    from cpo_suite.profile import Model, Profile
+    from cpo_suite.suite import Suite
+
+VERSION = 1  # raised when something else is measured
+LARGEST = 2e7  # parameters of a model that is measured: larger ones take too long
+TRAINED_TOKENS = 2048  # of a timed step and a timed scoring pass, about
+STEPS = 4  # of each kind of training: the first warms up, the best of the others counts
+DECODED_ROWS, DECODED_STEPS = 128, 8
+TEXTS = 96  # for the encoder
+# Two cores train 1.6 to 1.8 times as fast as one: their number to this power. It is not measured,
+# since threads that wait for each other are slower than one while other work takes a core.
+PARALLEL = 0.75
+END = 0  # the id that ends a text, which no prompt has
+
+
+def measurable(profile: Profile, model: Model) -> bool:
+    """Whether the speeds of a model are measured here: the suite makes it, it is small, and the
+    profile is not meant for a GPU that this machine lacks."""
+    return model.config is not None and model.parameters <= LARGEST and not _elsewhere(profile)
+
+
+def speeds(suite: Suite) -> dict[str, Speeds]:
+    """The speeds of one process with each model of a profile, by the model's name: measured on this
+    machine where they can be, else what the profile states."""
+    profile = suite.profile
+    return {
+        name: _measured(suite, model) if measurable(profile, model) else Speeds.stated(model)
+        for name, model in profile.models.items()
+    }
+
+
+def embedded_texts_per_second(suite: Suite) -> float:
+    """How many texts one process embeds: measured here unless the profile is meant for a GPU that
+    this machine lacks."""
+    profile = suite.profile
+    if _elsewhere(profile):
+        return profile.embedded_texts_per_second
+    characters = sorted(suite.lengths[1])
+    median, precision = characters[len(characters) // 2], profile.optimiser.precision
+    key = f"texts a second, {median} characters, {precision}"
+    measured = machine.remembered(
+        suite.store.root, key, lambda: _alone(lambda clock: _embedding(median, precision, clock))
+    )
+    return float(measured) * _cores(suite)
+
+
+def _elsewhere(profile: Profile) -> bool:
+    return profile.gpus > 0 and machine.device() == "cpu"
+
+
+def _measured(suite: Suite, model: Model) -> Speeds:
+    shapes = _Shapes.of(suite)
+    assert model.pretraining is not None
+    parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    measured = machine.remembered(
+        suite.store.root,
+        f"speeds {digest[:16]}",
+        lambda: dataclasses.asdict(_alone(lambda clock: _measure(model, shapes, clock))),
+    )
+    return Speeds(**measured).times(_cores(suite))
+
+
+def _cores(suite: Suite) -> float:
+    """How much faster one process is on the cores that it gets than on one; 1 on a GPU."""
+    import psutil
+    import torch
+
+    if machine.device() != "cpu":
+        return 1.0
+    threads = torch.get_num_threads()
+    cores = min(threads, psutil.cpu_count(logical=False) or threads)
+    return max(1.0, cores / suite.profile.processes.on_each_machine) ** PARALLEL
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shapes:
+    """What speeds depend on beside the model: precision, and tokens by row."""
+
+    precision: str
+    prefixes: list[int]
+    continuations: list[int]
+    k: int  # candidates of a contrastive row
+    block: int
+
+    @classmethod
+    def of(cls, suite: Suite) -> _Shapes:
+        profile, limits = suite.profile, suite.profile.instructions
+        mixtures = [
+            profile.negatives[row.negatives] for row in profile.trained_rows if row.negatives
+        ]
+        blocks = [
+            one.pretraining.block_tokens for one in profile.models.values() if one.pretraining
+        ]
+
+        def tokens(lengths: Sequence[int], limit: int) -> list[int]:
+            counts = (round(one / CHARACTERS_A_TOKEN) for one in lengths[:DECODED_ROWS])
+            return [max(2, min(one, limit)) for one in counts]
+
+        prefixes, continuations = suite.lengths
+        return cls(
+            profile.optimiser.precision,
+            tokens(prefixes, limits.max_prefix_tokens),
+            tokens(continuations, limits.max_continuation_tokens),
+            1 + max((sum(mixture.values()) for mixture in mixtures), default=1),
+            max(blocks),
+        )
+
+
+Clock = Callable[[], float]
+
+
+def _alone(measure: Callable[[Clock], Any]) -> Any:
+    """`measure` with a clock that other work on the machine does not disturb.
+
+    On a processor that is the time of this process, on one thread: several wait for each other
+    whenever other work takes a core. The global generators are left as they were, and so are those
+    who watch trainings.
+    """
+    import numpy as np
+    import torch
+
+    from cpo.training import WATCHERS
+
+    plain, of_numpy, watchers = random.getstate(), np.random.get_state(), list(WATCHERS)
+    threads = torch.get_num_threads()
+    on_gpu = machine.device() == "cuda"
+    if not on_gpu:
+        torch.set_num_threads(1)
+    WATCHERS.clear()
+    try:
+        with torch.random.fork_rng():
+            return measure(_gpu_clock if on_gpu else time.process_time)
+    finally:
+        torch.set_num_threads(threads)
+        WATCHERS[:] = watchers
+        random.setstate(plain)
+        np.random.set_state(of_numpy)
+
+
+def _gpu_clock() -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
+    """Time all kinds of work with a model of this configuration and random weights."""
+    import torch
+
+    from cpo.scoring import Group, GroupScorer, collate_groups
+
+    network, vocabulary = _random_model(model)
+    draw = random.Random(0)
+
+    def row(length: int) -> list[int]:
+        return [draw.randrange(1, vocabulary) for _ in range(length)]
+
+    def groups(k: int) -> list[Group]:
+        lengths = list(zip(shapes.prefixes, shapes.continuations, strict=False))
+        mean = sum(prefix + k * continuation for prefix, continuation in lengths) / len(lengths)
+        count = max(1, round(TRAINED_TOKENS / mean))
+        rows = (lengths[one % len(lengths)] for one in range(count))
+        return [Group(row(prefix), [row(one) for _ in range(k)]) for prefix, one in rows]
+
+    def training(rows: list[Group], objective: str, fp32_head: bool = True) -> float:
+        return _step_seconds(network, rows, objective, fp32_head, shapes.precision, clock)
+
+    blocks = [row(shapes.block) for _ in range(max(1, TRAINED_TOKENS // shapes.block))]
+    packed = [Group(one[:1], [one[1:]]) for one in blocks]
+    pairs, contrasts = groups(1), groups(shapes.k)
+    step = training([Group(row(2), [row(2)])], "mle")
+
+    def rate(rows: list[Group], seconds: float) -> float:
+        return _tokens(rows) / max(seconds - step, seconds / 4)
+
+    scorer = GroupScorer(network, shapes.precision)
+    collated = {name: one.to(network.device) for name, one in collate_groups(contrasts).items()}
+
+    def score() -> None:
+        with torch.inference_mode():
+            scorer(**collated).cpu()
+
+    prompts = [row(one) for one in shapes.prefixes]
+    return Speeds(
+        training=rate(pairs, training(pairs, "mle")),
+        packing=rate(packed, training(packed, "mle", fp32_head=False)),
+        contrast=rate(contrasts, training(contrasts, "ranked_cpo")),
+        scoring=_tokens(contrasts) / _best(score, clock),
+        decoding=_decoding(network, prompts, shapes.precision, clock),
+        generate=_decoding(network, prompts, shapes.precision, clock, do_sample=True, top_p=0.9),
+        step=step,
+    )
+
+
+def _random_model(model: Model) -> tuple[Any, int]:
+    """A model of the configuration with random weights, and the size of its vocabulary."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert model.config is not None and model.pretraining is not None
+    config = {name: value for name, value in model.config.items() if name != "model_type"}
+    config |= {f"{name}_token_id": END for name in ("bos", "eos", "pad")}
+    vocabulary = model.pretraining.vocabulary
+    kind = AutoConfig.for_model(str(model.config["model_type"]), **config, vocab_size=vocabulary)
+    network: Any = AutoModelForCausalLM.from_config(kind, dtype=torch.float32)
+    return network.to(machine.device()).eval(), vocabulary
+
+
+def _step_seconds(
+    network: Any,
+    groups: list[Group],
+    objective: str,
+    fp32_head: bool,
+    precision: str,
+    clock: Clock,
+) -> float:
+    """The best of some steps on the same batch, by the suite's own training."""
+    from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
+
+    k = len(groups[0].continuations)
+    examples = [TrainingExample(one, [True] * k, [0.0] * k) for one in groups]
+    settings = TrainingSettings(
+        objective,
+        STEPS,
+        len(groups),
+        learning_rate=0.0,
+        beta=1e-9,  # no reward may explode, and the reference's values are made up
+        precision=precision,
+        fp32_head=fp32_head,
+        micro_batch=len(groups),
+        description="timing this machine",
+    )
+    ends: list[float] = []
+
+    def watch(*_: object) -> None:
+        ends.append(clock())
+
+    WATCHERS.append(watch)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "model")
+            output.mkdir()
+            train(network, examples * STEPS, settings, output, Path(folder, "partial"))
+    finally:
+        WATCHERS.remove(watch)
+    return min(end - begin for begin, end in zip(ends[:STEPS], ends[1:STEPS], strict=False))
+
+
+def _decoding(
+    network: Any, prompts: list[list[int]], precision: str, clock: Clock, **way: Any
+) -> float:
+    """New tokens a second of a batch in which nothing ends, the pass over the prompts left out."""
+    from cpo.generation import generate
+
+    rows = [prompts[one % len(prompts)] for one in range(DECODED_ROWS)]
+
+    def decode(tokens: int) -> None:
+        generate(
+            network,
+            rows,
+            eos_token_id=END,
+            max_new_tokens=tokens,
+            batch=len(rows),
+            precision=precision,
+            description="timing this machine",
+            **way,
+        )
+
+    decode(2)
+    few, many = (_best(partial(decode, tokens), clock) for tokens in (2, 2 + DECODED_STEPS))
+    return len(rows) * DECODED_STEPS / (many - few)
+
+
+def _embedding(characters: int, precision: str, clock: Clock) -> float:
+    """Texts of so many characters that the encoder takes in a second."""
+    from cpo.ranking import embed_texts, minilm
+
+    embed = minilm(precision)
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=4)) for _ in range(500)]
+    texts = [" ".join(draw.choices(words, k=max(1, characters // 5))) for _ in range(TEXTS)]
+    embed_texts(texts[:8], embed)
+    return TEXTS / _best(lambda: embed_texts(texts, embed), clock)
+
+
+def _tokens(groups: Sequence[Group]) -> int:
+    return sum(len(one.prefix_ids) + sum(map(len, one.continuations)) for one in groups)
+
+
+def _best(work: Callable[[], object], clock: Clock, repetitions: int = 2) -> float:
+    """Seconds of the fastest of several repetitions."""
+    seconds = []
+    for _ in range(repetitions):
+        began = clock()
+        work()
+        seconds.append(clock() - began)
+    return min(seconds)

@@ -1,0 +1,1 @@
+"""Widgets and their views, live curves, checks of exercises."""
