@@ -24,7 +24,7 @@ from benchmarks.steps import PlainRepetition
 from cpo.engine.memory import keep_freed_memory
 from cpo.losses import cpo_loss
 from cpo.scoring import GroupScorer, collate_groups
-from cpo_suite.costs import training_memory_gb
+from cpo_suite.estimate import training_memory_gb
 from cpo_suite.profile import load_profile
 
 LENGTHS = [(128, 128), (512, 64)]

@@ -19,7 +19,7 @@ from benchmarks.lines import RESULTS, device, machine
 from benchmarks.shapes import Shape, precision, random_groups
 from benchmarks.steps import matrix_rate, seconds_of
 from cpo.scoring import GroupScorer
-from cpo_suite.costs import SCORING_SPEEDUP
+from cpo_suite.estimate import SCORING_SPEEDUP
 from cpo_suite.profile import Profile, load_profile
 
 BATCH, PREFIX, LENGTH, MICRO_BATCH = 64, 128, 128, 4

@@ -24,6 +24,8 @@ from cpo.engine.forward_pass import (
     left_aligned,
     states_before_tokens,
 )
+from cpo.engine.processes import process_count, shared_out
+from cpo.engine.progress import progress_bar
 from cpo.engine.vocabulary_head import token_logps
 
 # Up to this many tokens, plain matrix products in bf16 beat a processor's fused attention: measured
@@ -319,3 +321,24 @@ def disable_randomness(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and re.search("drop|jitter", name):
                 setattr(module, name, 0.0)
+
+
+def score_groups(
+    model: Any,
+    groups: Sequence[Group],
+    precision: str,
+    batch: int,
+    description: str,
+    tokens_at_once: int | None = None,
+) -> Tensor:
+    """Log-probabilities of groups of K continuations, `[N, K]`, fp32, on the CPU, without
+    gradient."""
+    scorer = GroupScorer(model, precision, tokens_at_once=tokens_at_once)
+
+    def scored(start: int) -> Tensor:
+        part = collate_groups(groups[start : start + batch])
+        bar.update(min(batch, len(groups) - start) * process_count())
+        return scorer(**{name: one.to(model.device) for name, one in part.items()}).cpu()
+
+    with progress_bar(len(groups), description, "prompt") as bar, torch.inference_mode():
+        return torch.cat(shared_out(range(0, len(groups), batch), scored))

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpo.engine import machine
-from cpo_suite.costs import CHARACTERS_A_TOKEN, Speeds
+from cpo_suite.estimate import CHARACTERS_A_TOKEN, Estimate, Speeds
 
 if TYPE_CHECKING:
     from cpo.scoring import Group
+    from cpo_suite.paper import ModelName
     from cpo_suite.profile import Model, Profile
-    from cpo_suite.suite import Suite
 
 VERSION = 1  # raised when something else is measured
 LARGEST = 2e7  # parameters of a model that is measured: larger ones take too long
@@ -44,49 +44,44 @@ def measurable(profile: Profile, model: Model) -> bool:
     return model.config is not None and model.parameters <= LARGEST and not _elsewhere(profile)
 
 
-def speeds(suite: Suite) -> dict[str, Speeds]:
-    """The speeds of one process with each model of a profile, by the model's name: measured on this
-    machine where they can be, else what the profile states."""
-    profile = suite.profile
-    return {
-        name: _measured(suite, model) if measurable(profile, model) else Speeds.stated(model)
-        for name, model in profile.models.items()
-    }
+def speeds(estimate: Estimate, name: ModelName) -> Speeds:
+    """The speeds of one process with a model of a profile: measured on this machine where they can
+    be, else what the profile states."""
+    model = estimate.profile.models[name]
+    if not measurable(estimate.profile, model):
+        return Speeds.stated(model)
+    shapes = _Shapes.of(estimate)
+    assert model.pretraining is not None
+    parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    measured = machine.remembered(
+        estimate.store.root,
+        f"speeds {digest[:16]}",
+        lambda: dataclasses.asdict(_alone(lambda clock: _measure(model, shapes, clock))),
+    )
+    return Speeds(**measured).times(_cores(estimate.profile))
 
 
-def embedded_texts_per_second(suite: Suite) -> float:
+def embedded_texts_per_second(estimate: Estimate) -> float:
     """How many texts one process embeds: measured here unless the profile is meant for a GPU that
     this machine lacks."""
-    profile = suite.profile
+    profile = estimate.profile
     if _elsewhere(profile):
         return profile.embedded_texts_per_second
-    characters = sorted(suite.lengths[1])
+    characters = sorted(estimate.corpora.lengths[1])
     median, precision = characters[len(characters) // 2], profile.optimiser.precision
     key = f"texts a second, {median} characters, {precision}"
     measured = machine.remembered(
-        suite.store.root, key, lambda: _alone(lambda clock: _embedding(median, precision, clock))
+        estimate.store.root, key, lambda: _alone(lambda clock: _embedding(median, precision, clock))
     )
-    return float(measured) * _cores(suite)
+    return float(measured) * _cores(profile)
 
 
 def _elsewhere(profile: Profile) -> bool:
     return profile.gpus > 0 and machine.device() == "cpu"
 
 
-def _measured(suite: Suite, model: Model) -> Speeds:
-    shapes = _Shapes.of(suite)
-    assert model.pretraining is not None
-    parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    measured = machine.remembered(
-        suite.store.root,
-        f"speeds {digest[:16]}",
-        lambda: dataclasses.asdict(_alone(lambda clock: _measure(model, shapes, clock))),
-    )
-    return Speeds(**measured).times(_cores(suite))
-
-
-def _cores(suite: Suite) -> float:
+def _cores(profile: Profile) -> float:
     """How much faster one process is on the cores that it gets than on one; 1 on a GPU."""
     import psutil
     import torch
@@ -95,7 +90,7 @@ def _cores(suite: Suite) -> float:
         return 1.0
     threads = torch.get_num_threads()
     cores = min(threads, psutil.cpu_count(logical=False) or threads)
-    return max(1.0, cores / suite.profile.processes.on_each_machine) ** PARALLEL
+    return max(1.0, cores / profile.processes.on_each_machine) ** PARALLEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +104,8 @@ class _Shapes:
     block: int
 
     @classmethod
-    def of(cls, suite: Suite) -> _Shapes:
-        profile, limits = suite.profile, suite.profile.instructions
+    def of(cls, estimate: Estimate) -> _Shapes:
+        profile, limits = estimate.profile, estimate.profile.instructions
         mixtures = [
             profile.negatives[row.negatives] for row in profile.trained_rows if row.negatives
         ]
@@ -122,7 +117,7 @@ class _Shapes:
             counts = (round(one / CHARACTERS_A_TOKEN) for one in lengths[:DECODED_ROWS])
             return [max(2, min(one, limit)) for one in counts]
 
-        prefixes, continuations = suite.lengths
+        prefixes, continuations = estimate.corpora.lengths
         return cls(
             profile.optimiser.precision,
             tokens(prefixes, limits.max_prefix_tokens),

@@ -1,8 +1,8 @@
-"""Recipes and the store: an artifact is made once and found again.
+"""Artifacts and their store: made once, found again.
 
-A recipe is a frozen value with all that determines one artifact; its hash names the artifact. The
-store writes to a temporary place and promotes by atomic rename, so a kill at any moment leaves
-either nothing or all of it.
+An artifact is a frozen value: its fields are what determines it, its hash names it, and it knows
+how to build and load itself. The store builds in a temporary place and promotes by atomic rename,
+so that a kill at any moment leaves either nothing or all of it.
 """
 
 from __future__ import annotations
@@ -11,38 +11,42 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from filelock import FileLock
 
 from cpo.engine.files import MANIFEST, checksums_of, damaged_file, write_atomically
+from cpo.engine.processes import (
+    from_main_process,
+    is_main_process,
+    process_count,
+    wait_for_everyone,
+)
+from cpo_suite.provenance import provenance
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Base of all recipes: fields are plain values or other recipes.
+class Identity:
+    """Plain values and other identities that together determine something.
 
     `version` is raised when the meaning of a stage changes, so that older artifacts are not taken
-    for the new ones. A field whose metadata has `{"identity": False}` does not enter the hash: it
-    says how the work is done (a micro-batch), not what comes out. A field at its default does not
-    either, so that a setting added later, with the old behaviour as its default, keeps old names.
+    for new ones. Two kinds of field stay out of the hash: those made by `how()`, which say how the
+    work is done and not what comes out, and any field at its default, so that a setting added
+    later, with the old behaviour as its default, keeps old names.
     """
 
     stage: ClassVar[str]
     version: ClassVar[int]
 
     def describe(self) -> dict[str, Any]:
-        """All that determines the artifact, as JSON; inner recipes stand for themselves."""
+        """All that determines it, as JSON; inner identities stand for themselves."""
         return {"stage": self.stage, "version": self.version} | {
             field.name: _canonical(getattr(self, field.name))
             for field in dataclasses.fields(self)
@@ -55,14 +59,59 @@ class Recipe:
         text = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def needs(self) -> Iterator[Artifact]:
+        """The artifacts among its fields: they are built before it."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.metadata.get("identity", True):
+                for part in value if isinstance(value, tuple) else (value,):
+                    if isinstance(part, Artifact):
+                        yield part
+                    elif isinstance(part, Identity):
+                        yield from part.needs
+
+
+@dataclass(frozen=True)
+class Artifact(Identity):
+    """Something that is built into a folder of the store.
+
+    `shared` says that several processes build it together, each with its share of the work.
+    """
+
+    shared: ClassVar[bool] = False
+
+    def build(self, folder: Path, store: Store) -> None:
+        """Write its files into an empty folder; what it needs is in the store already."""
+        raise NotImplementedError
+
+    def load(self, folder: Path) -> Any:
+        """What its files hold."""
+        return folder
+
 
 def how(**kwargs: Any) -> Any:
-    """A recipe field that says how, not what: it does not enter the recipe's hash."""
-    return dataclasses.field(metadata={"identity": False}, **kwargs)
+    """A field that says how, not what: it enters neither the hash nor comparisons."""
+    return dataclasses.field(metadata={"identity": False}, compare=False, repr=False, **kwargs)
+
+
+def walk(*roots: Artifact) -> list[Artifact]:
+    """The roots and all that they need, each once, in an order in which they can be built."""
+    seen: dict[str, Artifact] = {}
+
+    def visit(artifact: Artifact) -> None:
+        if artifact.key not in seen:
+            for need in artifact.needs:
+                visit(need)
+            seen[artifact.key] = artifact
+
+    for root in roots:
+        visit(root)
+    return list(seen.values())
 
 
 def _canonical(value: Any) -> Any:
-    if isinstance(value, Recipe):
+    if isinstance(value, Identity):
         return value.describe()
     if isinstance(value, dict):
         return {str(key): _canonical(item) for key, item in value.items()}
@@ -70,79 +119,101 @@ def _canonical(value: Any) -> Any:
         return [_canonical(item) for item in value]
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise TypeError(f"a recipe holds plain values and recipes, not {type(value).__name__}")
+    kind = type(value).__name__
+    raise TypeError(f"an artifact's fields are plain values and other artifacts, not {kind}")
 
 
 class Store:
-    """Artifacts under one folder: `root/<stage>/<key>/`, each with its manifest."""
+    """Artifacts under one folder: `root/<stage>/<key>/`, each with its manifest.
+
+    `elsewhere` is asked to build an artifact that is missing before this process does so itself;
+    it returns whether it did, as when several processes were launched for it.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self.elsewhere: Callable[[Artifact], bool] | None = None
         self._intact: set[Path] = set()
-        # Seconds that went into other artifacts, for each that is being made, the innermost last.
-        self._elsewhere: list[float] = []
 
-    def path(self, recipe: Recipe) -> Path:
-        """Where the recipe's artifact stands, or will."""
-        return self.root / recipe.stage / recipe.key
+    def path(self, artifact: Artifact) -> Path:
+        """Where the artifact stands, or will."""
+        return self.root / artifact.stage / artifact.key
 
-    def partial(self, recipe: Recipe) -> Path:
-        """Where unfinished work of a recipe keeps what it needs to go on."""
-        return self.root / "partial" / recipe.stage / recipe.key
+    def partial(self, artifact: Artifact) -> Path:
+        """Where unfinished work on an artifact keeps what it needs to go on."""
+        return self.root / "partial" / artifact.stage / artifact.key
 
-    def find(self, recipe: Recipe) -> Path | None:
+    def find(self, artifact: Artifact) -> Path | None:
         """The finished artifact's folder, or None."""
-        path = self.path(recipe)
+        path = self.path(artifact)
         return path if (path / MANIFEST).is_file() else None
 
-    def manifest(self, recipe: Recipe) -> dict[str, Any]:
-        """What is known of a finished artifact: recipe, versions, seconds, machine, checksums."""
-        path = self.find(recipe)
+    def manifest(self, artifact: Artifact) -> dict[str, Any]:
+        """What is known of a finished artifact: fields, versions, seconds, machine, checksums."""
+        path = self.find(artifact)
         if path is None:
-            raise FileNotFoundError(f"{recipe.stage} {recipe.key} has not been made")
+            raise FileNotFoundError(f"{artifact.stage} {artifact.key} has not been built")
         return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
-    def get_or_make(self, recipe: Recipe, make: Callable[[Path], None], processes: int = 1) -> Path:
-        """The artifact's folder; calls `make(folder)` first where it does not exist yet.
+    def load(self, artifact: Artifact) -> Any:
+        """What `artifact.load` makes of its folder, which is built first where it is missing."""
+        return artifact.load(self.get(artifact))
 
-        `make` writes its files into the folder it is given. The manifest tells its seconds, without
-        those of other artifacts that it asked for, how many `processes` made it, and on how many
-        GPUs: one for each of them, where there are any. Two processes asking for the same
-        recipe wait for each other. If `make` raises, nothing is kept but what it put under
-        `partial`. An artifact is compared with its checksums when a process first asks for it, and
-        made again, after saying so, where a file was lost or altered.
+    def get(self, artifact: Artifact) -> Path:
+        """The artifact's folder; what it needs, and then itself, is built where missing.
+
+        Two callers that ask for the same artifact wait for each other. If `build` raises, nothing
+        is kept but what it put under `partial`. An artifact is compared with its checksums when a
+        process first asks for it, and built again, after saying so, where a file was lost or
+        altered. Called by several launched processes alike, they build it together if it is
+        `shared`; else the main one builds and the others wait.
         """
-        target = self.path(recipe)
-        if self.find(recipe) and not self._damage(target):
+        target = self.path(artifact)
+        if from_main_process(lambda: self._is_whole(artifact)):
             return target
+        for need in artifact.needs:
+            self.get(need)
+        if self.elsewhere is not None and process_count() == 1 and self.elsewhere(artifact):
+            return target
+        if artifact.shared or is_main_process():
+            self._build(artifact)
+        wait_for_everyone()
+        return target
+
+    def _is_whole(self, artifact: Artifact) -> bool:
+        if self.find(artifact) is None:
+            return False
+        damage = self._damage(self.path(artifact))
+        if damage:
+            print(f"{artifact.stage} {artifact.key}: {damage}; it is built again", flush=True)
+        return not damage
+
+    def _build(self, artifact: Artifact) -> None:
+        target, main = self.path(artifact), is_main_process()
+        temporary = target.with_name(f".{artifact.key}.tmp{'' if main else f'.{os.getpid()}'}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if self.find(recipe):  # another process may have made it in the meantime
-                damage = self._damage(target)
-                if not damage:
-                    return target
-                print(f"{recipe.stage} {recipe.key}: {damage}; it is made again", flush=True)
-            temporary = target.with_name(f".{recipe.key}.tmp")
-            # Left by a killed run: the lock is ours, so nobody is writing there.
+        with ExitStack() as stack:
+            if main:
+                stack.enter_context(FileLock(f"{target}.lock"))
+            # Another caller may have built it while this one waited for the lock.
+            whole = partial(self._is_whole, artifact)
+            if from_main_process(whole) if artifact.shared else whole():
+                return
+            # What a killed run left there: the lock is ours, so nobody is writing.
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             started, clock = time.time(), time.perf_counter()
-            self._elsewhere.append(0.0)
-            try:
-                make(temporary)
-                seconds = time.perf_counter() - clock - self._elsewhere[-1]
-                _write_manifest(temporary, recipe, started, seconds, processes)
-                if target.exists():  # a folder without a manifest is no artifact
-                    shutil.rmtree(target)
-                os.replace(temporary, target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-                self._elsewhere.pop()
-                if self._elsewhere:
-                    self._elsewhere[-1] += time.perf_counter() - clock
-            shutil.rmtree(self.partial(recipe), ignore_errors=True)
-        self._intact.add(target)
-        return target
+            artifact.build(temporary, self)
+            if not main:
+                return
+            processes = process_count() if artifact.shared else 1
+            _write_manifest(temporary, artifact, started, time.perf_counter() - clock, processes)
+            if target.exists():  # a folder without a manifest, or damaged
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+            shutil.rmtree(self.partial(artifact), ignore_errors=True)
+            self._intact.add(target)
 
     def _damage(self, target: Path) -> str:
         """What is wrong with an artifact by the checksums of its manifest; "" if nothing is."""
@@ -158,13 +229,13 @@ class Store:
 
 
 def _write_manifest(
-    folder: Path, recipe: Recipe, started: float, seconds: float, processes: int
+    folder: Path, artifact: Artifact, started: float, seconds: float, processes: int
 ) -> None:
     import torch
 
     manifest = {
-        "recipe": recipe.describe(),
-        "key": recipe.key,
+        "recipe": artifact.describe(),
+        "key": artifact.key,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 3),
         "processes": processes,
@@ -173,46 +244,3 @@ def _write_manifest(
         "sha256": checksums_of(folder),
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-
-
-@cache
-def provenance() -> dict[str, Any]:
-    """Versions, git revision and machine, as they stand in manifests and `run.json`."""
-    import torch
-
-    core = ("torch", "transformers", "accelerate")
-    return {
-        "python": platform.python_version(),
-        "versions": {name: package_version(name) for name in core},
-        "git": git_revision(),
-        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        "executable": Path(sys.executable).name,
-    }
-
-
-def git_revision() -> dict[str, Any] | None:
-    """Revision of the checkout and whether it was clean; None outside a checkout.
-
-    What runs write under `figures/` does not make it unclean: it is a result, not a cause.
-    """
-
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=30
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)figures")
-        return {"revision": git("rev-parse", "HEAD"), "clean": not changed}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def package_version(package: str) -> str | None:
-    """The installed version of a package, None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -23,7 +23,7 @@ from cpo.negatives import register
 from cpo.own_code import OwnCodeError
 from cpo.training import TrainingError, register_objective
 from cpo_suite import profile as profiles
-from cpo_suite.costs import Cost, Planned
+from cpo_suite.estimate import Cost, Planned
 from cpo_suite.launching import LaunchError, launch
 from cpo_suite.profile import ROOT, Profile, ProfileError
 from cpo_suite.report import figures
@@ -110,14 +110,14 @@ def test_the_same_source_finds_the_artifact_and_another_makes_another(suite, tmp
     def key(source: str) -> str:
         sampler_from(tmp_path, monkeypatch, source)
         suite.add_row("own/XNR", like="f1b/TNR", negatives={"XN": 2})
-        return suite.model_recipe(suite.row("own/XNR")).key
+        return suite.model_artifact(suite.row("own/XNR")).key
 
     first = key(SAMPLER)
     assert key("# moved down by a line\n" + textwrap.dedent(SAMPLER)) == first
     assert key(SAMPLER.replace("range(1, count + 1)", "range(2, count + 2)")) != first
     assert key(SAMPLER) == first
     # Rows of the paper do not know of it.
-    assert suite.negatives_recipe(suite.row("f1b/TNR")).mixture == {"TN": 2}
+    assert suite.negatives_artifact(suite.row("f1b/TNR")).mixture == {"TN": 2}
 
 
 def test_a_loss_of_ones_own_is_trained_with(suite):
@@ -128,16 +128,16 @@ def test_a_loss_of_ones_own_is_trained_with(suite):
 
     register_twice(2)
     row = suite.add_row("own/twice", like="f1b/BNR", objective="twice")
-    recipe = suite.model_recipe(row)
+    recipe = suite.model_artifact(row)
     assert recipe.objective.startswith("twice:") and recipe.beta == 0.5
     # Two BN and the truth, none masked: twice ln 3.
     assert suite.negatives("own/twice").mask.all()
     assert suite.history("own/twice")[0]["loss"] == pytest.approx(2 * math.log(3), abs=1e-4)
-    assert suite.negatives_recipe(row).key == suite.negatives_recipe(suite.row("f1b/BNR")).key
+    assert suite.negatives_artifact(row).key == suite.negatives_artifact(suite.row("f1b/BNR")).key
     register_twice(3)
-    assert suite.model_recipe(row).key != recipe.key
+    assert suite.model_artifact(row).key != recipe.key
     register_twice(2)
-    assert suite.model_recipe(row).key == recipe.key
+    assert suite.model_artifact(row).key == recipe.key
 
 
 def test_a_ranked_loss_sees_the_best_first(suite):
@@ -146,11 +146,11 @@ def test_a_ranked_loss_sees_the_best_first(suite):
 
     register_objective("again", ranked=True)(again)
     row = suite.add_row("own/again", like="f1b/BNR", objective="again")
-    ranked = suite.model_recipe(row).key
+    ranked = suite.model_artifact(row).key
     ours, theirs = ([step["loss"] for step in suite.history(one)] for one in (row.id, "f1b/BNR"))
     assert ours == theirs
     register_objective("again")(again)
-    assert suite.model_recipe(row).key != ranked
+    assert suite.model_artifact(row).key != ranked
     # In columns as drawn the order is another one, and so is what it learns from the first step.
     assert suite.history(row.id)[-1]["loss"] != theirs[-1]
 
@@ -177,7 +177,7 @@ def test_another_judge_keeps_the_rows(suite, tmp_path, monkeypatch):
     frame = figures.table(judged, "own")
     assert frame["row"].tolist() == ["own/XNR"] and frame["judge"].tolist() == ["shortest"]
     assert figures.table(suite, "own")["judge"].tolist() == ["oracle"]
-    assert judged.verdicts_recipe("own/XNR").judge["kind"].startswith("shortest:")
+    assert judged.verdicts_artifact("own/XNR").judge["kind"].startswith("shortest:")
     with pytest.raises(judging.JudgeError, match="Did you mean 'shortest'"):
         suite.judged_by("shortes")
 

@@ -14,8 +14,8 @@ import torch
 from cpo.engine import machine, precision
 from cpo.engine.precision import Measured
 from cpo_suite.profile import ROOT, Profile, load_profile
-from cpo_suite.stated import StatedSuite
 from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 NO_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 MEASURE = """
@@ -103,13 +103,13 @@ def smoke(*overrides: str) -> Profile:
 
 def test_recipes_name_the_precision_and_never_auto(tmp_path, monkeypatch):
     answers(monkeypatch, (100, 200))
-    suite = StatedSuite(smoke(), Store(tmp_path), tmp_path)
+    suite = Suite.stated(smoke(), Store(tmp_path), tmp_path)
     assert suite.profile.optimiser.precision == "bf16"
-    assert suite.base_recipe("llama").describe()["precision"] == "bf16"
+    assert suite.base_artifact("llama").describe()["precision"] == "bf16"
     for name in ("bf16", "fp32"):  # obeyed, and nothing is measured
-        named = StatedSuite(smoke(f"optimiser.precision={name}"), Store(tmp_path), tmp_path)
+        named = Suite.stated(smoke(f"optimiser.precision={name}"), Store(tmp_path), tmp_path)
         assert named.profile.optimiser.precision == name
-        same = named.base_recipe("llama").key == suite.base_recipe("llama").key
+        same = named.base_artifact("llama").key == suite.base_artifact("llama").key
         assert same == (name == "bf16")
 
 

@@ -181,7 +181,7 @@ def test_a_row_is_made_alike_by_two_processes(suites, capfd):
     np.testing.assert_allclose(
         *([line["loss"] for line in suite.history(row)] for suite in suites), rtol=1e-4
     )
-    assert one.model(row).recipe.key == two.model(row).recipe.key
+    assert one.model(row).artifact.key == two.model(row).artifact.key
     assert len(two.generations(row)) == 12
     assert (
         sum(a == b for a, b in zip(one.generations(row), two.generations(row), strict=True)) >= 11
@@ -194,7 +194,7 @@ def test_a_row_is_made_alike_by_two_processes(suites, capfd):
 
 def test_processes_that_fail_say_why_and_leave_nothing(suites, tmp_path):
     two = suites[1]
-    recipe = two.generations_recipe_of("t2/PSS", None, 0, "test")
+    recipe = two.generations_artifact("t2/PSS", None, 0, "test")
     with pytest.raises(LaunchError, match="should have been made before"):
         launch(two.profile, two.store.root, ("generations", "t2/PSS"), recipe.key, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from stand_ins import write_articles, write_dolly
 
-from cpo_suite.costs import Planned
+from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, ProfileError, load_profile, parse_value
 from cpo_suite.run import doctor
 from cpo_suite.run.executed import make_portable, without_machine_paths

@@ -30,7 +30,7 @@ def run(artifacts: Path, processes: int, rows: Sequence[str], notebooks: Sequenc
     command = [part for one in arguments for part in ("--set", one)]
     command += [part for one in notebooks for part in ("--only", one)]
     done = subprocess.run(
-        [sys.executable, "-m", "cpo", "run", "--profile", "smoke", *command],
+        [sys.executable, "-m", "cpo_suite", "run", "--profile", "smoke", *command],
         env={**os.environ, "CPO_ARTIFACTS": str(artifacts), "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

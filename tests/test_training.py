@@ -18,7 +18,7 @@ from models import ARCHITECTURES, VOCABULARY, tiny_model
 from safetensors.torch import load_file, save_file
 
 from cpo.engine.files import checksums_of
-from cpo.scoring import Group
+from cpo.scoring import Group, score_groups
 from cpo.training import (
     OBJECTIVES,
     TrainingError,
@@ -27,7 +27,6 @@ from cpo.training import (
     micro_batch,
     train,
 )
-from cpo_suite.suite import score_groups
 
 
 def random_groups(rows: int, k: int, seed: int = 0) -> list[Group]:

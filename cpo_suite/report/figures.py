@@ -7,7 +7,6 @@ it as csv; the report is made from the files in the output folder alone.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 import json
 import math
@@ -32,7 +31,7 @@ from cpo_suite import calibration
 from cpo_suite.paper import DECODINGS, JUDGED_BY, ROWS, continued_mle, rows_of
 from cpo_suite.profile import Profile
 from cpo_suite.report.claims import CLAIMS, MARGIN, OVERHEAD_MARGIN, Outcome, combined
-from cpo_suite.store import Recipe
+from cpo_suite.store import Artifact
 
 if TYPE_CHECKING:
     from cpo_suite.suite import Suite
@@ -313,12 +312,13 @@ def _number(value: Any) -> str:
     return f"{number:.3f}" if abs(number) < 100 else f"{number:,.0f}"
 
 
-def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
-    """One sentence to print before making things: what is still to be made, and how long it takes.
+def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
+    """One sentence to print before building things: what is still to be built, and how long it
+    takes.
 
     Args:
         wanted: rows by id, each with its model, negatives and generations over all seeds, or single
-            recipes; what they are made from counts too.
+            artifacts; what they are built from counts too.
 
     The minutes are the plan's estimate, by the speeds of this machine where they are measured
     (`calibration`), else by those that the profile states for the hardware that it names.
@@ -326,18 +326,14 @@ def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
     Raises:
         KeyError: no such row.
     """
-    keys: set[str] = set()
+    roots: list[Artifact] = []
     for item in wanted:
-        if isinstance(item, Recipe):
-            keys |= _keys_within(item)
-            continue
-        for seed in range(suite.profile.seeds):
-            row = suite.row(item)
-            model = suite.model_recipe(row, seed)
-            keys |= _keys_within(suite.generations_recipe(model, row.decoding, seed, row.task))
-        # The judged prompts are those that fit every model: each one's tokenizer has to be there.
-        keys |= {suite.base_recipe(name).key for name in suite.profile.models}
-    lacking = [item for item in suite.plan() if item.key in keys and not item.made]
+        if isinstance(item, Artifact):
+            roots.append(item)
+        else:
+            seeds = range(suite.profile.seeds)
+            roots += [suite.generations_artifact(item, None, seed) for seed in seeds]
+    lacking = [item for item in suite.plan(*roots) if not item.made] if roots else []
     if not lacking:
         return "Everything this notebook needs is made already: it takes seconds."
     minutes = sum(item.seconds for item in lacking) / 60
@@ -349,12 +345,6 @@ def announce(suite: Suite, wanted: Iterable[str | Recipe]) -> str:
         f"{len(lacking)} artifact{plural} still to be made, about {minutes:.0f} minutes on "
         f"{where}; what is made once is found again."
     )
-
-
-def _keys_within(recipe: Recipe) -> set[str]:
-    """The keys of a recipe and of all recipes that it is made from."""
-    parts = (getattr(recipe, field.name) for field in dataclasses.fields(recipe))
-    return {recipe.key}.union(*(_keys_within(one) for one in parts if isinstance(one, Recipe)))
 
 
 def claims_frame(outcomes: Mapping[int, Sequence[Outcome]]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cpo.models import folders as model_folders
 from cpo_suite import precision
-from cpo_suite.costs import Planned, training_memory_gb
+from cpo_suite.estimate import Planned, training_memory_gb
 from cpo_suite.profile import ROOT, Profile, Server, load_profile, missing_environment
 from cpo_suite.run.run_record import artifacts_folder
 

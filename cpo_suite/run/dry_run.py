@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cpo_suite.costs import Planned, micro_batch_that_fits, training_memory_gb
+from cpo_suite.estimate import Planned, micro_batch_that_fits, training_memory_gb
 from cpo_suite.profile import Profile
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cpo.engine.files import MANIFEST, hash_file, write_atomically
-from cpo_suite import precision, store
-from cpo_suite.costs import Planned
+from cpo_suite import precision, provenance
+from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, load_profile, map_override
 from cpo_suite.run.executed import without_machine_paths
 
@@ -53,7 +53,7 @@ def write(
     asked = load_profile(profile, overrides, substitute=False)
     settings = precision.resolved(asked, artifacts_folder())
     lock = ROOT / "requirements.lock"
-    known = store.provenance()
+    known = provenance.provenance()
     artifacts = [_artifact(item) for item in planned]
     record = {
         "profile": Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile,
@@ -61,10 +61,10 @@ def write(
         "settings": settings.model_dump(mode="json"),
         "precision": precision.record(asked, artifacts_folder()),
         "seeds": list(range(settings.seeds)),
-        "git": store.git_revision(),
+        "git": provenance.git_revision(),
         "requirements_lock_sha256": hash_file(lock) if lock.is_file() else None,
         "python": known["python"],
-        "versions": {name: store.package_version(name) for name in PACKAGES},
+        "versions": {name: provenance.package_version(name) for name in PACKAGES},
         "hardware": {
             "machine": known["machine"],
             "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),

@@ -24,7 +24,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 
 from cpo_suite import precision
-from cpo_suite.costs import Planned
+from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, Profile, load_profile, named_environment
 from cpo_suite.run import doctor, run_record
 from cpo_suite.run.dry_run import artifacts_table, own_rows, table, totals
@@ -151,10 +151,10 @@ def _suite_plan(profile: str, overrides: Sequence[str], output: str) -> list[Pla
 
 
 def _stated_plan(profile: Profile, output: Path) -> list[Planned]:
-    from cpo_suite.stated import StatedSuite
     from cpo_suite.store import Store
+    from cpo_suite.suite import Suite
 
-    return StatedSuite(profile, Store(run_record.artifacts_folder()), output).plan()
+    return Suite.stated(profile, Store(run_record.artifacts_folder()), output).plan()
 
 
 def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> None:
