@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from cpo.negatives import SAMPLERS
-from cpo.own_code import is_ours
+from cpo.registry import is_ours
 from cpo.training import OBJECTIVES
 from cpo_suite.profile import Processes, Profile
 

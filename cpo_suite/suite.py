@@ -33,11 +33,10 @@ from cpo.evaluation import intervals, judging, metrics
 from cpo.evaluation.unhelpful import REPLIES, write_unhelpful
 from cpo.generation import generate, ids_without_token
 from cpo.models.folders import dequantise, fetched, gguf_file, load_tokenizer
-from cpo.negatives import Planned as PlannedRows
-from cpo.negatives import draw_negatives, sampler_identity
-from cpo.own_code import nearest
+from cpo.negatives import SAMPLERS, PlannedRows, draw_negatives
 from cpo.plan import plan_batches
 from cpo.ranking import embed_texts, minilm, rank_candidates
+from cpo.registry import nearest
 from cpo.scoring import Group, GroupScorer, collate_groups, order_by_length
 from cpo.training import (
     RANKED_OBJECTIVES,
@@ -384,7 +383,7 @@ class Suite:
         return NegativesRecipe(
             reference=self.reference_recipe(row.model, row.reference, seed),
             examples=self.examples_recipe(row.model, task=row.task),
-            mixture={sampler_identity(kind): count for kind, count in mixture.items()},
+            mixture={SAMPLERS.identity(kind): count for kind, count in mixture.items()},
             steps=self.profile.continuation.steps[row.steps],
             batch=self.profile.continuation.batch,
             embedder=self.profile.embedder,
@@ -800,7 +799,6 @@ class Suite:
         planned = PlannedRows(
             prefixes=[one.prefix_ids for one in rows],
             continuations=[one.continuation_ids for one in rows],
-            has_eos=[one.has_eos for one in rows],
             unhelpful=self.unhelpful(row, seed) if recipe.unhelpful else None,
             batch=recipe.batch,
             model=model,
@@ -1072,9 +1070,9 @@ def score_groups(
     scorer = GroupScorer(model, precision, tokens_at_once=tokens_at_once)
 
     def scored(start: int) -> torch.Tensor:
-        part = collate_groups(groups[start : start + batch])
+        part = collate_groups(groups[start : start + batch], model.device)
         bar.update(min(batch, len(groups) - start) * process_count())
-        return scorer(**{name: one.to(model.device) for name, one in part.items()}).cpu()
+        return scorer(**part).cpu()
 
     with progress_bar(len(groups), description, "prompt") as bar, torch.inference_mode():
         return torch.cat(shared_out(range(0, len(groups), batch), scored))
