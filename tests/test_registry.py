@@ -106,7 +106,8 @@ def test_what_no_recipe_can_tell_is_refused(function_of):
     made: dict[str, Any] = {}
     exec("def function(): pass", made)
     made["function"].__module__ = "somewhere"
-    with pytest.raises(RegistryError, match="source of .mine. cannot be read: define it"):
+    unread = "source of 'mine' cannot be read: define it with `def`"
+    with pytest.raises(RegistryError, match=unread):
         identity("mine", made["function"])
 
 
