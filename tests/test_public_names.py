@@ -29,12 +29,12 @@ IMPORTS = """
     ALLOWED = {"cpo", "torch", "transformers", "accelerate", "numpy", "tqdm", "filelock"}
     imported = builtins.__import__
 
-    def import_allowed(name, globals=None, *rest):
+    def import_allowed(name, globals=None, *rest, **options):
         importer = (globals or {}).get("__name__", "")
         if importer.partition(".")[0] == "cpo":
             package = name.partition(".")[0]
             assert package in ALLOWED | sys.stdlib_module_names, f"{importer} imports {name}"
-        return imported(name, globals, *rest)
+        return imported(name, globals, *rest, **options)
 
     builtins.__import__ = import_allowed
     for name in ("datasets", "matplotlib", "openai", "pandas", "pydantic", "pyarrow", "scipy",
