@@ -47,7 +47,7 @@ def megabytes(kind: str, prefix: int, length: int, count: int) -> float:
 
     def step(p: int, size: int) -> None:
         groups = random_groups(LARGE_VOCABULARY, p, size, count)
-        batch = {name: one.to(device()) for name, one in collate_groups(groups).items()}
+        batch = collate_groups(groups, device())
         logps = scorer(**batch)
         cpo_loss(logps, logps.detach(), 5.0).backward()
         optimizer.step()

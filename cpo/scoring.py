@@ -1,8 +1,8 @@
-"""From a model and groups of continuations to log-probabilities `[B, K]`: the one scoring path.
+"""From a model and groups of continuations to log-probabilities `[B, K]`.
 
-Reference and policy are scored by the same module, path, precision and shapes, so that the first
-training step starts at ln K exactly. `GroupScorer` is the module that a trainer wraps: groups in,
-`[B, K]` out.
+`sequence_logps` is what is computed, `GroupScorer` how: groups in, `[B, K]` out. Reference and
+policy go through the same module, precision and shapes, so that the first training step starts at
+ln K exactly.
 """
 
 from __future__ import annotations
@@ -41,6 +41,29 @@ class Group:
     continuations: Sequence[Sequence[int]]
 
 
+def sequence_logps(
+    model: Any, prefix_ids: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> Tensor:
+    """log pi(y | x) of every continuation y of one prefix x, `[K]`, fp32: the plain version.
+
+    The prefix is repeated for each of them and all logits are computed, without padding.
+    `GroupScorer` gives the same values faster.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        prefix_ids: the prefix as token ids, not empty.
+        continuations: K lists of token ids; an empty one scores 0.
+    """
+    sums = []
+    for continuation in continuations:
+        ids = torch.tensor([*prefix_ids, *continuation], device=model.device)
+        logps = model(input_ids=ids[None]).logits[0].float().log_softmax(-1)  # [P + L, V]
+        before = logps[len(prefix_ids) - 1 : -1]  # row t expects token t + 1
+        tokens = ids[len(prefix_ids) :, None]
+        sums.append(before.gather(-1, tokens).sum())  # sum_t log pi(y_t | x, y_<t)
+    return torch.stack(sums)
+
+
 def order_by_length(groups: Sequence[Group], batch: int) -> list[int]:
     """The rows, reordered within each global batch of `batch` so that alike lengths are neighbours.
 
@@ -51,15 +74,14 @@ def order_by_length(groups: Sequence[Group], batch: int) -> list[int]:
     def width(row: int) -> int:
         return len(groups[row].prefix_ids) + max(map(len, groups[row].continuations))
 
-    starts = range(0, len(groups), batch)
-    return [
-        row
-        for start in starts
-        for row in sorted(range(len(groups))[start : start + batch], key=width)
-    ]
+    rows = range(len(groups))
+    batches = (rows[start : start + batch] for start in range(0, len(rows), batch))
+    return [row for rows_of_batch in batches for row in sorted(rows_of_batch, key=width)]
 
 
-def collate_groups(groups: Sequence[Group]) -> dict[str, Tensor]:
+def collate_groups(
+    groups: Sequence[Group], device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Pad B groups of K continuations into tensors for `GroupScorer`.
 
     Returns:
@@ -79,26 +101,27 @@ def collate_groups(groups: Sequence[Group]) -> dict[str, Tensor]:
         raise ValueError(
             "an empty prefix cannot be scored: the first token would have no condition"
         )
-    (k,) = sizes
-    prefix_width = max(len(group.prefix_ids) for group in groups)
-    width = max(1, max(len(one) for group in groups for one in group.continuations))
-    prefix_ids = torch.zeros(len(groups), prefix_width, dtype=torch.long)
-    continuation_ids = torch.zeros(len(groups), k, width, dtype=torch.long)
-    prefix_mask = torch.zeros_like(prefix_ids, dtype=torch.bool)
-    continuation_mask = torch.zeros_like(continuation_ids, dtype=torch.bool)
-    for row, group in enumerate(groups):
-        start = prefix_width - len(group.prefix_ids)
-        prefix_ids[row, start:] = torch.tensor(group.prefix_ids)
-        prefix_mask[row, start:] = True
-        for column, one in enumerate(group.continuations):
-            continuation_ids[row, column, : len(one)] = torch.tensor(one, dtype=torch.long)
-            continuation_mask[row, column, : len(one)] = True
+    prefix_ids, prefix_mask = _padded([group.prefix_ids for group in groups], on_the_left=True)
+    ids, mask = _padded([row for group in groups for row in group.continuations])
+    shape = len(groups), *sizes, ids.shape[-1]
     return {
-        "prefix_ids": prefix_ids,
-        "prefix_mask": prefix_mask,
-        "continuation_ids": continuation_ids,
-        "continuation_mask": continuation_mask,
+        "prefix_ids": prefix_ids.to(device),
+        "prefix_mask": prefix_mask.to(device),
+        "continuation_ids": ids.view(shape).to(device),
+        "continuation_mask": mask.view(shape).to(device),
     }
+
+
+def _padded(rows: Sequence[Sequence[int]], on_the_left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids `[N, width]`, 0 on padding, and the mask of tokens; the width is at least 1."""
+    width = max(1, *map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if on_the_left else slice(len(row))
+        ids[number, place] = torch.tensor(row, dtype=torch.long)
+        mask[number, place] = True
+    return ids, mask
 
 
 class GroupScorer(nn.Module):
@@ -146,6 +169,13 @@ class GroupScorer(nn.Module):
         self.model.train(mode and is_checkpointed(self.model))
         return self
 
+    def score(
+        self, prefixes: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
+    ) -> Tensor:
+        """`forward` of token ids: B prefixes and K continuations of each, as lists; `[B, K]`."""
+        groups = [Group(*pair) for pair in zip(prefixes, candidates, strict=True)]
+        return self(**collate_groups(groups, self.model.device))
+
     def forward(
         self,
         prefix_ids: Tensor,
@@ -157,25 +187,18 @@ class GroupScorer(nn.Module):
 
         Takes what `collate_groups` returns. An empty continuation scores 0.
         """
-        prefix = prefix_ids, prefix_mask
 
         def logps(ids: Tensor, mask: Tensor) -> Tensor:
-            return self.token_logps(*prefix, ids, mask).sum(-1)
+            return self.token_logps(prefix_ids, prefix_mask, ids, mask).sum(-1)
 
         parts = self._parts(prefix_mask, continuation_ids, continuation_mask)
         if len(parts) == 1:
             return logps(continuation_ids, continuation_mask)
         # The loss's softmax couples the columns, so a group cannot be split into micro-batches.
-        scored = [
-            checkpoint(
-                logps,
-                continuation_ids.index_select(1, columns),
-                continuation_mask.index_select(1, columns),
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for columns in parts
-        ]
+        scored = []
+        for columns in parts:
+            part = (each.index_select(1, columns) for each in (continuation_ids, continuation_mask))
+            scored.append(checkpoint(logps, *part, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(scored, -1).index_select(-1, torch.cat(parts).argsort())
 
     def token_logps(
@@ -191,13 +214,10 @@ class GroupScorer(nn.Module):
         `prefix_ids` may be padded on either side, `continuation_ids` on the right. `inputs`, of the
         shape of `continuation_ids`, are tokens to condition on in place of the continuation's own.
         """
-        truncated = _truncations(continuation_ids, continuation_mask) & self.share_prefix
-        if inputs is not None:
-            truncated = torch.zeros_like(truncated)
+        truncated = self._truncations(continuation_ids, continuation_mask) & (inputs is None)
         own = continuation_mask & ~truncated[..., None]
-        states = self._states_before_tokens(
-            prefix_ids, prefix_mask, continuation_ids if inputs is None else inputs, own
-        )
+        inputs = continuation_ids if inputs is None else inputs
+        states = self._states_before_tokens(prefix_ids, prefix_mask, inputs, own)
         # A truncation ends in a token of its own, expected by the state in which column 0 goes on.
         end = (continuation_mask.sum(-1, keepdim=True) - 1).clamp_(min=0)
         state_number = (own.flatten().cumsum(0) - 1).view_as(own)
@@ -224,7 +244,7 @@ class GroupScorer(nn.Module):
         if self.tokens_at_once is None or prefix_mask.numel() + mask.numel() <= self.tokens_at_once:
             return [columns]
         # Truncations of column 0 stay with it, where they cost nothing.
-        free = _truncations(ids, mask).all(0) & self.share_prefix
+        free = self._truncations(ids, mask).all(0)
         tokens = mask.sum((0, 2)).masked_fill(free, 0)
         columns = torch.cat([columns[:1], columns[free], columns[1:][~free[1:]]])
         room = self.tokens_at_once - int(prefix_mask.sum())
@@ -236,6 +256,16 @@ class GroupScorer(nn.Module):
             sizes[-1] += 1
             filled += count
         return list(columns.split(sizes))
+
+    def _truncations(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Which columns need no pass of their own, `[B, K]`: column 0 cut short, or as long, with
+        any one token at the end. None where the prefix is repeated."""
+        lengths = mask.sum(-1)
+        position = torch.arange(ids.shape[-1], device=ids.device)
+        same = (ids == ids[:, :1]) | (position >= lengths[..., None] - 1)
+        truncated = same.all(-1) & (lengths > 0) & (lengths <= lengths[:, :1])
+        truncated[:, 0] = False
+        return truncated & self.share_prefix
 
     def next_token_logits(
         self,
@@ -297,16 +327,6 @@ class GroupScorer(nn.Module):
             bf16_logits=bf16 and not self.fp32_head,
             bf16_gradients=bf16,
         )
-
-
-def _truncations(continuation_ids: Tensor, continuation_mask: Tensor) -> Tensor:
-    """Which columns are column 0 cut short, or as long, with any one token at the end, `[B, K]`."""
-    lengths = continuation_mask.sum(-1)
-    position = torch.arange(continuation_ids.shape[-1], device=continuation_ids.device)
-    same = (continuation_ids == continuation_ids[:, :1]) | (position >= lengths[..., None] - 1)
-    found = same.all(-1) & (lengths > 0) & (lengths <= lengths[:, :1])
-    found[:, 0] = False
-    return found
 
 
 def disable_randomness(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cpo.evaluation.verdict_store import INVALID_KINDS
-from cpo.own_code import nearest
+from cpo.registry import nearest
 from cpo_suite.profile import ROOT, ProfileError, load_profile, profile_names
 
 BAD_INPUT, INTERRUPTED = 2, 130

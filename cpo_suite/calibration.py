@@ -196,7 +196,7 @@ def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
         return _tokens(rows) / max(seconds - step, seconds / 4)
 
     scorer = GroupScorer(network, shapes.precision)
-    collated = {name: one.to(network.device) for name, one in collate_groups(contrasts).items()}
+    collated = collate_groups(contrasts, network.device)
 
     def score() -> None:
         with torch.inference_mode():

@@ -26,7 +26,7 @@ import torch
 
 from cpo.engine.processes import leave_together
 from cpo.negatives import SAMPLERS
-from cpo.own_code import is_ours
+from cpo.registry import is_ours
 from cpo.training import OBJECTIVES
 from cpo_suite.profile import Processes, Profile
 from cpo_suite.store import Artifact, Store

@@ -29,7 +29,7 @@ from pydantic import (
 from cpo.data import ArticleColumn, PairColumn, Task
 from cpo.evaluation.chat import secret_in
 from cpo.negatives import SAMPLERS
-from cpo.own_code import nearest
+from cpo.registry import nearest
 from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
 from cpo_suite.comparison import Comparison
 from cpo_suite.paper import ROWS, ModelName, Objective, Row, Steps

@@ -23,8 +23,8 @@ from cpo.data import Task
 from cpo.engine.memory import keep_freed_memory
 from cpo.evaluation import intervals, judging
 from cpo.models.folders import load_tokenizer
-from cpo.negatives import sampler_identity
-from cpo.own_code import nearest
+from cpo.negatives import SAMPLERS
+from cpo.registry import nearest
 from cpo.training import objective_identity
 from cpo_suite import precision
 from cpo_suite.artifacts import (
@@ -288,7 +288,7 @@ class Suite:
         return Negatives(
             reference=self.reference_artifact(row.model, row.reference, seed),
             examples=self.examples(row.model, task=row.task),
-            mixture={sampler_identity(kind): count for kind, count in mixture.items()},
+            mixture={SAMPLERS.identity(kind): count for kind, count in mixture.items()},
             steps=self.profile.continuation.steps[row.steps],
             batch=self.profile.continuation.batch,
             embedder=self.profile.embedder,

@@ -89,10 +89,10 @@ assert found == expected, f"cpo.ranking says {expected}, not {found}"
 # %% stub
 import torch
 
-from cpo.negatives import Planned
+from cpo.negatives import PlannedRows
 
 
-def rotations(planned: Planned, wanted: dict[int, int], seed: int) -> dict[int, list[tuple]]:
+def rotations(planned: PlannedRows, wanted: dict[int, int], seed: int) -> dict[int, list[tuple]]:
     """For each row of `wanted` as many rotations of its ground truth, or as many as there are."""
     # solution
     generator = torch.Generator().manual_seed(seed)
@@ -109,10 +109,9 @@ def rotations(planned: Planned, wanted: dict[int, int], seed: int) -> dict[int, 
 # %% check
 from cpo.negatives import draw_negatives, register
 
-planned = Planned(
+planned = PlannedRows(
     prefixes=[(1,), (2,), (3,)],
     continuations=[(11, 12, 13, 14, 0), (21, 22), (31, 0)],  # the second has no EOS
-    has_eos=[True, False, True],
     batch=3,
     model=None,
     eos_token_id=0,

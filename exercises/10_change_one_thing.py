@@ -32,12 +32,12 @@ def repetition(planned, wanted, seed):
 
 
 # %% check
-from cpo.negatives import Planned
+from cpo.negatives import PlannedRows
 
 truths = [(5, 6, 7, 8, 0), (5, 0), (5, 6, 5, 6)]  # 0 is EOS; the last one has none
-plan = Planned(
-    prefixes=[(1,)] * 3, continuations=truths, has_eos=[True, True, False], batch=3,
-    model=None, eos_token_id=0, max_continuation_tokens=9,
+plan = PlannedRows(
+    prefixes=[(1,)] * 3, continuations=truths, batch=3, model=None, eos_token_id=0,
+    max_continuation_tokens=9,
 )  # fmt: skip
 found = repetition(plan, {0: 20, 1: 20, 2: 20}, seed=0)
 # Spans of two or more of 5 6 7 8: three of two tokens, two of three, one of four.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import linecache
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ for x in (1, math.pi):
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What exercises draw, set and register for the whole process is taken back."""
-    monkeypatch.setattr(negatives, "SAMPLERS", dict(negatives.SAMPLERS))
-    monkeypatch.setattr(negatives, "NEGATIVE_KINDS", set(negatives.NEGATIVE_KINDS))
+    monkeypatch.setattr(negatives, "SAMPLERS", copy(negatives.SAMPLERS))
     with torch.random.fork_rng():
         yield
     torch.set_default_dtype(torch.float32)

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import warnings
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -627,7 +628,7 @@ def test_all_that_determines_verdicts_names_them(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_rule_from_elsewhere_is_named_by_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "RULES", dict(judging.RULES))
+    monkeypatch.setattr(judging, "RULES", copy(judging.RULES))
 
     @judging.register_judge("shortest")
     def shortest(example: Any, response_a: str, response_b: str) -> Any:

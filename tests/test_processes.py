@@ -119,16 +119,16 @@ def test_two_processes_resume_from_their_common_checkpoint(tmp_path):
     script = training("mle", "float64", minutes=1e-6)
     # Both stop with the step after which the tenth checkpoint stands.
     stop = """
-    from cpo import training
+    from cpo.engine.callbacks import TimedCheckpoints
     from cpo.engine.processes import leave_together
-    sealed, saves = training._Progress.on_save, []
+    sealed, saves = TimedCheckpoints.on_save, []
     def stopping(self, args, state, control, **kwargs):
         sealed(self, args, state, control, **kwargs)
         saves.append(state.global_step)
         if len(saves) == 10:
             leave_together()
             raise SystemExit(0)
-    training._Progress.on_save = stopping
+    TimedCheckpoints.on_save = stopping
     """
     run_in(2, textwrap.dedent(stop) + textwrap.dedent(script), tmp_path)
     partial = tmp_path / "mle-2-partial"

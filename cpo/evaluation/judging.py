@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from cpo.evaluation.comparing import both_orders
 from cpo.evaluation.judge_prompts import Verdict, holds_markers
-from cpo.own_code import OwnCodeError, check_name, identity, nearest
+from cpo.registry import Registry
 
 Side = Literal["A", "B"]
 
@@ -86,37 +86,24 @@ class RuleJudge:
         return [self.rule(pair.example, pair.response_a, pair.response_b) for pair in pairs]
 
 
-RULES: dict[str, Rule] = {}
+RULES: Registry[Rule] = Registry("judge", error=JudgeError)
 
 
 def register_judge(name: str) -> Callable[[Rule], Rule]:
     """Decorator: makes a function a judge known by `name`, in place of one of your own that was.
     Raises `JudgeError` where the name is one of the project's."""
-    try:
-        check_name(name, RULES, "judge")
-    except OwnCodeError as error:
-        raise JudgeError(str(error)) from None
-
-    def register(rule: Rule) -> Rule:
-        RULES[name] = rule
-        return rule
-
-    return register
+    return RULES.register(name)
 
 
 def judge_named(name: str) -> Judge:
     """The judge of a registered function. Raises `JudgeError`, naming the nearest one."""
-    if name not in RULES:
-        known = ", ".join(RULES)
-        raise JudgeError(f"unknown judge '{name}'.{nearest(name, RULES)} Known: {known}.")
     return RuleJudge(name, RULES[name])
 
 
 def rule_identity(name: str) -> str:
     """What names a rule in a recipe: its name here, with the hash of its source if it is defined
     elsewhere, as in a notebook's cell."""
-    judge_named(name)
-    return identity(name, RULES[name])
+    return RULES.identity(name)
 
 
 @register_judge("longest")

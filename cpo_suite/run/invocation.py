@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 import papermill
 
-from cpo.own_code import nearest
+from cpo.registry import nearest
 from cpo_suite.profile import (
     ROOT,
     Profile,

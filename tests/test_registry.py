@@ -1,4 +1,4 @@
-"""What names a user's function in a recipe: its source, and what of its file it uses."""
+"""Functions by name, and what names a user's own in a recipe: its source and what it uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import MakeNotebook
 
-from cpo.own_code import OwnCodeError, check_name, identity
+from cpo.registry import Registry, RegistryError, identity, nearest
 from cpo_suite.run.runner import run_suite
 
 SOURCE = """
@@ -59,7 +59,7 @@ def test_the_same_source_has_the_same_name_wherever_it_lies(function_of):
     name, digest = identity("mine", first).split(":")
     assert name == "mine" and len(digest) == 16
     assert identity("other", first) == f"other:{digest}"
-    assert identity("judge", check_name) == "judge"  # the project's own: no hash
+    assert identity("judge", nearest) == "judge"  # the project's own: no hash
 
 
 @pytest.mark.parametrize(
@@ -101,21 +101,38 @@ def test_what_no_recipe_can_tell_is_refused(function_of):
     holding = function_of(
         ("SHARE = 0.3", "SHARE = 0.3\n    THING = object()"), ("math.pi", "(THING and 1)")
     )
-    with pytest.raises(OwnCodeError, match="'mine' uses `THING` \(object\) from outside"):
+    with pytest.raises(RegistryError, match=r"'mine' uses `THING` \(object\) from outside"):
         identity("mine", holding)
     made: dict[str, Any] = {}
     exec("def function(): pass", made)
     made["function"].__module__ = "somewhere"
-    with pytest.raises(OwnCodeError, match="source of 'mine' cannot be read: define it with `def`"):
+    unread = "source of 'mine' cannot be read: define it with `def`"
+    with pytest.raises(RegistryError, match=unread):
         identity("mine", made["function"])
 
 
 def test_names_of_the_project_are_not_taken(function_of):
-    check_name("mine", {"mine": function_of()}, "judge")  # one's own: its cell runs again
-    with pytest.raises(OwnCodeError, match="there is a judge 'ours' already"):
-        check_name("ours", {"ours": check_name}, "judge")
-    with pytest.raises(OwnCodeError, match="no colon"):
-        check_name("a:b", {}, "judge")
+    registry: Registry[Any] = Registry("judge", {"ours": nearest}, reserved=("kept",))
+    for _ in range(2):  # one's own: its cell runs again
+        function = function_of()
+        assert registry.register("mine")(function) is registry["mine"] is function
+    assert registry.identity("mine") == identity("mine", function)
+    for name in ("ours", "kept"):
+        with pytest.raises(RegistryError, match=f"there is a judge '{name}' already"):
+            registry.register(name)
+        assert registry.identity(name) == name
+    for name in ("", "a:b"):
+        with pytest.raises(RegistryError, match="no colon"):
+            registry.register(name)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    registry: Registry[Any] = Registry("judge", {"longest": nearest}, ("random",), KeyError)
+    for refused in (registry.__getitem__, registry.check, registry.identity):
+        with pytest.raises(KeyError, match="unknown judge 'longes'. Did you mean 'longest'"):
+            refused("longes")
+    registry.check("random")
+    assert "random" not in registry and registry.get("longes") is None
 
 
 def test_a_function_of_a_notebook_has_a_source(make_notebook: MakeNotebook, tmp_path, artifacts):

@@ -1,4 +1,4 @@
-"""The scorer against a plain loop over unpadded sequences."""
+"""The scorer against the plain version, which runs unpadded sequences one at a time."""
 
 import copy
 
@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cpo.engine import forward_pass
 from cpo.engine.forward_pass import left_aligned
-from cpo.scoring import Group, GroupScorer, collate_groups
+from cpo.scoring import Group, GroupScorer, collate_groups, sequence_logps
 
 
 def ragged_groups(seed: int = 0) -> list[Group]:
@@ -27,28 +27,30 @@ def ragged_groups(seed: int = 0) -> list[Group]:
     ]
 
 
-def plain_logps(model, group: Group) -> list[float]:
-    """One sequence at a time, no padding, transformers' own logits."""
-    found = []
-    for continuation in group.continuations:
-        ids = torch.tensor([[*group.prefix_ids, *continuation]])
-        with torch.no_grad():
-            logps = model(ids).logits[0].log_softmax(-1)
-        start = len(group.prefix_ids)
-        found.append(
-            sum(float(logps[start + i - 1, token]) for i, token in enumerate(continuation))
-        )
-    return found
+def test_the_plain_version_is_a_sum_of_the_models_own_log_probabilities():
+    model, prefix, continuation = tiny_model("gpt2").eval(), [3, 4, 5], [7, 9, EOS]
+    expected = 0.0
+    for number, token in enumerate(continuation):
+        before = torch.tensor([[*prefix, *continuation[:number]]])
+        expected += float(model(before).logits[0, -1].log_softmax(-1)[token])
+    logps = sequence_logps(model, prefix, [continuation, [], [8]])
+    assert logps.shape == (3,) and logps.dtype == torch.float32 and logps[1] == 0
+    assert float(logps[0]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_equals_a_plain_loop(architecture):
+def test_equals_the_plain_version(architecture):
     model = tiny_model(architecture).eval()
     groups = ragged_groups()
-    found = GroupScorer(model)(**collate_groups(groups))
-    expected = torch.tensor([plain_logps(model, group) for group in groups])
-    assert found.dtype == torch.float32 and found.shape == (3, 3)
-    torch.testing.assert_close(found.detach(), expected, atol=2e-5, rtol=1e-5)
+    scorer = GroupScorer(model)
+    logps = scorer(**collate_groups(groups))
+    expected = torch.stack(
+        [sequence_logps(model, group.prefix_ids, group.continuations) for group in groups]
+    )
+    assert logps.dtype == torch.float32 and logps.shape == (3, 3)
+    torch.testing.assert_close(logps, expected, atol=2e-5, rtol=1e-5)
+    lists = [group.prefix_ids for group in groups], [group.continuations for group in groups]
+    assert torch.equal(scorer.score(*lists), logps)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
