@@ -114,14 +114,12 @@ def states_before_tokens(
         share_prefix: compute each prefix once for all its continuations; otherwise every
             continuation carries its own copy.
     """
-    rows = torch.arange(len(mask), device=mask.device)
-    group = rows.repeat_interleave(mask.shape[1])
+    batch = torch.arange(len(mask), device=mask.device)
+    group = batch.repeat_interleave(mask.shape[1])
     ids, asked = continuation_ids.flatten(0, 1), mask.flatten(0, 1)
-    pool: list[Tensor] = []  # states; those of the prefixes' last tokens in front
     if share_prefix:
         prefix = model.base_model(input_ids=prefix_ids, use_cache=True)
         ends = prefix_mask.sum(-1)
-        pool.append(prefix.last_hidden_state[rows, ends - 1])
         lengths = asked.sum(-1) - 1  # nothing follows a last token
     else:
         own = torch.cat([prefix_mask[group], asked], -1)
@@ -132,15 +130,17 @@ def states_before_tokens(
         ids, own, asked = left_aligned(ids, own, asked)
         lengths = own.sum(-1) * asked.any(-1)
 
-    # Where in the pool the state before each token stands: before a first one, its prefix's last.
-    place = torch.zeros_like(asked, dtype=torch.long)
-    place[:, 0] = group
-    filled = len(mask) if share_prefix else 0
+    number = asked.flatten().cumsum(0).view_as(asked) - 1  # of each token in the result
+    states, numbers = [], []
+    if share_prefix:  # a first token is expected by the last state of its prefix
+        last = prefix.last_hidden_state[batch, ends - 1]
+        states.append(last.index_select(0, group[asked[:, 0]]))
+        numbers.append(number[:, 0][asked[:, 0]])
     for rows, longest in _of_like_length(lengths, forward_pass):
         expected = asked[rows, 1 : 1 + longest]  # by the state at t: token t + 1
         if share_prefix:
             owner = group[rows]
-            states = model.base_model(
+            hidden = model.base_model(
                 input_ids=ids[rows, :longest],
                 attention_mask=torch.cat([prefix_mask[owner], expected], -1).long(),
                 position_ids=ends[owner, None] + torch.arange(longest, device=mask.device),
@@ -148,14 +148,12 @@ def states_before_tokens(
                 use_cache=True,
             ).last_hidden_state
         else:
-            states = _run(model, forward_pass, ids[rows, :longest])[:, : expected.shape[-1]]
-        pool.append(states[expected])
-        counted = expected.flatten().cumsum(0).view_as(expected)
-        place[rows, 1 : 1 + longest] = filled + counted - 1
-        filled += len(pool[-1])
-    if not pool:  # every continuation is empty
+            hidden = _run(model, forward_pass, ids[rows, :longest])[:, : expected.shape[-1]]
+        states.append(hidden[expected])
+        numbers.append(number[rows, 1 : 1 + longest][expected])
+    if not states:  # every continuation is empty
         return model.get_input_embeddings().weight[:0]
-    return torch.cat(pool).index_select(0, place[asked])
+    return torch.cat(states).index_select(0, torch.cat(numbers).argsort())
 
 
 def _run(model: Any, forward_pass: ForwardPass, ids: Tensor) -> Tensor:
@@ -275,7 +273,7 @@ def same_logits(logits: Tensor, expected: Tensor) -> bool:
 def _compare(model: Any) -> ForwardPass:
     config = model.config.get_text_config()
     groups = _trial_groups(model, config)
-    own = _own_logits(model, *groups)
+    own = _own_logits(model, groups)
 
     def fault(shortcut: ForwardPass) -> str:
         """Why a shortcut may not be taken, "" where it gives the model's own logits."""
@@ -310,10 +308,8 @@ def _compare(model: Any) -> ForwardPass:
     # Attention that is local may count cache slots.
     window = min(map(int, _positive(config, WINDOWS)), default=None)
     shared = replace(split, shares_prefix=True, window=window)
-    what = _obstacle(model, shared)
-    if not what and (what := fault(shared)):
-        what = f"going on from its key/value cache {what}"
-    if what:
+    if what := _obstacle(model, shared) or fault(shared):
+        what = f"its key/value cache cannot go on with several continuations, since it {what}"
         warn(what, "the prefix is repeated for every continuation, which is slower")
         return split
     return shared
@@ -321,49 +317,37 @@ def _compare(model: Any) -> ForwardPass:
 
 def _trial_groups(model: Any, config: Any) -> list[Tensor]:
     """Two prefixes `[2, P]` and two continuations of each `[2, 2, L]`, random tokens of four
-    different lengths, each tensor followed by its mask."""
-    lengths: tuple[Any, Any] = ([9, 4], [[5, 2], [3, 6]])
-    if (getattr(config, "max_position_embeddings", None) or 64) < 16:
-        lengths = ([2, 1], [[2, 1], [1, 2]])
+    different lengths, at most 15 together; each tensor is followed by its mask."""
     generator = torch.Generator().manual_seed(0)
     tensors = []
-    for counts in map(torch.tensor, lengths):
-        mask = torch.arange(int(counts.max())) < counts[..., None]
+    for lengths in (torch.tensor([9, 4]), torch.tensor([[5, 2], [3, 6]])):
+        mask = torch.arange(int(lengths.max())) < lengths[..., None]
         ids = torch.randint(config.vocab_size, mask.shape, generator=generator) * mask
         tensors += [ids.to(model.device), mask.to(model.device)]
     return tensors
 
 
-def _own_logits(
-    model: Any, prefix_ids: Tensor, prefix_mask: Tensor, continuation_ids: Tensor, mask: Tensor
-) -> Tensor:
-    """The model's logits before each token of `mask`, `[N, V]`, every row run alone.
+def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
+    """The model's logits before each token of the continuations, `[N, V]`, every row run alone.
 
     Raises:
         ModelError: as `forward_pass_of`.
     """
     refusal = f"{type(model).__name__} cannot be scored: its"
     whole = ForwardPass(False, False)
+    rows = []
     try:
-        rows = [
-            states_before_tokens(
-                model,
-                whole,
-                prefix_ids[row, None],
-                prefix_mask[row, None],
-                continuation_ids[row, column, None, None],
-                mask[row, column, None, None],
-                share_prefix=False,
-            )
-            for row, column in product(*map(range, mask.shape[:2]))
-        ]
-        shortened = _run(model, whole, prefix_ids[:1])[0, -1]  # no token after the prefix
+        for row, column in product(range(2), range(2)):
+            prefix = [tensor[row, None] for tensor in groups[:2]]
+            continuation = [tensor[row, column, None, None] for tensor in groups[2:]]
+            rows.append(states_before_tokens(model, whole, *prefix, *continuation, False))
+        without_later_tokens = _run(model, whole, groups[0][:1])[0, -1]
     except Exception as error:  # as many kinds as there are architectures
         raise ModelError(f"{refusal} forward pass fails ({_summary(error)})") from error
     own = torch.cat(rows)
     if not own.isfinite().all():
         raise ModelError(f"{refusal} logits are not finite numbers")
-    if not same_logits(shortened, own[0]):
+    if not same_logits(without_later_tokens, own[0]):
         raise ModelError(
             f"{refusal} logits depend on later tokens, so it is no causal language model as "
             "configured (is_decoder, for an encoder?)"
@@ -374,12 +358,12 @@ def _own_logits(
 def _obstacle(model: Any, forward_pass: ForwardPass) -> str:
     """What in a model's make forbids going on from a plain key/value cache; "" if nothing does."""
     if not forward_pass.pads:
-        return "it does not see through padding"
+        return "does not see through padding"
     if not _takes(model.base_model, "position_ids"):
-        return "it takes no position ids"
+        return "takes no position ids"
     layers = DynamicCache(config=model.base_model.config).layers
     if any(type(layer) is not DynamicLayer for layer in layers):
-        return "it keeps more than keys and values in its cache"
+        return "keeps more than keys and values in its cache"
     return ""
 
 
