@@ -13,6 +13,7 @@ import torch
 
 from cpo.engine import machine, precision
 from cpo.engine.precision import Measured
+from cpo_suite import precision as profile_precision
 from cpo_suite.profile import ROOT, Profile, load_profile
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
@@ -116,28 +117,28 @@ def test_recipes_name_the_precision_and_never_auto(tmp_path, monkeypatch):
 def test_a_profile_for_gpus_is_planned_in_bf16_where_there_are_none(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "device", lambda: "cpu")
     paper = load_profile("paper", substitute=False)
-    assert precision.resolved(paper, tmp_path).optimiser.precision == "bf16"
-    assert "none here" in precision.statement(paper, tmp_path)
+    assert profile_precision.resolved(paper, tmp_path).optimiser.precision == "bf16"
+    assert "none here" in profile_precision.statement(paper, tmp_path)
     assert not (tmp_path / "machine.json").exists()
 
 
 def test_the_much_slower_precision_is_taken_and_warned_of(tmp_path, monkeypatch):
     answers(monkeypatch, (100, 1))
     slow = smoke("optimiser.precision=bf16")
-    assert precision.resolved(slow, tmp_path) == slow
-    said = precision.statement(slow, tmp_path)
+    assert profile_precision.resolved(slow, tmp_path) == slow
+    said = profile_precision.statement(slow, tmp_path)
     assert said.startswith("precision: bf16 (a core of this processor: 100 GFLOP/s in fp32, 1 in")
     assert "100 times as slow" in said and said.count("\n") == 1
     for taken in (smoke(), smoke("optimiser.precision=fp32")):
-        assert "slow" not in precision.statement(taken, tmp_path)
+        assert "slow" not in profile_precision.statement(taken, tmp_path)
     # From twice as slow on.
     answers(monkeypatch, (100, 51))
-    assert "slow" not in precision.statement(slow, Path(tmp_path / "another"))
+    assert "slow" not in profile_precision.statement(slow, Path(tmp_path / "another"))
 
 
 def test_the_record_says_what_was_asked_taken_and_measured(tmp_path, monkeypatch):
     answers(monkeypatch, (100, 30.04))
-    assert precision.record(smoke(), tmp_path) == {
+    assert profile_precision.record(smoke(), tmp_path) == {
         "asked": "auto",
         "taken": "fp32",
         "device": "one",
@@ -151,4 +152,4 @@ def test_apples_gpu_is_left_alone_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     answers(monkeypatch, (100, 50))
     assert machine.device() == "cpu"
-    assert "mps" in precision.statement(smoke(), tmp_path)
+    assert "mps" in profile_precision.statement(smoke(), tmp_path)

@@ -25,22 +25,20 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path, pattern: str = "*") -> str:
-    """SHA-256 over the names and contents of a folder's files, in order of name."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob(pattern)):
-        if path.is_file() and path.name != MANIFEST:
-            digest.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def checksums_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a folder, by its name in there."""
+def checksums_of(folder: Path, pattern: str = "*") -> dict[str, str]:
+    """SHA-256 of each file of a folder, by its name in there, in order of name."""
     return {
         str(path.relative_to(folder)): hash_file(path)
-        for path in sorted(folder.rglob("*"))
+        for path in sorted(folder.rglob(pattern))
         if path.is_file()
     }
+
+
+def hash_folder(folder: Path, pattern: str = "*") -> str:
+    """SHA-256 over the names and contents of a folder's files, manifests apart."""
+    checksums = checksums_of(folder, pattern).items()
+    lines = [f"{name} {checksum}\n" for name, checksum in checksums if Path(name).name != MANIFEST]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def damaged_file(folder: Path, checksums: dict[str, str]) -> str:

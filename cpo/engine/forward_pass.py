@@ -19,7 +19,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 # Rows that are run together: their tokens with padding, and how short the shortest may be, as a
@@ -112,40 +111,49 @@ def states_before_tokens(
     Args:
         prefix_ids, prefix_mask: `[B, P]` int64 and bool, padded on the right, none empty.
         continuation_ids, mask: `[B, K, L]` int64 and bool, padded on the right.
-        share_prefix: a prefix is computed once for all its continuations.
+        share_prefix: compute each prefix once for all its continuations; otherwise every
+            continuation carries its own copy.
     """
-    states = _shared_prefix if share_prefix else _repeated_prefix
-    return states(model, forward_pass, prefix_ids, prefix_mask, continuation_ids, mask)
+    batch = torch.arange(len(mask), device=mask.device)
+    group = batch.repeat_interleave(mask.shape[1])
+    ids, asked = continuation_ids.flatten(0, 1), mask.flatten(0, 1)
+    if share_prefix:
+        prefix = model.base_model(input_ids=prefix_ids, use_cache=True)
+        ends = prefix_mask.sum(-1)
+        lengths = asked.sum(-1) - 1  # nothing follows a last token
+    else:
+        own = torch.cat([prefix_mask[group], asked], -1)
+        ids = torch.cat([prefix_ids[group], ids], -1)
+        asked = torch.cat([torch.zeros_like(prefix_mask)[group], asked], -1)
+        # Padding goes to the right end. A causal model never looks right, so no attention mask and
+        # no position ids are needed, for any architecture.
+        ids, own, asked = left_aligned(ids, own, asked)
+        lengths = own.sum(-1) * asked.any(-1)
 
-
-def _repeated_prefix(
-    model: Any,
-    forward_pass: ForwardPass,
-    prefix_ids: Tensor,
-    prefix_mask: Tensor,
-    continuation_ids: Tensor,
-    mask: Tensor,
-) -> Tensor:
-    """Every continuation carries its own copy of the prefix."""
-    k = mask.shape[1]
-    none = torch.zeros_like(prefix_mask)
-    ids = torch.cat([prefix_ids.repeat_interleave(k, 0), continuation_ids.flatten(0, 1)], -1)
-    given = torch.cat([prefix_mask.repeat_interleave(k, 0), mask.flatten(0, 1)], -1)
-    asked = torch.cat([none.repeat_interleave(k, 0), mask.flatten(0, 1)], -1)
-    # Padding goes to the right end. A causal model never looks right, so no attention mask and no
-    # position ids are needed, for any architecture.
-    ids, given, asked = left_aligned(ids, given, asked)
-    asked = asked[:, 1:]  # the state at t predicts token t + 1; a prefix is never empty
-    pool, place, filled = [], torch.zeros_like(asked, dtype=torch.long), 0
-    for rows, longest in _of_like_length(given.sum(-1) * asked.any(-1), forward_pass):
-        states = _run(model, forward_pass, ids[rows, :longest])
-        here = asked[rows, : longest - 1]
-        pool.append(states[:, :-1][here])
-        place[rows, : longest - 1] = filled + here.flatten().cumsum(0).view_as(here) - 1
-        filled += len(pool[-1])
-    if not pool:  # every continuation is empty
+    number = asked.flatten().cumsum(0).view_as(asked) - 1  # of each token in the result
+    states, numbers = [], []
+    if share_prefix:  # a first token is expected by the last state of its prefix
+        last = prefix.last_hidden_state[batch, ends - 1]
+        states.append(last.index_select(0, group[asked[:, 0]]))
+        numbers.append(number[:, 0][asked[:, 0]])
+    for rows, longest in _of_like_length(lengths, forward_pass):
+        expected = asked[rows, 1 : 1 + longest]  # by the state at t: token t + 1
+        if share_prefix:
+            owner = group[rows]
+            hidden = model.base_model(
+                input_ids=ids[rows, :longest],
+                attention_mask=torch.cat([prefix_mask[owner], expected], -1).long(),
+                position_ids=ends[owner, None] + torch.arange(longest, device=mask.device),
+                past_key_values=select_rows(prefix.past_key_values, owner),
+                use_cache=True,
+            ).last_hidden_state
+        else:
+            hidden = _run(model, forward_pass, ids[rows, :longest])[:, : expected.shape[-1]]
+        states.append(hidden[expected])
+        numbers.append(number[rows, 1 : 1 + longest][expected])
+    if not states:  # every continuation is empty
         return model.get_input_embeddings().weight[:0]
-    return torch.cat(pool).index_select(0, place[asked])
+    return torch.cat(states).index_select(0, torch.cat(numbers).argsort())
 
 
 def _run(model: Any, forward_pass: ForwardPass, ids: Tensor) -> Tensor:
@@ -159,44 +167,10 @@ def _run(model: Any, forward_pass: ForwardPass, ids: Tensor) -> Tensor:
 
 def last_hidden_states(model: Any, ids: Tensor) -> Tensor:
     """`[R, T, H]`, of rows `[R, T]` without a cache."""
-    if forward_pass_of(model).base_and_head:
-        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    forward_pass = forward_pass_of(model)
+    if forward_pass.base_and_head:
+        return _run(model, forward_pass, ids)
     return model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
-
-
-def _shared_prefix(
-    model: Any,
-    forward_pass: ForwardPass,
-    prefix_ids: Tensor,
-    prefix_mask: Tensor,
-    continuation_ids: Tensor,
-    mask: Tensor,
-) -> Tensor:
-    """The prefix once; its keys and values, selected by row, serve all its continuations."""
-    batch, k, width = mask.shape
-    prefix = model.base_model(input_ids=prefix_ids, use_cache=True)
-    lengths = prefix_mask.sum(-1)
-    ids, asked = continuation_ids.flatten(0, 1), mask.flatten(0, 1)
-    group = torch.arange(batch, device=ids.device).repeat_interleave(k)
-    # Where to look for the state before each token: before the first, the prefix's last.
-    pool = [prefix.last_hidden_state[torch.arange(batch, device=ids.device), lengths - 1]]
-    place = group[:, None].expand(-1, width).clone()
-    filled = batch
-    # Nothing follows a last token.
-    for rows, longest in _of_like_length(asked.sum(-1) - 1, forward_pass):
-        fed = asked[rows, 1 : 1 + longest]
-        owner = group[rows]
-        states = model.base_model(
-            input_ids=ids[rows, :longest],
-            attention_mask=torch.cat([prefix_mask[owner], fed], -1).long(),
-            position_ids=lengths[owner, None] + torch.arange(longest, device=ids.device),
-            past_key_values=select_rows(prefix.past_key_values, owner),
-            use_cache=True,
-        ).last_hidden_state[fed]
-        pool.append(states)
-        place[rows, 1 : 1 + longest] = filled + fed.flatten().cumsum(0).view_as(fed) - 1
-        filled += len(states)
-    return torch.cat(pool).index_select(0, place[asked])
 
 
 def left_aligned(ids: Tensor, mask: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -213,17 +187,14 @@ def _of_like_length(lengths: Tensor, forward_pass: ForwardPass) -> Iterator[tupl
     tokens = PART_TOKENS if forward_pass.base_and_head else LOGITS_PART_TOKENS
     spread = PART_SPREAD if forward_pass.pads else 1.0
     order = lengths.argsort(descending=True, stable=True)
-    sizes = lengths[order].tolist()
+    sizes = [size for size in lengths[order].tolist() if size > 0]
     start = 0
-    while start < len(sizes) and sizes[start] > 0:
-        end = start + 1
-        while (
-            end < len(sizes)
-            and sizes[end] >= max(1, spread * sizes[start])
-            and (end + 1 - start) * sizes[start] <= tokens
-        ):
+    while start < len(sizes):
+        longest, end = sizes[start], start + 1
+        limit = min(len(sizes), start + tokens // longest)
+        while end < limit and sizes[end] >= spread * longest:
             end += 1
-        yield order[start:end], sizes[start]
+        yield order[start:end], longest
         start = end
 
 
@@ -300,103 +271,88 @@ def same_logits(logits: Tensor, expected: Tensor) -> bool:
 
 
 def _compare(model: Any) -> ForwardPass:
-    name = type(model).__name__
     config = model.config.get_text_config()
-    prefixes, continuations = _trial_rows(model, config)
-    rows = [
-        torch.cat([prefix, continuation])
-        for prefix, group in zip(prefixes, continuations, strict=True)
-        for continuation in group
-    ]
-    starts = [len(prefix) - 1 for prefix in prefixes for _ in continuations[0]]
-    whole = ForwardPass(False, False)
+    groups = _trial_groups(model, config)
+    own = _own_logits(model, groups)
 
-    def alone(row: Tensor) -> Tensor:
-        return _run(model, whole, row[None])[0]
-
-    try:
-        logits = [alone(row) for row in rows]
-        own = torch.cat([row[start:-1] for row, start in zip(logits, starts, strict=True)])
-        shortened = alone(rows[0][: starts[0] + 1])[-1]
-    except Exception as error:  # as many kinds as there are architectures
-        reason = f"its forward pass fails on {len(rows[0])} tokens ({_words(error)})"
-        raise ModelError(f"{name} cannot be scored: {reason}") from error
-    if not own.isfinite().all():
-        raise ModelError(f"{name} cannot be scored: its logits are not finite numbers")
-    if not same_logits(shortened, own[0]):
-        what = "its logits depend on later tokens, so it is no causal language model as configured"
-        raise ModelError(f"{name} cannot be scored: {what} (is_decoder, for an encoder?)")
-
-    tensors = _padded(prefixes, continuations)
-
-    def problem(shortcut: ForwardPass, what: str, instead: str) -> str:
-        """Why a shortcut may not be taken, "" where it agrees."""
+    def fault(shortcut: ForwardPass) -> str:
+        """Why a shortcut may not be taken, "" where it gives the model's own logits."""
         try:
-            states = states_before_tokens(model, shortcut, *tensors, shortcut.shares_prefix)
-            if same_logits(shortcut.logits(model, states), own):
-                return ""
-            reason = "gives other logits"
-        except Exception as error:
-            reason = f"fails ({_words(error)})"
-        return f"{name}: {what} {reason}, so {instead}"
+            states = states_before_tokens(model, shortcut, *groups, shortcut.shares_prefix)
+            agrees = same_logits(shortcut.logits(model, states), own)
+        except Exception as error:  # as many kinds as there are architectures
+            return f"fails ({_summary(error)})"
+        return "" if agrees else "gives other logits"
 
-    if _length_dependent(config):
+    def warn(what: str, instead: str) -> None:
+        warnings.warn(f"{type(model).__name__}: {what}, so {instead}", stacklevel=4)
+
+    whole = ForwardPass(False, False, pads=not _length_dependent(config))
+    if whole.pads and (what := fault(whole)):
         whole = replace(whole, pads=False)
-    elif complaint := problem(whole, "a batch of ragged rows", "only equal lengths run together"):
-        whole = replace(whole, pads=False)
-        warnings.warn(complaint, stacklevel=2)
+        warn(f"a batch of ragged rows {what}", "only equal lengths run together")
     if type(model.get_output_embeddings()) is not torch.nn.Linear:
-        warnings.warn(f"{name} has no linear head: its full forward pass is used", stacklevel=2)
+        warn("it has no linear head", "its full forward pass is used, which is slower")
         return whole
-    parts = [
-        replace(whole, base_and_head=True, scale=scale, cap=cap)
-        for cap, scale in product(_caps(config), _scales(config))
-    ]
-    what, instead = "its base model and head", "its full forward pass is used, which is slower"
-    for shortcut in parts:
-        if not (complaint := problem(shortcut, what, instead)):
+    factors = _positive(config, SCALES)
+    scales = [1.0, *(scale for factor in factors for scale in (factor, 1 / factor))]
+    # A cap that is named comes first: on the small logits of a new model it would not be missed,
+    # and on those of a trained one it would.
+    for cap, scale in product([*_positive(config, CAPS), None], scales):
+        split = replace(whole, base_and_head=True, scale=scale, cap=cap)
+        if not (what := fault(split)):
             break
     else:
-        warnings.warn(complaint, stacklevel=2)
+        warn(f"its base model and head {what}", "its full forward pass is used, which is slower")
         return whole
-    shared = replace(shortcut, shares_prefix=True, window=_window(config))
-    instead = "the prefix is repeated for every continuation, which is slower"
-    complaint = _obstacle(model, shared)
-    if complaint:
-        complaint = f"{name} {complaint}, so {instead}"
-    elif not (complaint := problem(shared, "going on from its key/value cache", instead)):
-        return shared
-    warnings.warn(complaint, stacklevel=2)
-    return shortcut
+    # Attention that is local may count cache slots.
+    window = min(map(int, _positive(config, WINDOWS)), default=None)
+    shared = replace(split, shares_prefix=True, window=window)
+    if what := _obstacle(model, shared) or fault(shared):
+        what = f"its key/value cache cannot go on with several continuations, since it {what}"
+        warn(what, "the prefix is repeated for every continuation, which is slower")
+        return split
+    return shared
 
 
-def _trial_rows(model: Any, config: Any) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Two prefixes, and two continuations of each, of random tokens and four different lengths."""
-    positions = getattr(config, "max_position_embeddings", None) or 64
-    prefix_lengths, lengths = (9, 4), ((5, 2), (3, 6))
-    if positions < 16:
-        prefix_lengths, lengths = (2, 1), ((2, 1), (1, 2))
+def _trial_groups(model: Any, config: Any) -> list[Tensor]:
+    """Two prefixes `[2, P]` and two continuations of each `[2, 2, L]`, random tokens of four
+    different lengths, at most 15 together; each tensor is followed by its mask."""
     generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for lengths in (torch.tensor([9, 4]), torch.tensor([[5, 2], [3, 6]])):
+        mask = torch.arange(int(lengths.max())) < lengths[..., None]
+        ids = torch.randint(config.vocab_size, mask.shape, generator=generator) * mask
+        tensors += [ids.to(model.device), mask.to(model.device)]
+    return tensors
 
-    def ids(count: int) -> Tensor:
-        drawn = torch.randint(config.vocab_size, (count,), generator=generator)
-        return drawn.to(model.device)
 
-    return [ids(count) for count in prefix_lengths], [[ids(n) for n in pair] for pair in lengths]
+def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
+    """The model's logits before each token of the continuations, `[N, V]`, every row run alone.
 
-
-def _padded(
-    prefixes: list[Tensor], continuations: list[list[Tensor]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prefixes `[B, P]` with their mask, continuations `[B, K, L]` with theirs."""
-    flat = [continuation for group in continuations for continuation in group]
-    ids, masks = [], []
-    for rows in (prefixes, flat):
-        ids.append(pad_sequence(rows, batch_first=True))
-        ones = [torch.ones_like(row, dtype=torch.bool) for row in rows]
-        masks.append(pad_sequence(ones, batch_first=True))
-    shape = len(continuations), len(continuations[0]), -1
-    return ids[0], masks[0], ids[1].view(shape), masks[1].view(shape)
+    Raises:
+        ModelError: as `forward_pass_of`.
+    """
+    refusal = f"{type(model).__name__} cannot be scored: its"
+    whole = ForwardPass(False, False)
+    rows = []
+    try:
+        for row, column in product(range(2), range(2)):
+            prefix = [tensor[row, None] for tensor in groups[:2]]
+            continuation = [tensor[row, column, None, None] for tensor in groups[2:]]
+            rows.append(states_before_tokens(model, whole, *prefix, *continuation, False))
+        without_later_tokens = _run(model, whole, groups[0][:1])[0, -1]
+    except Exception as error:  # as many kinds as there are architectures
+        raise ModelError(f"{refusal} forward pass fails ({_summary(error)})") from error
+    own = torch.cat(rows)
+    if not own.isfinite().all():
+        raise ModelError(f"{refusal} logits are not finite numbers")
+    if not same_logits(without_later_tokens, own[0]):
+        raise ModelError(
+            f"{refusal} logits depend on later tokens, so it is no causal language model as "
+            "configured (is_decoder, for an encoder?)"
+        )
+    return own
 
 
 def _obstacle(model: Any, forward_pass: ForwardPass) -> str:
@@ -415,24 +371,10 @@ def _takes(module: Any, name: str) -> bool:
     return name in inspect.signature(module.forward).parameters
 
 
-def _numbers(config: Any, names: tuple[str, ...]) -> list[float]:
+def _positive(config: Any, names: tuple[str, ...]) -> list[float]:
+    """The positive numbers among a configuration's attributes of these names."""
     values = [getattr(config, name, None) for name in names]
     return [value for value in values if isinstance(value, (int, float)) and value > 0]
-
-
-def _scales(config: Any) -> list[float]:
-    return [1.0, *(factor for value in _numbers(config, SCALES) for factor in (value, 1 / value))]
-
-
-def _caps(config: Any) -> list[float | None]:
-    """A cap that is named comes first: on the small logits of a new model it would not be missed,
-    and on those of a trained one it would."""
-    return [*_numbers(config, CAPS), None]
-
-
-def _window(config: Any) -> int | None:
-    """The shortest stretch within which attention is local, where it may count cache slots."""
-    return min((int(value) for value in _numbers(config, WINDOWS)), default=None)
 
 
 def _length_dependent(config: Any) -> bool:
@@ -442,5 +384,5 @@ def _length_dependent(config: Any) -> bool:
     return bool(kinds & set(LENGTH_DEPENDENT_ROPE))
 
 
-def _words(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

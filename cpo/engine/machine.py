@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -45,11 +46,9 @@ def unused_gpu() -> str:
 
 def name() -> str:
     """The GPU's name, or the processor's."""
-    if device() == "cuda":
-        import torch
+    import torch
 
-        return torch.cuda.get_device_name()
-    return processor()
+    return torch.cuda.get_device_name() if device() == "cuda" else processor()
 
 
 @cache
@@ -58,11 +57,10 @@ def processor() -> str:
     try:
         if platform.system() == "Darwin":
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            return done.stdout.strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+            return subprocess.check_output(command, text=True).strip()
+        information = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if model := re.search(r"^model name\s*: (.*)", information, re.MULTILINE):
+            return model[1].strip()
     except (OSError, subprocess.SubprocessError):
         pass
     return platform.processor() or platform.machine()
@@ -75,7 +73,7 @@ def fingerprint() -> str:
     parts = [name(), f"torch {torch.__version__}"]
     if device() == "cpu":
         parts += [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
-        parts += [f"{one}={os.environ[one]}" for one in INSTRUCTIONS if one in os.environ]
+        parts += [f"{key}={os.environ[key]}" for key in INSTRUCTIONS if key in os.environ]
     return ", ".join(parts)
 
 

@@ -6,17 +6,13 @@ with them is up to twice as fast.
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cpo.engine import machine
 from cpo.engine.memory import keep_freed_memory
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Precision = Literal["fp32", "bf16"]
 
@@ -53,70 +49,59 @@ class Measured:
 
 def measured(root: Path) -> Measured:
     """The speeds of this machine, measured once and remembered under `root`."""
-    found = machine.remembered(root, "precision", lambda: dataclasses.asdict(measure()))
-    return Measured(**found)
+    return Measured(**machine.remembered(root, "precision", lambda: asdict(measure())))
 
 
 def measure() -> Measured:
     """Time the matrix products of a transformer block's MLP, forward and backward.
 
-    In bf16 as the scorer does it: autocast over fp32 weights. The best of several repetitions, the
-    two precisions in turn. On one thread of a processor: several wait for each other whenever other
-    work takes a core. It takes about a second.
+    On one thread of a processor: several wait for each other whenever other work takes a core. It
+    takes about a second.
     """
     import torch
 
     keep_freed_memory()
     device = machine.device()
-    speeds = {"fp32": 0.0, "bf16": 0.0}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for width, tokens in SIZES[device]:
-            times = _seconds(_block(width, device), width, tokens, device)
-            # 6 operations for each weight and token: 2 forward, 4 backward.
-            operations = 6 * tokens * 8 * width**2
-            speeds = {name: operations / best / 1e9 for name, best in times.items()}
+            speeds = _speeds(width, tokens, device)
             if speeds["bf16"] * HOPELESS < speeds["fp32"]:
                 break
     finally:
         torch.set_num_threads(threads)
-    return Measured(device, machine.name(), speeds["fp32"], speeds["bf16"])
+    return Measured(device, machine.name(), **speeds)
 
 
-def _block(width: int, device: str) -> nn.Module:
+def _speeds(width: int, tokens: int, device: str) -> dict[str, float]:
+    """GFLOP/s by precision, the best of several repetitions, the two precisions in turn; in bf16 as
+    the scorer does it, autocast over fp32 weights."""
     import torch
     from torch import nn
 
-    block = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-    return block.to(device, torch.float32)
-
-
-def _seconds(block: nn.Module, width: int, tokens: int, device: str) -> dict[str, float]:
-    """Best seconds of a forward and a backward pass, by precision."""
-    import torch
-
     with torch.random.fork_rng():
+        block = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        block.to(device, torch.float32)
         inputs = torch.randn(tokens, width, device=device, dtype=torch.float32)
 
-    def once(precision: str) -> float:
+    def clock() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
-        clock = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            states = block(inputs)
-        states.float().sum().backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - clock
+        return time.perf_counter()
 
     best = {"fp32": float("inf"), "bf16": float("inf")}
-    began = time.perf_counter()
+    began = clock()
     for repetition in range(REPETITIONS):
         for precision in best:
-            seconds = once(precision)
+            start = clock()
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                states = block(inputs)
+            states.float().sum().backward()
             if repetition:  # the first warms up
-                best[precision] = min(best[precision], seconds)
-        if repetition and time.perf_counter() - began > SECONDS:
+                best[precision] = min(best[precision], clock() - start)
+        if repetition and clock() - began > SECONDS:
             break
-    return best
+    # 6 operations for each weight and token: 2 forward, 4 backward.
+    operations = 6 * tokens * 8 * width**2
+    return {precision: operations / seconds / 1e9 for precision, seconds in best.items()}

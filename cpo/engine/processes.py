@@ -54,8 +54,8 @@ def from_main_process(work: Callable[[], Result]) -> Result:
     """`work()` of the main process, in every process."""
     if process_count() == 1:
         return work()
-    found = [work() if is_main_process() else None]
-    return broadcast_object_list(found)[0]
+    result = [work() if is_main_process() else None]
+    return broadcast_object_list(result)[0]
 
 
 def shared_out(items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:

@@ -18,13 +18,8 @@ def progress_bar(total: int, description: str, unit: str = "step") -> plain_tqdm
     bars of the notebooks it executes in its own terminal.
     """
     bar = plain_tqdm if os.environ.get("CPO_PLAIN_PROGRESS") else tqdm
-    every = 0.2 if sys.stderr.isatty() else 10.0
+    seconds = 0.2 if sys.stderr.isatty() else 10.0
     silent = os.environ.get("RANK", "0") != "0"
     return bar(
-        total=total,
-        desc=description,
-        unit=unit,
-        mininterval=every,
-        leave=False,
-        disable=silent,
+        total=total, desc=description, unit=unit, mininterval=seconds, leave=False, disable=silent
     )
