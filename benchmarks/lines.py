@@ -32,22 +32,24 @@ BUDGETS = {
 # From the ground up: a module imports from its own floor and from lower ones. A name stands for the
 # module and, where it is a package, for all in it that no other name is closer to; but `cpo` and
 # `cpo_suite` stand for themselves alone, so that every new module is put on a floor.
-FLOORS = (
-    ("cpo.losses", "cpo.plan", "cpo.own_code"),
-    ("cpo.engine", "cpo.data", "cpo.models"),
-    ("cpo.scoring",),
-    ("cpo.generation", "cpo.negatives", "cpo.ranking", "cpo.scheduled_sampling", "cpo.ensembling"),
-    ("cpo.training", "cpo.evaluation"),
-    ("cpo",),
-    ("cpo_suite.paper", "cpo_suite.comparison", "cpo_suite.profile", "cpo_suite.store")
-    + ("cpo_suite.world",),
-    ("cpo_suite.artifacts", "cpo_suite.recipes", "cpo_suite.precision", "cpo_suite.judges")
-    + ("cpo_suite.launching", "cpo_suite.costs", "cpo_suite.calibration"),
-    ("cpo_suite.suite",),
-    ("cpo_suite.report", "cpo_suite.stated"),
-    ("cpo_suite.run", "cpo_suite.teaching", "cpo_suite.worker"),
-    ("cpo_suite", "cpo_suite.__main__"),
-)
+FLOORS = [
+    line.split()
+    for line in """\
+cpo.losses cpo.plan cpo.own_code
+cpo.engine cpo.data cpo.models
+cpo.scoring
+cpo.generation cpo.negatives cpo.ranking cpo.scheduled_sampling cpo.ensembling
+cpo.training cpo.evaluation
+cpo
+cpo_suite.paper cpo_suite.comparison cpo_suite.profile cpo_suite.store cpo_suite.world
+cpo_suite.artifacts cpo_suite.recipes cpo_suite.precision cpo_suite.judges cpo_suite.launching \
+cpo_suite.costs cpo_suite.calibration
+cpo_suite.suite
+cpo_suite.report cpo_suite.stated
+cpo_suite.run cpo_suite.teaching cpo_suite.worker
+cpo_suite cpo_suite.__main__
+""".splitlines()
+]
 
 _LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,

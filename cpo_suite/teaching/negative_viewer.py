@@ -79,14 +79,10 @@ def candidates_page(prefix: str, candidates: Sequence[Candidate], kind: str, col
         if rank > 1 and kind not in ("all", candidate.kind):
             continue
         total, length = sum(candidate.logps), len(candidate.logps)
-        least = min(range(length), key=candidate.logps.__getitem__, default=None)
+        logp, token = min(zip(candidate.logps, candidate.tokens, strict=True), default=(0.0, ""))
         row = [rank, candidate.kind, f"{candidate.similarity:.3f}"]
         row.append(f"{total:.1f}; {total / max(1, length):.2f} a token")
-        row.append(
-            ""
-            if least is None
-            else f"{candidate.tokens[least].strip()!r} {candidate.logps[least]:.1f}"
-        )
+        row.append(f"{token.strip()!r} {logp:.1f}" if length else "")
         rows.append([*row, text_of(_coloured(candidates[0], candidate, colour))])
     return Markup("<p><b>Prefix.</b> {}</p><p>{}</p>{}").format(
         text_of(prefix), LEGENDS[colour], table(COLUMNS, rows)

@@ -82,12 +82,12 @@ def verdict_browser(pairs: Mapping[str, Sequence[Judgement]], parts: Parts | Non
         parts: what a grade is made of, shown beside each answer.
     """
     categories = {pair.category for group in pairs.values() for pair in group} - {""}
+    labels = ["all", *sorted(categories)]
     filters = {
         "model": ipywidgets.Dropdown(options=list(pairs), description="model"),
         "outcome": ipywidgets.Dropdown(options=OUTCOMES, description="for the model"),
-        "category": ipywidgets.Dropdown(options=["all", *sorted(categories)]),
+        "category": ipywidgets.Dropdown(options=labels, description="category"),
     }
-    filters["category"].description = "category"
     position = ipywidgets.IntSlider(1, min=1, max=1, description="pair")
 
     def chosen(model: str, outcome: str, category: str) -> list[Judgement]:
