@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ipywidgets
 import pandas as pd
@@ -74,9 +75,9 @@ def _scores(
     scores: Mapping[str, Mapping[float, Sequence[float]]], chosen: float, prompt: int
 ) -> Markup:
     """A row for each alpha: every score on this prompt, and its mean over all that are known."""
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, by_alpha in scores.items():
-        values = pd.DataFrame(by_alpha, dtype=float)  # [prompts, alphas]
+        values = pd.DataFrame(dict(by_alpha), dtype=float)  # [prompts, alphas]
         columns[f"{name}, this prompt"] = values.loc[prompt]
         columns[f"{name}, mean"] = values.mean()
     rows = [

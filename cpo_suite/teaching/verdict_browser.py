@@ -119,7 +119,8 @@ def judgement_page(pair: Judgement, title: str, parts: Parts | None = None) -> M
     if pair.exchanged is not None:
         verdict += f"; with the sides exchanged, {VERDICTS[pair.exchanged]}"
     points = "" if math.isnan(pair.points) else f", {pair.points:g} point(s)"
-    rows, names = [], []
+    names: list[str] = []
+    rows = []
     for side, text in pair.answers.items():
         whose = "the model's" if side == pair.model_side else "recorded"
         better = ", better" if pair.verdict == side else ""
