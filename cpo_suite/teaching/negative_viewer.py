@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import operator
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def candidates_page(prefix: str, candidates: Sequence[Candidate], kind: str, col
         if rank > 1 and kind not in ("all", candidate.kind):
             continue
         total, length = sum(candidate.logps), len(candidate.logps)
-        logp, token = min(zip(candidate.logps, candidate.tokens, strict=True), default=(0.0, ""))
+        tokens = zip(candidate.logps, candidate.tokens, strict=True)
+        logp, token = min(tokens, key=operator.itemgetter(0), default=(0.0, ""))
         row = [rank, candidate.kind, f"{candidate.similarity:.3f}"]
         row.append(f"{total:.1f}; {total / max(1, length):.2f} a token")
         row.append(f"{token.strip()!r} {logp:.1f}" if length else "")
