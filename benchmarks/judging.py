@@ -16,7 +16,7 @@ from pathlib import Path
 
 import openai
 
-from benchmarks.lines import Line
+from benchmarks.measurements import Line
 from cpo.evaluation.chat import ChatServer, Reply, ask_all
 from cpo.evaluation.verdict_store import Question, StoredVerdict, VerdictStore
 from tests.chat_server import ChatServerProcess

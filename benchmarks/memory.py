@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import Line, device
+from benchmarks.measurements import Line, device
 from benchmarks.shapes import LARGE_VOCABULARY, K, precision, random_groups
 from benchmarks.steps import PlainRepetition
 from cpo.engine.memory import keep_freed_memory

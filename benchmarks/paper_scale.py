@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from benchmarks.lines import RESULTS, device, machine
+from benchmarks.measurements import RESULTS, device, machine
 from benchmarks.shapes import Shape, precision, random_groups
 from benchmarks.steps import matrix_rate, seconds_of
 from cpo.scoring import GroupScorer

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.lines import Line, device, synchronise
+from benchmarks.measurements import Line, device, synchronise
 from benchmarks.shapes import (
     LARGE_VOCABULARY,
     SMALL_VOCABULARY,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.lines import device
+from benchmarks.measurements import device
 from cpo.engine.precision import Precision, measure
 from cpo.scoring import Group
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
-from benchmarks.lines import Line, device, synchronise
+from benchmarks.measurements import Line, device, synchronise
 from benchmarks.shapes import (
     LARGE_VOCABULARY,
     PREFIX_AND_LENGTH,

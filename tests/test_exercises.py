@@ -137,7 +137,8 @@ def test_a_source_becomes_cells(tmp_path: Path) -> None:
         'def twice(x: int) -> int:\n    """2x."""\n    raise NotImplementedError("your turn")'
     )
     assert check["source"] == (
-        "import math\n\nfrom cpo import course\nfrom cpo_suite.teaching.course import exercise\n\n"
+        "import math\n\nfrom cpo_suite.teaching import course\n"
+        "from cpo_suite.teaching.course import exercise\n\n"
         'with exercise("00.1"):\n    for x in (1, math.pi):\n'
         '        assert twice(x) == x + x, "twice is x and x again"'
     )

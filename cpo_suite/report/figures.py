@@ -588,10 +588,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     with style():
         columns = min(2, max(1, len(panels)))
         height = max(1, math.ceil(len(panels) / columns))
-        figure, grid = plt.subplots(
-            height, columns, figsize=(COLUMN * columns, 1.7 * height + 0.4), squeeze=False
-        )
-        cells = list(grid.flat)
+        # Not of pyplot, which would show it a second time at the end of a notebook's cell.
+        figure = Figure(figsize=(COLUMN * columns, 1.7 * height + 0.4))
+        cells = list(figure.subplots(height, columns, squeeze=False).flat)
         for axes in cells[len(panels) :]:
             axes.set_visible(False)
         for axes, (group, column, title) in zip(cells, panels, strict=False):

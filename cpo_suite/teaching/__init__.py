@@ -1,1 +1,1 @@
-"""Widgets and their views, live curves, checks of exercises."""
+"""What the notebooks let a reader move or watch, and the checks of their exercises."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,17 +23,10 @@ def exercise(name: str) -> Iterator[None]:
     except NotImplementedError:
         print(f"Exercise {name}: not yet. Write the cell above, run it, then run this one again.")
     except Exception as error:
-        print(f"Exercise {name}: not yet: {_in_a_line(error)}")
+        message = str(error).strip()
+        if not message and isinstance(error, AssertionError):
+            message = traceback.extract_tb(error.__traceback__)[-1].line or ""  # as it is written
+        print(f"Exercise {name}: not yet: {type(error).__name__}: {message}".removesuffix(": "))
     else:
         results[name] = True
         print(f"Exercise {name}: solved.")
-
-
-def _in_a_line(error: Exception) -> str:
-    """Type and message of an error; an assertion without a message is shown as it is written."""
-    said = str(error).strip()
-    if not said and isinstance(error, AssertionError):
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        lines = range(place.lineno or 0, (place.end_lineno or place.lineno or 0) + 1)
-        said = " ".join(linecache.getline(place.filename, line).strip() for line in lines).strip()
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
