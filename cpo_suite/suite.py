@@ -60,6 +60,7 @@ from cpo_suite.profile import (
     Profile,
     ProfileError,
     load_profile,
+    missing_paths,
 )
 from cpo_suite.recipes import (
     BaseModelRecipe,
@@ -108,9 +109,8 @@ class Suite:
             ProfileError: as `load_profile`, or there is no such file, folder or judge as it names.
         """
         loaded = load_profile(profile, overrides)
-        for key, path in loaded.paths.items():
-            if not os.path.exists(path):
-                raise ProfileError(f"{key}: {path} does not exist")
+        for key, missing in missing_paths(profile, overrides).items():
+            raise ProfileError(f"{key}: {missing}")
         try:
             judge_identity(loaded.judge, "instructions")
         except judging.JudgeError as error:
@@ -387,7 +387,7 @@ class Suite:
             mixture={sampler_identity(kind): count for kind, count in mixture.items()},
             steps=self.profile.continuation.steps[row.steps],
             batch=self.profile.continuation.batch,
-            embedder=self.profile.embedder,
+            embedder="minilm",
             generation_batch=self.profile.generation_batch,
             precision=self.profile.optimiser.precision,
             seed=seed,

@@ -22,7 +22,6 @@ from cpo.evaluation import judging
 from cpo.negatives import register
 from cpo.own_code import OwnCodeError
 from cpo.training import TrainingError, register_objective
-from cpo_suite import profile as profiles
 from cpo_suite.costs import Cost, Planned
 from cpo_suite.launching import LaunchError, launch
 from cpo_suite.profile import ROOT, Profile, ProfileError
@@ -47,7 +46,7 @@ SAMPLER = """
 def registries():
     """What a test registers is forgotten after it."""
     known: list[Any] = [negatives.SAMPLERS, judging.RULES, training.OBJECTIVES]
-    known += [profiles.NEGATIVE_KINDS, profiles.CONTRASTIVE_OBJECTIVES, training.RANKED_OBJECTIVES]
+    known += [training.RANKED_OBJECTIVES]
     before = [one.copy() for one in known]
     yield
     for one, kept in zip(known, before, strict=True):

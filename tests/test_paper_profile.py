@@ -71,7 +71,7 @@ def run_paper(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
             given += [f"{part}.server.base_url={server.url}"]
             given += [f"{part}.server.api_key_variable={KEY}"]
         return subprocess.run(
-            [sys.executable, "-m", "cpo", "run", "--profile", "paper", *arguments]
+            [sys.executable, "-m", "cpo_suite", "run", "--profile", "paper", *arguments]
             + [part for one in given for part in ("--set", one)],
             env={**os.environ, KEY: "sk-1", "CPO_ARTIFACTS": str(folder / "artifacts")},
             stdout=subprocess.PIPE,
