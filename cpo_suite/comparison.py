@@ -38,9 +38,9 @@ class Comparison:
         relation = cast(Relation, sides[1])
         weights: dict[str, int] = {}
         for sign, side in ((1, sides[0]), (-1, sides[2])):
-            pieces = re.split(r"\s([+-])\s", side.strip())
-            for plus_or_minus, name in zip(["+", *pieces[1::2]], pieces[::2], strict=True):
-                weights[name] = weights.get(name, 0) + (sign if plus_or_minus == "+" else -sign)
+            for term in re.split(r"\s(?=[+-]\s)", f"+ {side.strip()}"):
+                weight = sign if term[0] == "+" else -sign
+                weights[term[2:]] = weights.get(term[2:], 0) + weight
         choices = {name: rows for name in weights if (rows := _choice(name))}
         return cls(text, relation, weights, choices)
 

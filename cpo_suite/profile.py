@@ -378,10 +378,11 @@ class Profile(_Settings):
     def _consistent(self) -> Profile:
         for row_id, row in self.own_rows.items():
             _check_own_row(row_id, row)
+        every_row = self.every_row
         for row_id in self.rows:
-            if row_id not in self.every_row:
-                raise ValueError(f"rows: {_unknown('row', row_id, self.every_row)}")
-            row = self.every_row[row_id]
+            if row_id not in every_row:
+                raise ValueError(f"rows: {_unknown('row', row_id, every_row)}")
+            row = every_row[row_id]
             for group, name, settings in (
                 ("models", row.model, self.models),
                 ("negatives", row.negatives, self.negatives),
@@ -482,14 +483,12 @@ def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pro
             wrong type.
     """
     path, raw = _read(name_or_path, overrides)
-    folders = _folders(path)
-    raw = _map_paths(raw, lambda key, text: (_places(key, text, folders) or [text])[0])
-    return _validated(json.dumps(raw), path.name)
+    return _validated(json.dumps(_map_paths(raw, _absolute(_folders(path)))), path.name)
 
 
 def missing_paths(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
-    """The files and folders that a profile names and that are not there: by key, what was looked
-    for where.
+    """Of the files and folders that a profile names, those that are not there: by key, where they
+    were looked for.
 
     Raises:
         ProfileError: there is no such profile, or it cannot be read.
@@ -521,11 +520,7 @@ def parse_value(text: str) -> Any:
 def with_absolute_paths(override: str) -> str:
     """The override with its paths absolute, so that it means the same in every folder."""
     key = override.partition("=")[0].strip()
-
-    def absolute(key: str, text: str) -> str:
-        return (_places(key, text, [Path.cwd()]) or [text])[0]
-
-    return map_override(override, lambda value: _map_paths(value, absolute, key))
+    return map_override(override, lambda value: _map_paths(value, _absolute([Path.cwd()]), key))
 
 
 def map_override(override: str, change: Callable[[Any], Any]) -> str:
@@ -596,7 +591,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 # --- Paths ----------------------------------------------------------------------------------------
 
-_FILE = re.compile(r"(instructions|articles)\.path")
+_DATA = re.compile(r"(instructions|articles)\.path")
 _MODEL = re.compile(r"judge\.model|models\.\w+\.pretrained")
 _PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # of a model, which is else a name of the hub
 
@@ -606,7 +601,7 @@ def _map_paths(value: Any, change: Callable[[str, str], str], key: str = "") -> 
     if isinstance(value, dict):
         prefix = f"{key}." if key else ""
         return {name: _map_paths(item, change, f"{prefix}{name}") for name, item in value.items()}
-    may_be = isinstance(value, str) and (_FILE.fullmatch(key) or _MODEL.fullmatch(key))
+    may_be = isinstance(value, str) and (_DATA.fullmatch(key) or _MODEL.fullmatch(key))
     return change(key, value) if may_be else value
 
 
@@ -623,7 +618,12 @@ def _places(key: str, text: str, folders: Sequence[Path]) -> list[str]:
     text = os.path.expanduser(text)
     places = list(dict.fromkeys(os.path.normpath(folder / text) for folder in folders))
     there = [place for place in places if os.path.exists(place)]
-    return there or (places if _FILE.fullmatch(key) or _PATH.search(text) else [])
+    return there or (places if _DATA.fullmatch(key) or _PATH.search(text) else [])
+
+
+def _absolute(folders: Sequence[Path]) -> Callable[[str, str], str]:
+    """What makes the text of a key absolute if it is a path, for `_map_paths`."""
+    return lambda key, text: (_places(key, text, folders) or [text])[0]
 
 
 # --- Validation -----------------------------------------------------------------------------------
