@@ -406,6 +406,9 @@ class Profile(_Settings):
                     f"{stage}.batch: {batch} examples cannot be shared out evenly among "
                     f"{self.processes.count} processes: change one of the two"
                 )
+        for objective in ("mle", "cpo"):
+            if objective not in self.continuation.learning_rate:
+                raise ValueError(f"continuation.learning_rate: `{objective}` is missing")
         for name, mixture in self.negatives.items():
             for kind in mixture:
                 if kind not in SAMPLERS:

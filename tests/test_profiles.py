@@ -334,7 +334,7 @@ def with_paths(folder: Path, pair_file: str, model: str) -> Path:
 def test_a_path_is_that_beside_the_profile_from_every_folder(
     written, relative, tmp_path, monkeypatch
 ):
-    monkeypatch.delenv("CPO_DATA", raising=False)
+    monkeypatch.setenv("CPO_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     path = with_paths(tmp_path / "own", written, written)
     (tmp_path / "own" / "there").mkdir()
