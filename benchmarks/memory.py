@@ -71,7 +71,7 @@ def planned_megabytes(tokens: int) -> float:
         "optimiser.micro_batch_tokens": tokens,
     }
     given = [f"{key}={value}" for key, value in overrides.items()]
-    return training_memory_gb(load_profile("paper", given, substitute=False), "llama") * 1e9 / 2**20
+    return training_memory_gb(load_profile("paper", given), "llama") * 1e9 / 2**20
 
 
 def _reset_peak() -> int:

@@ -115,7 +115,7 @@ def main() -> None:
             steps.append(step)
             print(f"{shape.name:14} K = {k:2}: {taken:6.2f} s a step of {BATCH}, "
                   f"{taken / 3.6:5.2f} h for 1,000")  # fmt: skip
-    of_rows = hours(load_profile("paper", substitute=False), seconds)
+    of_rows = hours(load_profile("paper"), seconds)
     for row, taken in of_rows.items():
         print(f"{row:20} {taken:6.2f} h")
     print(f"{'all trainings':20} {sum(of_rows.values()):6.2f} h on one GPU")

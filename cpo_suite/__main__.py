@@ -129,7 +129,7 @@ def _site(profile: str) -> int:
     folders = [ROOT / "figures", run_record.artifacts_folder() / "figures"]
     results = site.results_of(profile, folders)
     if not results.is_dir():
-        load_profile(profile, substitute=False)  # refuses a name that there is not
+        load_profile(profile)  # refuses a name that there is not
         print(f"Profile {profile} has not been run here: the notebooks are shown without outputs.")
     code = site.build(results, ROOT / "site")
     if code == 0:
@@ -139,7 +139,7 @@ def _site(profile: str) -> int:
 
 def _profiles() -> int:
     for name in profile_names():
-        profile = load_profile(name, substitute=False)
+        profile = load_profile(name)
         print(
             f"{name:8} {profile.description}\n{'':8} {profile.hardware}; "
             f"about {profile.minutes:g} minutes, {profile.memory_gb:g} GB of memory"

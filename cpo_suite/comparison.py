@@ -1,4 +1,4 @@
-"""Comparisons between rows, as a profile names them: `t2/ANR > t2/MLE1`."""
+"""Comparisons between rows, as claims name them: `t2/ANR > t2/MLE1`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
-from cpo_suite.paper import ROWS, continued_mle
+from cpo_suite.paper import continued_mle, rows_of
 
 Relation = Literal[">", ">=", "~", "overhead"]
 
@@ -38,11 +38,11 @@ class Comparison:
         relation = cast(Relation, sides[1])
         weights: dict[str, int] = {}
         for sign, side in ((1, sides[0]), (-1, sides[2])):
-            pieces = re.split(r"\s([+-])\s", side.strip())
-            for own, name in zip(["+", *pieces[1::2]], pieces[::2], strict=True):
-                weights[name] = weights.get(name, 0) + (sign if own == "+" else -sign)
-        chosen = {name: found for name in weights if (found := _choice(name))}
-        return cls(text, relation, weights, chosen)
+            for term in re.split(r"\s(?=[+-]\s)", f"+ {side.strip()}"):
+                weight = sign if term[0] == "+" else -sign
+                weights[term[2:]] = weights.get(term[2:], 0) + weight
+        choices = {name: rows for name in weights if (rows := _choice(name))}
+        return cls(text, relation, weights, choices)
 
     @property
     def rows(self) -> list[str]:
@@ -55,8 +55,7 @@ def _choice(name: str) -> tuple[str, ...]:
     match = re.fullmatch(r"(best|ends)\((\S+)\)", name)
     if match is None:
         return ()
-    numbered = re.compile(rf"{re.escape(match[2])}/[\d.]+")
-    ensembles = [row for row in ROWS.values() if numbered.fullmatch(row.id)]
+    ensembles = [row for row in rows_of(match[2]) if row.alpha is not None]
     if not ensembles:
         raise ValueError(f"{name}: there are no ensembles '{match[2]}/alpha'")
     if match[1] == "best":

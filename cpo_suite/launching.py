@@ -101,6 +101,7 @@ def _command(processes: Processes, job: Path) -> list[str]:
         str(max(1, (os.cpu_count() or 1) // processes.on_each_machine)),
         "--mixed_precision=no",  # autocast is the scorer's
         "--dynamo_backend=no",
+        f"--num_machines={processes.machines}",
         # torchrun's launcher, on processors too, where accelerate's own would ask for mpirun.
         "--multi_gpu",
         # Which machine this is, a rendezvous finds out by itself; without a number it would not

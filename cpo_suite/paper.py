@@ -10,7 +10,7 @@ rows run at every size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from cpo.data import Task
 
@@ -54,11 +54,11 @@ class Row:
         return "mauve" if self.table == "t4" else "win_rate"
 
 
-def _ensemble(prefix: str, model: ModelName, values: dict[float, float]) -> list[Row]:
-    """The rows `prefix/alpha`: MixNR models of one table, from the CPO end (alpha = 0) upwards."""
+def _ensembles(trained: Row, printed: dict[float, float]) -> list[Row]:
+    """The rows `ID/alpha` of a trained CPO row ID, from itself (alpha = 0) upwards."""
     return [
-        Row(f"{prefix}/{alpha:g}", model, "ranked_cpo", "long", "MixN", alpha, paper)
-        for alpha, paper in values.items()
+        replace(trained, id=f"{trained.id}/{alpha:g}", alpha=alpha, paper=paper)
+        for alpha, paper in printed.items()
     ]
 
 
@@ -69,7 +69,10 @@ _TABLE_1 = [
     Row("t1/PSS", "gpt2", "pss", "long", paper=0.086),
     Row("t1/DPO", "gpt2", "dpo", "long", "UN", paper=0.383),
     Row("t1/ANR", "gpt2", "ranked_cpo", "long", "AN", paper=0.506),
-    *_ensemble("t1/MixNR", "gpt2", {0: 0.476, 0.5: 0.479, 0.7: 0.487, 0.9: 0.485}),
+    *_ensembles(
+        Row("t1/MixNR", "gpt2", "ranked_cpo", "long", "MixN"),
+        {0: 0.476, 0.5: 0.479, 0.7: 0.487, 0.9: 0.485},
+    ),
 ]
 _TABLE_2 = [
     Row("t2/MLE1", "llama", "mle", "short", paper=0.505),
@@ -78,67 +81,45 @@ _TABLE_2 = [
     Row("t2/ANR", "llama", "ranked_cpo", "short", "AN", paper=0.643),
     Row("t2/AN", "llama", "cpo", "short", "AN", paper=0.56),
     Row("t2/MLE2", "llama", "mle", "long", paper=0.522),
-    *_ensemble(
-        "t2/MixNR",
-        "llama",
+    *_ensembles(
+        Row("t2/MixNR", "llama", "ranked_cpo", "long", "MixN"),
         {0: 0.608, 0.1: 0.620, 0.3: 0.614, 0.5: 0.610, 0.7: 0.601, 0.9: 0.550},
     ),
     Row("t2/MixN", "llama", "cpo", "long", "MixN", paper=0.576),
 ]
 
-
 # Tables 3 and 4, and figure 2: OpenLlama-3B, Wikipedia; four batch negatives, ranked.
-def _article_rows(table: str, mle: float, values: dict[float, float]) -> list[Row]:
-    of_articles: dict[str, Any] = {"task": "articles", "reference": "articles_reference"}
-    return [
-        Row(f"{table}/MLE", "llama", "mle", "articles", paper=mle, **of_articles),
-        *(
-            Row(
-                f"{table}/BNR/{alpha:g}",
-                "llama",
-                "ranked_cpo",
-                "articles",
-                "BN-articles",
-                alpha,
-                paper,
-                **of_articles,
-            )
-            for alpha, paper in values.items()
-        ),
-    ]
-
-
-_TABLE_3 = _article_rows("t3", 0.508, {0: 0.455, 0.5: 0.505, 0.7: 0.500, 0.9: 0.538})
-_TABLE_4 = _article_rows(
-    "t4", 0.524, {0: 0.610, 0.1: 0.627, 0.3: 0.673, 0.5: 0.645, 0.7: 0.651, 0.9: 0.668}
-)
+_ARTICLES = Row("", "llama", "mle", "articles", task="articles", reference="articles_reference")
+_BNR = replace(_ARTICLES, objective="ranked_cpo", negatives="BN-articles")
+_TABLE_3 = [
+    replace(_ARTICLES, id="t3/MLE", paper=0.508),
+    *_ensembles(replace(_BNR, id="t3/BNR"), {0: 0.455, 0.5: 0.505, 0.7: 0.500, 0.9: 0.538}),
+]
+_TABLE_4 = [
+    replace(_ARTICLES, id="t4/MLE", paper=0.524),
+    *_ensembles(
+        replace(_BNR, id="t4/BNR"),
+        {0: 0.610, 0.1: 0.627, 0.3: 0.673, 0.5: 0.645, 0.7: 0.651, 0.9: 0.668},
+    ),
+]
 
 # Figure 1, decoding panel. Which CPO model it shows is unstated: ANR, and MLE of as many steps.
 DECODINGS = ("greedy", "top_p", "top_k", "beam")
 _FIGURE_1A = [
-    row
+    replace(row, id=f"{row.id}/{decoding}", decoding=decoding)
     for decoding in DECODINGS
     for row in (
-        Row(f"f1a/MLE/{decoding}", "llama", "mle", "short", decoding=decoding),
-        Row(f"f1a/ANR/{decoding}", "llama", "ranked_cpo", "short", "AN", decoding=decoding),
+        Row("f1a/MLE", "llama", "mle", "short"),
+        Row("f1a/ANR", "llama", "ranked_cpo", "short", "AN"),
     )
 ]
 
 # Figure 1, negatives panel: a reference of 1,000 steps, 4 negatives, 200 steps, always ranked. The
 # text speaks of BNR, TNR and MNR; ANR, MixNR and continued MLE are added to read them against.
-_FIGURE_1B = [
-    Row("f1b/MLE", "llama", "mle", "ablation", reference="ablation_reference"),
-    *(
-        Row(
-            f"f1b/{kind}R",
-            "llama",
-            "ranked_cpo",
-            "ablation",
-            f"{kind}-ablation",
-            reference="ablation_reference",
-        )
-        for kind in ("BN", "TN", "MN", "AN", "MixN")
-    ),
+_MLE = Row("f1b/MLE", "llama", "mle", "ablation", reference="ablation_reference")
+_FIGURE_1B = [_MLE] + [
+    replace(_MLE, id=f"f1b/{kind}R", objective="ranked_cpo", negatives=f"{kind}-ablation")
+    for kind in ("BN", "TN", "MN", "AN", "MixN")
 ]
 
 # Beyond the paper: the combined objective that section 4 names and does not train; ranking NCE
@@ -160,12 +141,34 @@ ROWS: dict[str, Row] = {
     ]
 }  # fmt: skip
 
+# The comparisons on which each claim is judged, named before anything ran; `Comparison` reads them.
+# `>=` allows two points less, `~` two points either way.
+COMPARISONS: dict[int, tuple[str, ...]] = {
+    1: ("t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "t2/MixNR/0.1 > t2/MLE2"),
+    2: (
+        "t1/ANR > t1/DPO", "t1/ANR > t1/PSS", "t2/MixNR/0.1 > t2/DPO", "t2/MixNR/0.1 > t2/PSS",
+    ),
+    3: tuple(f"f1a/ANR/{decoding} > f1a/MLE/{decoding}" for decoding in DECODINGS),
+    4: ("t2/ANR > t2/AN", "t2/MixNR/0 > t2/MixN"),
+    5: ("f1b/BNR ~ f1b/TNR", "f1b/BNR >= f1b/MNR", "f1b/TNR >= f1b/MNR"),
+    6: tuple(f"best({row}) >= ends({row})" for row in ("t1/MixNR", "t2/MixNR", "t3/BNR")),
+    7: (
+        "t1/MixNR/0.9 - t1/MixNR/0 > t2/MixNR/0.9 - t2/MixNR/0",
+        "t3/BNR/0.9 - t3/BNR/0 > t2/MixNR/0.9 - t2/MixNR/0",
+    ),
+    8: ("t4/BNR/0.3 > t4/MLE",),
+    9: ("overhead t2/MixNR/0",),
+    10: ("f1b/ANR > f1b/BNR", "f1b/ANR > f1b/TNR", "f1b/ANR > f1b/MNR"),
+    11: ("t2/ANR > x/ANR/K5", "x/ANR/K5 > x/ANR/K2"),
+    12: ("t2/ANR - t2/MLE1 > x/small/ANR - x/small/MLE",),
+}  # fmt: skip
+
 JUDGED_BY = "GPT-3.5"
 
 
-def rows_of(table: str) -> list[Row]:
-    """The rows of one table or panel, in the paper's order."""
-    return [row for row in ROWS.values() if row.table == table]
+def rows_of(name: str) -> list[Row]:
+    """The row of an id, or all rows whose ids begin with it: `t3`, `x/small`, `t1/MixNR`."""
+    return [row for row in ROWS.values() if f"{row.id}/".startswith(f"{name}/")]
 
 
 def continued_mle(row: Row) -> Row:
@@ -173,25 +176,26 @@ def continued_mle(row: Row) -> Row:
 
     The paper's MLE models "are continually trained for the same number of steps from the reference
     model, like the CPO models" (section 4).
+
+    Raises:
+        KeyError: the paper has none.
     """
-    bare: dict[str, Any] = {"id": "", "paper": None}
-    for other in _own_table_first(row):
-        if replace(row, objective="mle", negatives=None, alpha=None, mle_weight=0.0, **bare) == (
-            replace(other, **bare)
-        ):
-            return other
-    raise KeyError(f"no continued-MLE row goes with {row.id}")
-
-
-def _own_table_first(row: Row) -> list[Row]:
-    """All rows; of equal ones in two tables (3 and 4) the one of `row`'s own comes first."""
-    return sorted(ROWS.values(), key=lambda other: other.table != row.table)
+    return _row_like(replace(row, objective="mle", negatives=None, alpha=None, mle_weight=0.0))
 
 
 def cpo_end(row: Row) -> Row:
-    """The trained CPO model of an ensemble row: its row with alpha = 0."""
-    end = replace(row, alpha=0, id="", paper=None)
-    for other in _own_table_first(row):
-        if replace(other, id="", paper=None) == end:
-            return other
-    raise KeyError(f"no CPO row goes with {row.id}")
+    """The trained CPO model of an ensemble row: its row with alpha = 0.
+
+    Raises:
+        KeyError: the paper has none.
+    """
+    return _row_like(replace(row, alpha=0))
+
+
+def _row_like(row: Row) -> Row:
+    """The paper's row that is otherwise equal; of two (tables 3 and 4) that of its own table."""
+    bare = replace(row, id="", paper=None)
+    alike = [other for other in ROWS.values() if replace(other, id="", paper=None) == bare]
+    if not alike:
+        raise KeyError(f"the paper has no {row.objective} row that goes with {row.id}")
+    return min(alike, key=lambda other: other.table != row.table)

@@ -25,8 +25,8 @@ def statement(profile: Profile, root: Path) -> str:
     precision = resolved(profile, root).optimiser.precision
     if _elsewhere(profile):
         return f"precision: {precision}, for GPUs; there is none here to measure"
-    lines = [f"precision: {precision} ({measured(root)})"]
-    return "\n".join([*lines, *filter(None, (slow(profile, root), machine.unused_gpu()))])
+    lines = (f"precision: {precision} ({measured(root)})", slow(profile, root))
+    return "\n".join(filter(None, (*lines, machine.unused_gpu())))
 
 
 def slow(profile: Profile, root: Path) -> str:
@@ -34,12 +34,13 @@ def slow(profile: Profile, root: Path) -> str:
     precision = profile.optimiser.precision
     if precision == "auto" or _elsewhere(profile):
         return ""
-    found = measured(root)
-    mine, other = (found.fp32, found.bf16) if precision == "fp32" else (found.bf16, found.fp32)
-    if other <= WARNED_FROM * mine:
+    speeds = measured(root)
+    bf16_over_fp32 = speeds.bf16 / speeds.fp32
+    times = bf16_over_fp32 if precision == "fp32" else 1 / bf16_over_fp32
+    if times <= WARNED_FROM:
         return ""
     return (
-        f"optimiser.precision={precision} is {other / mine:.0f} times as slow here as the other "
+        f"optimiser.precision={precision} is {times:.0f} times as slow here as the other "
         "precision; `auto` takes the faster"
     )
 
@@ -52,9 +53,9 @@ def record(profile: Profile, root: Path) -> dict[str, str | float]:
     }
     if _elsewhere(profile):
         return chosen
-    found = measured(root)
-    speeds = {"fp32_gflops": round(found.fp32, 1), "bf16_gflops": round(found.bf16, 1)}
-    return chosen | {"device": found.name} | speeds
+    speeds = measured(root)
+    gflops = {"fp32_gflops": round(speeds.fp32, 1), "bf16_gflops": round(speeds.bf16, 1)}
+    return chosen | {"device": speeds.name} | gflops
 
 
 def _elsewhere(profile: Profile) -> bool:

@@ -1,20 +1,22 @@
 """Profiles: every setting of a run, in one strictly typed YAML file.
 
-A profile is a frozen value. An unknown or misspelt key is an error that names the key and the
-nearest valid one; any key can be overridden with `dotted.key=value`. A path is relative to the
-profile's file, in an override to the current folder, and absolute in a `Profile`.
+A profile is a frozen value. It trains the paper's rows, `cpo_suite.paper`, but those that it
+`leaves_out`, and rows of its own. An unknown or misspelt key is an error that names the key and the
+nearest valid one; any key can be overridden with `dotted.key=value`.
+
+A relative path is looked for beside the profile's file, then in the folder that the environment
+variable CPO_DATA names; in an override it is relative to the current folder, and in a `Profile`
+absolute.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -22,6 +24,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -32,13 +35,13 @@ from cpo.negatives import SAMPLERS
 from cpo.registry import nearest
 from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
 from cpo_suite.comparison import Comparison
-from cpo_suite.paper import ROWS, ModelName, Objective, Row, Steps
+from cpo_suite.paper import COMPARISONS, ROWS, ModelName, Objective, Row, Steps, rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
-_PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # else a model may be a name of the hub
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class ProfileError(ValueError):
@@ -59,9 +62,9 @@ class Instructions(_Settings):
     source: Literal["world", "dolly", "jsonl"]
     path: str | None = None
     columns: dict[PairColumn, str] = {}
-    train_rows: int | None = Field(None, ge=1)
-    validation_rows: int = Field(512, ge=1)
-    test_prompts: int = Field(1000, ge=1)
+    train_rows: Count | None = None
+    validation_rows: Count = 512
+    test_prompts: Count = 1000
     max_prefix_tokens: int = Field(ge=8)
     max_continuation_tokens: int = Field(ge=2)
     over_long: Literal["drop", "refuse", "truncate"] = "drop"
@@ -78,8 +81,8 @@ class Articles(_Settings):
     source: Literal["world", "wikipedia", "jsonl"]
     path: str | None = None
     columns: dict[ArticleColumn, str] = {}
-    validation_articles: int = Field(64, ge=1)
-    test_articles: int = Field(1000, ge=1)
+    validation_articles: Count = 64
+    test_articles: Count = 1000
     max_tokens: int = Field(128, ge=16)
 
 
@@ -90,10 +93,10 @@ class Pretraining(_Settings):
     parameters meets the words it will be asked about.
     """
 
-    steps: int = Field(ge=1)
-    batch: int = Field(ge=1)
+    steps: Count
+    batch: Count
     block_tokens: int = Field(ge=8)
-    learning_rate: float = Field(gt=0)
+    learning_rate: Positive
     warmup_steps: int = Field(0, ge=0)
     vocabulary: int = Field(ge=258)
     instructions: bool = False
@@ -108,18 +111,18 @@ class Model(_Settings):
     """
 
     paper_name: str
-    parameters: float = Field(gt=0)
-    training_tokens_per_second: float = Field(gt=0)
-    generated_tokens_per_second: float = Field(gt=0)
-    width: int | None = Field(None, ge=1)
-    layers: int | None = Field(None, ge=1)
+    parameters: Positive
+    training_tokens_per_second: Positive
+    generated_tokens_per_second: Positive
+    width: Count | None = None
+    layers: Count | None = None
     pretrained: str | None = None
     config: dict[str, str | int | float | bool] | None = None
     pretraining: Pretraining | None = None
 
     @property
     def size(self) -> int:
-        """Width times layers, as given or by the configuration; 0 where neither says."""
+        """Width times layers, as set or by the configuration; 0 where neither says."""
         config = self.config or {}
         width = self.width or config.get("hidden_size") or config.get("n_embd") or 0
         layers = self.layers or config.get("num_hidden_layers") or config.get("n_layer") or 0
@@ -127,10 +130,9 @@ class Model(_Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
-        if (self.pretrained is None) == (self.config is None):
+        parts = (self.pretrained is not None, self.config is not None, self.pretraining is not None)
+        if parts not in ((True, False, False), (False, True, True)):
             raise ValueError("give either `pretrained` or `config` with `pretraining`")
-        if (self.config is None) != (self.pretraining is None):
-            raise ValueError("`config` and `pretraining` go together")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("`config` needs a `model_type`, such as gpt2 or llama")
         return self
@@ -142,42 +144,31 @@ class Optimiser(_Settings):
     The precision `auto` stands for the faster on this machine, as measured: `cpo.engine.precision`.
     """
 
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: NotNegative = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = Field(1.0, gt=0)
+    clip: Positive = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     micro_batch_tokens: int = Field(32_768, ge=64)
-    checkpoint_minutes: float = Field(10.0, gt=0)
+    checkpoint_minutes: Positive = 10.0
 
 
 class Processes(_Settings):
     """How many processes train, sample and score together, each with the model on its own device.
 
-    `options` are further arguments of `accelerate launch`, such as `--num_machines=2`; `before` is
-    a command in front of it, such as `srun`. None of it changes what comes out, but for PSS, whose
-    draws every process makes for its own share.
+    `count` is that of all `machines` together. `options` are further arguments of `accelerate
+    launch`; `before` is a command in front of it, such as `srun`. None of it changes what comes
+    out, but for PSS, whose draws every process makes for its own share.
     """
 
-    count: int = Field(1, ge=1)
+    count: Count = 1
+    machines: Count = 1
     options: list[str] = []
     before: list[str] = []
 
-    @model_validator(mode="after")
-    def _machines_are_counted(self) -> Processes:
-        for option in self.options:
-            name, equals, number = option.partition("=")
-            if name == "--num_machines" and not (equals and number.isdecimal() and int(number)):
-                raise ValueError(
-                    "processes.options: write `--num_machines=2`, one text with a whole number"
-                )
-        return self
-
     @property
     def on_each_machine(self) -> int:
-        """How many of them each machine runs, by `--num_machines` among the options."""
-        named = (one.partition("=") for one in self.options)
-        machines = next((text for name, _, text in named if name == "--num_machines"), "1")
-        return max(1, self.count // int(machines))
+        """How many of the processes each machine runs."""
+        return max(1, self.count // self.machines)
 
 
 class Stage(_Settings):
@@ -186,9 +177,9 @@ class Stage(_Settings):
     The paper's rate is constant; a reference trained from scratch needs one that falls (cosine).
     """
 
-    steps: int = Field(ge=1)
-    batch: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
+    steps: Count
+    batch: Count
+    learning_rate: Positive
     schedule: Literal["constant", "cosine"] = "constant"
 
 
@@ -196,7 +187,7 @@ class ScheduledSampling(_Settings):
     """PSS: with what probability a token is replaced by a sampled one, and in how many passes."""
 
     probability: Annotated[float, Field(ge=0, le=1)] = 0.5
-    passes: Annotated[int, Field(ge=1)] = 3
+    passes: Count = 3
 
 
 class Continuation(_Settings):
@@ -207,24 +198,22 @@ class Continuation(_Settings):
     """
 
     batch: int = Field(ge=2)
-    steps: dict[Steps, Annotated[int, Field(ge=1)]]
-    beta: float = Field(gt=0)
-    dpo_beta: float | None = Field(None, gt=0)
-    learning_rate: dict[Literal["mle", "cpo", "pss", "dpo"], Annotated[float, Field(gt=0)]]
+    steps: dict[Steps, Count]
+    beta: Positive
+    dpo_beta: Positive | None = None
+    learning_rate: dict[Literal["mle", "cpo", "pss", "dpo"], Positive]
     scheduled_sampling: ScheduledSampling = ScheduledSampling()
 
     def rate_of(self, objective: Objective) -> float:
         """The learning rate of an objective."""
         rates = self.learning_rate
-        if objective in ("mle", "pss"):
-            return rates["mle"] if objective == "mle" else rates.get("pss", rates["mle"])
-        return rates.get("dpo", rates["cpo"]) if objective == "dpo" else rates["cpo"]
+        own = {"pss": rates["mle"], "dpo": rates["cpo"], **rates}
+        return own.get(objective, rates["cpo"])
 
     def beta_of(self, objective: Objective) -> float:
         """The scale of the rewards of an objective; 0 where it has none."""
-        if objective in ("mle", "pss"):
-            return 0.0
-        return self.dpo_beta or self.beta if objective == "dpo" else self.beta
+        without = dict.fromkeys(NEXT_TOKEN_OBJECTIVES, 0.0)
+        return {**without, "dpo": self.dpo_beta or self.beta}.get(objective, self.beta)
 
 
 class Server(_Settings):
@@ -240,12 +229,12 @@ class Server(_Settings):
     base_url: str = "https://api.openai.com/v1"
     api_key_variable: str = "OPENAI_API_KEY"
     parameters: dict[str, float | int | str] = {}
-    concurrency: int = Field(8, ge=1)
-    max_requests: int = Field(10_000, ge=1)
-    timeout: float = Field(60.0, gt=0)
-    usd_per_million_input: float = Field(0.0, ge=0)
-    usd_per_million_output: float = Field(0.0, ge=0)
-    max_usd: float | None = Field(None, ge=0)
+    concurrency: Count = 8
+    max_requests: Count = 10_000
+    timeout: Positive = 60.0
+    usd_per_million_input: NotNegative = 0.0
+    usd_per_million_output: NotNegative = 0.0
+    max_usd: NotNegative | None = None
 
     @field_validator("base_url")
     @classmethod
@@ -293,7 +282,7 @@ class Judge(_Settings):
     kind: str
     server: Server | None = None
     model: str | None = None
-    batch: int = Field(16, ge=1)
+    batch: Count = 16
     orders: Literal[1, 2] = 1
 
     @property
@@ -328,7 +317,7 @@ class Mauve(_Settings):
 
     features: Literal["base_model", "none"] = "none"
     tasks: tuple[Task, ...] = ("instructions", "articles")
-    seeds: int = Field(3, ge=1)
+    seeds: Count = 3
     max_text_tokens: int = Field(64, ge=4)
 
 
@@ -338,14 +327,13 @@ class Profile(_Settings):
     name: str
     description: str
     hardware: str
-    minutes: float = Field(gt=0)
-    memory_gb: float = Field(gt=0)
-    disk_gb: float = Field(gt=0)
+    minutes: Positive
+    memory_gb: Positive
+    disk_gb: Positive
     gpus: int = Field(0, ge=0)
-    gpu_memory_gb: float | None = Field(None, gt=0)  # of each, for the plan; 10**9 bytes
-    usd: float = Field(0.0, ge=0)
+    gpu_memory_gb: Positive | None = None  # of each, for the plan; 10**9 bytes
     committed: bool = True
-    seeds: int = Field(1, ge=1)
+    seeds: Count = 1
     instructions: Instructions
     articles: Articles
     models: dict[ModelName, Model]
@@ -355,45 +343,62 @@ class Profile(_Settings):
     ablation_reference: Stage
     articles_reference: Stage
     continuation: Continuation
-    negatives: dict[str, dict[str, Annotated[int, Field(ge=1)]]]
+    negatives: dict[str, dict[str, Count]]
     unhelpful: Unhelpful = Unhelpful()
-    embedder: Literal["minilm"] = "minilm"
-    embedded_texts_per_second: float = Field(430.0, gt=0)  # of one process; for the plan
+    embedded_texts_per_second: Positive = 430.0  # of one process; for the plan
     decoding: dict[str, Decoding]
     judge: Judge
     mauve: Mauve
-    generation_batch: int = Field(128, ge=1)
-    rows: tuple[str, ...]
+    generation_batch: Count = 128
+    # Of the paper's rows, by id or by how ids begin, as in `t3` and `x/small`.
+    leaves_out: tuple[str, ...] = ()
     # Rows beside the paper's, by id; a notebook adds them with `Suite.add_row`.
     own_rows: dict[str, Row] = {}
-    # The comparisons on which each of the paper's claims is judged; see `cpo_suite.report.claims`.
-    claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[str, ...]] = {}
+    # What is trained: unless set, all of both but those left out.
+    rows: tuple[str, ...] = Field(None, validate_default=True, strict=False)
+    # Comparisons in place of the paper's for the same claim; see `cpo_suite.report.claims`.
+    claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[str, ...]] = Field(
+        {}, validate_default=True
+    )
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _all_that_stay(cls, rows: Any, settings: ValidationInfo) -> Any:
+        if rows is not None:
+            return rows
+        left_out = {row.id for name in settings.data.get("leaves_out", ()) for row in rows_of(name)}
+        return (*(row for row in ROWS if row not in left_out), *settings.data.get("own_rows", ()))
+
+    @field_validator("claims")
+    @classmethod
+    def _with_the_papers(cls, claims: dict[int, tuple[str, ...]]) -> dict[int, tuple[str, ...]]:
+        return COMPARISONS | claims
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
-        if "greedy" not in self.decoding:
-            raise ValueError("decoding: `greedy` is missing")
         for row_id, row in self.own_rows.items():
             _check_own_row(row_id, row)
+        every_row = self.every_row
         for row_id in self.rows:
-            if row_id not in self.every_row:
-                raise ValueError(f"rows: {_unknown('row', row_id, self.every_row)}")
-            row = self.every_row[row_id]
-            if row.model not in self.models:
-                raise ValueError(f"rows: {row_id} needs models.{row.model}, which is missing")
-            if row.negatives is not None and row.negatives not in self.negatives:
-                raise ValueError(
-                    f"rows: {row_id} needs negatives.{row.negatives}, which is missing"
-                )
-            if row.steps not in self.continuation.steps:
-                raise ValueError(f"rows: {row_id} needs continuation.steps.{row.steps}")
-            if row.decoding not in self.decoding:
-                raise ValueError(f"rows: {row_id} needs decoding.{row.decoding}")
+            if row_id not in every_row:
+                raise ValueError(f"rows: {_unknown('row', row_id, every_row)}")
+            row = every_row[row_id]
+            for group, name, settings in (
+                ("models", row.model, self.models),
+                ("negatives", row.negatives, self.negatives),
+                ("continuation.steps", row.steps, self.continuation.steps),
+                ("decoding", row.decoding, self.decoding),
+                ("decoding", "greedy", self.decoding),  # of references, always
+            ):
+                if name is not None and name not in settings:
+                    raise ValueError(f"rows: {row_id} needs {group}.{name}, which is missing")
+        for name in self.leaves_out:
+            if not rows_of(name):
+                raise ValueError(f"leaves_out: {_unknown('row', name, ROWS)}")
         for number, texts in self.claims.items():
-            for text in texts:
-                for row_id in Comparison.parse(text).rows:
-                    if row_id not in ROWS:
-                        raise ValueError(f"claims.{number}: {_unknown('row', row_id, ROWS)}")
+            for row_id in (row for text in texts for row in Comparison.parse(text).rows):
+                if row_id not in ROWS:
+                    raise ValueError(f"claims.{number}: {_unknown('row', row_id, ROWS)}")
         for stage in ("reference", "ablation_reference", "articles_reference", "continuation"):
             batch = getattr(self, stage).batch
             if batch % self.processes.count:
@@ -401,15 +406,14 @@ class Profile(_Settings):
                     f"{stage}.batch: {batch} examples cannot be shared out evenly among "
                     f"{self.processes.count} processes: change one of the two"
                 )
-        for which in ("mle", "cpo"):
-            if which not in self.continuation.learning_rate:
-                raise ValueError(f"continuation.learning_rate: `{which}` is missing")
+        for objective in ("mle", "cpo"):
+            if objective not in self.continuation.learning_rate:
+                raise ValueError(f"continuation.learning_rate: `{objective}` is missing")
         for name, mixture in self.negatives.items():
             for kind in mixture:
                 if kind not in SAMPLERS:
-                    raise ValueError(
-                        f"negatives.{name}: {_unknown('kind', kind, sorted(SAMPLERS))}"
-                    )
+                    kinds = _unknown("kind", kind, sorted(SAMPLERS))
+                    raise ValueError(f"negatives.{name}: {kinds}")
             others = self.continuation.batch - 1
             if mixture.get("BN", 0) > others:
                 raise ValueError(
@@ -417,16 +421,6 @@ class Profile(_Settings):
                     "rows of a global batch: raise continuation.batch or lower the count"
                 )
         return self
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """The files and folders that it names, by key; names of the hub are none."""
-        named = {
-            "instructions.path": self.instructions.path,
-            "articles.path": self.articles.path,
-            "judge.model": self.judge.model if self.judge.kind == "local" else None,
-        } | {f"models.{name}.pretrained": model.pretrained for name, model in self.models.items()}
-        return {key: path for key, path in named.items() if path and os.path.isabs(path)}
 
     @property
     def every_row(self) -> dict[str, Row]:
@@ -443,21 +437,19 @@ class Profile(_Settings):
 
         Args:
             row: its id begins with `own/`, so that it is in no table of the paper.
-            mixture: its negatives, such as `{"TN": 4}`, kept under the row's id; without one
-                `row.negatives` names a mixture of the profile.
+            mixture: what the profile is to hold as the mixture of the row's id, such as
+                `{"TN": 4}`; without one `row.negatives` names a mixture that it has.
 
         Raises:
             ProfileError: the row does not fit; the message says why.
         """
-        if mixture is not None:
-            row = dataclasses.replace(row, negatives=row.id)
+        mixtures = {} if mixture is None else {row.id: dict(mixture)}
         changed = {
             "own_rows": self.own_rows | {row.id: row},
             "rows": tuple(dict.fromkeys((*self.rows, row.id))),
-            "negatives": self.negatives | ({row.id: dict(mixture)} if mixture is not None else {}),
+            "negatives": self.negatives | mixtures,
         }
-        raw = json.loads(self.model_copy(update=changed).model_dump_json())
-        return _validate(raw, Path(row.id))
+        return _validated(self.model_copy(update=changed).model_dump_json(), row.id)
 
 
 def _check_own_row(row_id: str, row: Row) -> None:
@@ -481,43 +473,43 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 
-def load_profile(
-    name_or_path: str | Path, overrides: Sequence[str] = (), *, substitute: bool = True
-) -> Profile:
+def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
 
-    `${NAME}` in a value is replaced from the environment; with `substitute=False` it stays as
-    written, so that a profile can be looked at where its data are not. Paths become absolute: those
-    of the file are relative to its folder, those of overrides, and what a variable holds, to the
-    current one. A model is a path where there is such a file or folder, or where it begins with
-    `./`, `../`, `~` or `/` or ends in `.gguf`; else it is a name of the hub.
+    Paths become absolute: those of the file are beside it or in the folder that CPO_DATA names,
+    those of overrides are relative to the current one; whether they are there, `missing_paths`
+    says. A model is a path where there is such a file or folder, or where it begins with `./`,
+    `../`, `~` or `/` or ends in `.gguf`; else it is a name of the hub.
 
     Raises:
-        ProfileError: naming the key and the nearest valid one, for an unknown profile or key, a
-            wrong type, or unset environment variables.
+        ProfileError: naming the key and the nearest valid one, for an unknown profile or key, or a
+            wrong type.
     """
     path, raw = _read(name_or_path, overrides)
-    if substitute:
-        unset = missing_environment(name_or_path, overrides)
-        if unset:
-            raise ProfileError(
-                f"profile '{path.stem}' needs the environment variable{'s' * (len(unset) > 1)} "
-                f"{', '.join(unset)}, not set here. Set it, as in "
-                f"`{unset[0]}=/path ./run_all.sh --profile {name_or_path}`."
-            )
-        raw = _map_strings(raw, _with_variables)
-    return _validate(raw, path)
+    return _validated(json.dumps(_map_paths(raw, _absolute(_folders(path)))), path.name)
 
 
-def named_environment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
-    """Environment variables that a profile names as `${NAME}`, in order of appearance."""
-    raw = _read(name_or_path, overrides)[1]
-    return list(dict.fromkeys(_VARIABLE.findall(json.dumps(raw, default=str, ensure_ascii=False))))
+def missing_paths(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Of the files and folders that a profile names, those that are not there: by key, where they
+    were looked for.
 
+    Raises:
+        ProfileError: there is no such profile, or it cannot be read.
+    """
+    path, raw = _read(name_or_path, overrides)
+    missing = {}
 
-def missing_environment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
-    """Those of `named_environment` that are unset or empty."""
-    return [name for name in named_environment(name_or_path, overrides) if not os.environ.get(name)]
+    def look(key: str, text: str) -> str:
+        places = _places(key, text, _folders(path))
+        if places and not os.path.exists(places[0]):
+            missing[key] = ", nor does ".join([f"{places[0]} does not exist", *places[1:]])
+            if places[-1].startswith("$"):
+                command = f"CPO_DATA=/path ./run_all.sh --profile {name_or_path}"
+                missing[key] += f". CPO_DATA, the folder of data, is not set: `{command}`"
+        return text
+
+    _map_paths(raw, look)
+    return missing
 
 
 def parse_value(text: str) -> Any:
@@ -530,10 +522,8 @@ def parse_value(text: str) -> Any:
 
 def with_absolute_paths(override: str) -> str:
     """The override with its paths absolute, so that it means the same in every folder."""
-    key = tuple(override.partition("=")[0].strip().split("."))
-    return map_override(
-        override, lambda value: _map_strings(value, _absolute_from(Path.cwd()), key)
-    )
+    key = override.partition("=")[0].strip()
+    return map_override(override, lambda value: _map_paths(value, _absolute([Path.cwd()]), key))
 
 
 def map_override(override: str, change: Callable[[Any], Any]) -> str:
@@ -541,12 +531,8 @@ def map_override(override: str, change: Callable[[Any], Any]) -> str:
     key, _, text = override.partition("=")
     value = parse_value(text)
     changed = change(value)
-    if changed == value:
-        return override
-    # In YAML, as a path may hold what has a meaning there; a scalar ends in a line of dots.
-    text = yaml.safe_dump(changed, default_flow_style=True, allow_unicode=True, width=math.inf)
-    text = text.removesuffix("...\n").strip()
-    return f"{key}={text}"
+    # As JSON, which is YAML too: a path may hold what has a meaning there.
+    return override if changed == value else f"{key}={_json(changed)}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -555,12 +541,13 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"),
+    re.compile(r"^[-+]?((\d+(\.\d*)?|\.\d+)[eE][-+]?\d+|\.\d+)$"),
     list("-+0123456789."),
 )
-# Integers match that pattern too; resolvers are tried in order: the integer rule has to stay first.
-for _resolvers in _Loader.yaml_implicit_resolvers.values():
-    _resolvers.sort(key=lambda rule: rule[0] == "tag:yaml.org,2002:float")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _unknown(what: str, word: str, choices: Iterable[str]) -> str:
@@ -569,6 +556,7 @@ def _unknown(what: str, word: str, choices: Iterable[str]) -> str:
 
 
 def _read(name_or_path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The file of a profile, and what it holds, with the overrides; its own paths as written."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = ROOT / "profiles" / f"{name_or_path}.yaml"
@@ -583,93 +571,97 @@ def _read(name_or_path: str | Path, overrides: Sequence[str]) -> tuple[Path, dic
     if not isinstance(raw, dict):
         raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
     # A copy of its own for each place that a YAML alias stands in: an override changes one place.
-    raw = _map_strings(raw, _absolute_from(path.parent.resolve()))
+    raw = json.loads(_json(raw))
     for override in overrides:
-        _apply_override(raw, override)
+        _override(raw, with_absolute_paths(override))
     return path, raw
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
         raise ProfileError(f"an override is dotted.key=value, not '{override}'")
-    target = raw
-    *parents, last = key.strip().split(".")
-    for depth, parent in enumerate(parents, start=1):
+    *groups, last = key.strip().split(".")
+    for group in groups:
         # A group that the file leaves out is begun here; validation names it if there is no such.
-        if target.get(parent) is None:
-            target[parent] = {}
-        target = target[parent]
-        if not isinstance(target, dict):
-            group = ".".join(parents[:depth])
+        if raw.get(group) is None:
+            raw[group] = {}
+        raw = raw[group]
+        if not isinstance(raw, dict):
             raise ProfileError(f"unknown key '{key}': '{group}' is one value, not a group of keys")
-    absolute = _absolute_from(Path.cwd())
-    target[last] = _map_strings(parse_value(text), absolute, (*parents, last))
+    raw[last] = json.loads(_json(parse_value(text)))
 
 
-def _map_strings(
-    value: Any, change: Callable[[str, tuple[str, ...]], str], key: tuple[str, ...] = ()
-) -> Any:
-    """A copy of the value at a key in which `change(text, key)` stands for each text."""
+# --- Paths ----------------------------------------------------------------------------------------
+
+_DATA = re.compile(r"(instructions|articles)\.path")
+_MODEL = re.compile(r"judge\.model|models\.\w+\.pretrained")
+_PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # of a model, which is else a name of the hub
+
+
+def _map_paths(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+    """The value of a key, with `change(key, text)` for each text that may be a path."""
     if isinstance(value, dict):
-        return {
-            name: _map_strings(item, change, (*key, str(name))) for name, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_map_strings(item, change, key) for item in value]
-    return change(value, key) if isinstance(value, str) else value
+        prefix = f"{key}." if key else ""
+        return {name: _map_paths(item, change, f"{prefix}{name}") for name, item in value.items()}
+    may_be = isinstance(value, str) and (_DATA.fullmatch(key) or _MODEL.fullmatch(key))
+    return change(key, value) if may_be else value
 
 
-def _absolute_from(folder: Path) -> Callable[[str, tuple[str, ...]], str]:
-    """What makes the text at a key absolute where it is a path, for `_map_strings`."""
-
-    def absolute(text: str, key: tuple[str, ...]) -> str:
-        is_data = key in (("instructions", "path"), ("articles", "path"))
-        is_model = key == ("judge", "model") or (key[:1], key[2:]) == (("models",), ("pretrained",))
-        if text.startswith("${") or not (is_data or is_model):
-            return text
-        path = os.path.abspath(folder / os.path.expanduser(text))
-        exists = os.path.exists(os.path.expandvars(path))
-        return path if is_data or _PATH.search(text) or exists else text
-
-    return absolute
+def _folders(file: Path) -> list[Path]:
+    """Where the paths in a profile's file are looked for, in this order."""
+    data = os.environ.get("CPO_DATA")
+    # Where it is not set, messages name it all the same.
+    folder = Path(data).expanduser().absolute() if data else Path("$CPO_DATA")
+    return [file.parent.resolve(), folder]
 
 
-def _with_variables(text: str, key: tuple[str, ...]) -> str:
-    """The text with `${NAME}` filled in; a path that begins with it is only now made absolute."""
-    filled = _VARIABLE.sub(lambda match: os.environ[match[1]], text)
-    return _absolute_from(Path.cwd())(filled, key) if text.startswith("${") else filled
+def _places(key: str, text: str, folders: Sequence[Path]) -> list[str]:
+    """Where what a key names may be, the one to take first; nowhere if it is a name of the hub."""
+    text = os.path.expanduser(text)
+    places = list(dict.fromkeys(os.path.normpath(folder / text) for folder in folders))
+    there = [place for place in places if os.path.exists(place)]
+    return there or (places if _DATA.fullmatch(key) or _PATH.search(text) else [])
 
 
-def _validate(raw: dict[str, Any], path: Path) -> Profile:
+def _absolute(folders: Sequence[Path]) -> Callable[[str, str], str]:
+    """What makes the text of a key absolute if it is a path, for `_map_paths`."""
+    return lambda key, text: (_places(key, text, folders) or [text])[0]
+
+
+# --- Validation -----------------------------------------------------------------------------------
+
+
+def _validated(text: str, source: str) -> Profile:
+    """The profile of a JSON text: strictness is then of types, not of tuples against lists."""
     try:
-        # Through JSON, so that strictness means types of values, not tuples against lists.
-        return Profile.model_validate_json(json.dumps(raw, default=str))
+        return Profile.model_validate_json(text)
     except ValidationError as error:
         problems = [_explain(item) for item in error.errors()]
-        raise ProfileError(f"{path.name}: " + "; ".join(problems)) from None
+        raise ProfileError(f"{source}: " + "; ".join(problems)) from None
 
 
 def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"] if part != "[key]"]
-    dotted = ".".join(location)
+    """What is wrong with which key, and the nearest valid one."""
+    keys = [str(part) for part in problem["loc"] if part != "[key]"]
+    dotted, message = ".".join(keys), problem["msg"].removeprefix("Value error, ")
+    choices: list[str] = []
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{dotted}'.{nearest(location[-1], _fields_at(location[:-1]))}"
-    if problem["type"] == "literal_error" and problem["loc"][-1] == "[key]":
-        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        return f"unknown key '{dotted}'.{nearest(location[-1], choices)}"
+        choices = _keys_at(keys[:-1])
+    elif problem["loc"][-1:] == ("[key]",):  # of a group whose keys are those of a Literal
+        choices = re.findall(r"'([^']*)'", message)
+    if choices:
+        return f"unknown key '{dotted}'.{nearest(keys[-1], choices)}"
     if problem["type"] == "missing":
         return f"key '{dotted}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
     return f"{dotted}: {message}" if dotted else message
 
 
-def _fields_at(location: Sequence[str]) -> list[str]:
-    """Valid keys of the settings found by walking `location` from the top of a profile."""
-    settings: Any = Profile
-    for part in location:
-        field = getattr(settings, "model_fields", {}).get(part)
-        annotation = field.annotation if field else settings
-        inner = [annotation, *getattr(annotation, "__args__", ())]
-        settings = next((one for one in inner if hasattr(one, "model_fields")), settings)
-    return list(getattr(settings, "model_fields", {}))
+def _keys_at(keys: Sequence[str]) -> list[str]:
+    """The valid keys of a group of settings, which lies under `keys` in a profile."""
+    group: Any = Profile
+    for key in keys:
+        annotation = group.model_fields[key].annotation if key in group.model_fields else group
+        inner = [annotation, *get_args(annotation)]  # of `Model | None`, `dict[str, Model]`
+        group = next((part for part in inner if hasattr(part, "model_fields")), group)
+    return list(group.model_fields)

@@ -47,7 +47,7 @@ from cpo_suite.estimate import Estimate, Planned, planned
 from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.launching import launch
 from cpo_suite.paper import ModelName, ReferenceName, Row, continued_mle, cpo_end
-from cpo_suite.profile import ROOT, Judge, Profile, ProfileError, load_profile
+from cpo_suite.profile import ROOT, Judge, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, walk
 
 TASK_OF: dict[ReferenceName, Task] = {
@@ -98,9 +98,8 @@ class Suite:
             ProfileError: as `load_profile`, or there is no such file, folder or judge as it names.
         """
         loaded = load_profile(profile, overrides)
-        for key, path in loaded.paths.items():
-            if not os.path.exists(path):
-                raise ProfileError(f"{key}: {path} does not exist")
+        for key, missing in missing_paths(profile, overrides).items():
+            raise ProfileError(f"{key}: {missing}")
         try:
             judge_identity(loaded.judge, "instructions")
         except judging.JudgeError as error:
@@ -291,7 +290,7 @@ class Suite:
             mixture={SAMPLERS.identity(kind): count for kind, count in mixture.items()},
             steps=self.profile.continuation.steps[row.steps],
             batch=self.profile.continuation.batch,
-            embedder=self.profile.embedder,
+            embedder="minilm",
             generation_batch=self.profile.generation_batch,
             precision=self.profile.optimiser.precision,
             seed=seed,

@@ -47,7 +47,7 @@ def test_a_profile_with_an_unknown_row_in_a_claim_is_refused():
 
 
 def test_every_profile_names_comparisons_of_its_own_rows():
-    for name in ("smoke", "paper"):
+    for name in ("smoke", "tiny", "paper"):
         profile = load_profile(name)
         assert sorted(profile.claims) == list(range(1, 13))
         for texts in profile.claims.values():

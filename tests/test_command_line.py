@@ -39,7 +39,7 @@ def notebooks(make_notebook, tmp_path, artifacts, monkeypatch):
         ([], "required: command"),
         (["site", "--profile", "tinny"], "unknown profile 'tinny'. Did you mean 'tiny'?"),
         (["doctor", "--profile", "smal"], "unknown profile 'smal'. Did you mean 'small'?"),
-        (["run", "--profile", "small"], "environment variable CPO_DATA: not set. Set it, as in"),
+        (["run", "--profile", "small"], "not set: `CPO_DATA=/path ./run_all.sh --profile small`"),
         (["run", "--profile", "small", "--dry-run", "--only", "9"], "unknown notebook '9'"),
     ],
 )

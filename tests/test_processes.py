@@ -211,10 +211,8 @@ def test_several_nodes_are_reached_by_a_command_in_front(suites, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--num_machines=2", "--rdzv_backend=c10d", "--main_process_ip=127.0.0.1"]
-    nodes = Processes(
-        count=2, before=["bash", str(both)], options=[*options, f"--main_process_port={port}"]
-    )
+    options = ["--rdzv_backend=c10d", "--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
+    nodes = Processes(count=2, machines=2, before=["bash", str(both)], options=options)
     one, two = suites
     # Figures' rows have an artifact of their own: made by nobody yet.
     profile = two.profile.model_copy(update={"processes": nodes})

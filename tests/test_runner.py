@@ -323,7 +323,7 @@ def test_missing_variables_and_files_are_said_together_before_anything_runs(
 ):
     make_notebook("00_one", "pass")
     monkeypatch.delenv("CPO_DATA", raising=False)
-    with pytest.raises(BadInput, match="environment variable CPO_DATA: not set"):
+    with pytest.raises(BadInput, match="CPO_DATA, the folder of data, is not set"):
         suite(profile="small")
     with pytest.raises(BadInput) as refused:
         suite("articles.source=jsonl", "articles.path=/no/such.jsonl", profile="small")
@@ -361,7 +361,8 @@ def test_a_dry_run_without_the_data_says_what_is_missing_and_counts_by_the_profi
     make_notebook("00_one", "pass")
     assert run_suite("small", dry_run=True, notebooks_dir=tmp_path / "notebooks") == 0
     shown = capsys.readouterr().out
-    assert "Missing: environment variable CPO_DATA" in shown
+    assert f"Missing: instructions data: {ROOT / 'profiles' / 'dolly'} does not exist" in shown
+    assert "CPO_DATA=/path ./run_all.sh --profile small" in shown
     assert "Counted by the profile alone, with texts as long as Dolly's" in shown
     assert "model t2/MixNR/0.3" in shown
     assert sorted(os.listdir(artifacts)) == SPEEDS_ALONE

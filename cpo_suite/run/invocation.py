@@ -99,11 +99,11 @@ def settle(
     bundled = not profile.endswith((".yaml", ".yml"))
     if not bundled:
         profile = str(Path(profile).absolute())
-    load_profile(profile, substitute=False)
+    load_profile(profile)
     every = find_notebooks(notebooks_dir)
     selected = _select(every, only, start_from)
     overrides, parameters = _sort_settings(settings, selected)
-    settled = load_profile(profile, overrides, substitute=False)
+    settled = load_profile(profile, overrides)
     whole = not only and start_from is None
     full = whole and bundled and settled.committed and not overrides and not parameters
     folder = run_record.artifacts_folder() / "figures"

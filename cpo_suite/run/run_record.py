@@ -50,7 +50,7 @@ def write(
     """Write `run.json` after a run of all notebooks; `planned` lists the suite's artifacts."""
     import psutil
 
-    asked = load_profile(profile, overrides, substitute=False)
+    asked = load_profile(profile, overrides)
     settings = precision.resolved(asked, artifacts_folder())
     lock = ROOT / "requirements.lock"
     known = provenance.provenance()

@@ -25,7 +25,7 @@ from nbclient.exceptions import DeadKernelError
 
 from cpo_suite import precision
 from cpo_suite.estimate import Planned
-from cpo_suite.profile import ROOT, Profile, load_profile, named_environment
+from cpo_suite.profile import ROOT, Profile, load_profile
 from cpo_suite.run import doctor, run_record
 from cpo_suite.run.dry_run import artifacts_table, own_rows, table, totals
 from cpo_suite.run.executed import failure_in, make_portable
@@ -112,7 +112,7 @@ def run_suite(
 
 def _preflight(run: Run, plan: Plan, found: list[doctor.Finding]) -> list[Planned]:
     """The artifacts to be, once everything they need is there; all that is not is said at once."""
-    settings = load_profile(run.profile, run.overrides, substitute=False)
+    settings = load_profile(run.profile, run.overrides)
     planned: list[Planned] | None = None
     if all(item.ok or not item.to_plan for item in found):
         print("Reading the data and looking up what is made already ...", flush=True)
@@ -158,7 +158,7 @@ def _stated_plan(profile: Profile, output: Path) -> list[Planned]:
 
 
 def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> None:
-    profile = load_profile(run.profile, run.overrides, substitute=False)
+    profile = load_profile(run.profile, run.overrides)
     rows = [(item.path.stem, ", ".join(item.outputs)) for item in run.notebooks]
     print(f"Notebooks, written to {shown(run.output)}:")
     print(table([("notebook", "outputs"), *rows]) + "\n")
@@ -226,7 +226,7 @@ def _execute(notebook: Notebook, run: Run) -> str:
         started = os.stat(stamp.name).st_mtime_ns
     Kernel.signalled = None
     try:
-        with _kernel_environment(run):
+        with _kernel_environment():
             papermill.execute_notebook(
                 literal_path(notebook.path),
                 literal_path(running),
@@ -270,14 +270,12 @@ def _execute(notebook: Notebook, run: Run) -> str:
 
 
 @contextlib.contextmanager
-def _kernel_environment(run: Run) -> Iterator[None]:
+def _kernel_environment() -> Iterator[None]:
     """What kernels inherit: absolute folders, as they run elsewhere, and bars for a terminal."""
     artifacts = str(run_record.artifacts_folder())
     changed: dict[str, str] = {"CPO_ARTIFACTS": artifacts, "CPO_PLAIN_PROGRESS": "1"}
-    for name in named_environment(run.profile, run.overrides):
-        value = os.environ.get(name, "")
-        if value and Path(value).exists():
-            changed[name] = str(Path(value).resolve())
+    if data := os.environ.get("CPO_DATA"):
+        changed["CPO_DATA"] = str(Path(data).expanduser().resolve())
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
