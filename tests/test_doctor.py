@@ -44,7 +44,7 @@ def test_everything_that_the_paper_s_profile_lacks_is_said_at_once(tmp_path):
         given += [f"judge.server.api_key_variable={KEY}", "disk_gb=1e9", "memory_gb=1e6"]
         given += [f"unhelpful.server.api_key_variable={KEY}"]
         done = subprocess.run(
-            [sys.executable, "-m", "cpo", "doctor", "--profile", "paper"]
+            [sys.executable, "-m", "cpo_suite", "doctor", "--profile", "paper"]
             + [part for one in given for part in ("--set", one)],
             env=os.environ
             | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), KEY: "sk-1"}

@@ -25,7 +25,7 @@ KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-planted-in-the-smoke-test"
 def run(artifacts: Path, *arguments: str) -> str:
     command = arguments or ("run", "--profile", "smoke")
     done = subprocess.run(
-        [sys.executable, "-m", "cpo", *command],
+        [sys.executable, "-m", "cpo_suite", *command],
         env=os.environ | {"CPO_ARTIFACTS": str(artifacts), KEY_VARIABLE: KEY},
         cwd=artifacts.parent,
         stdout=subprocess.PIPE,
