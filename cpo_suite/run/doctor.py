@@ -132,7 +132,7 @@ def _gpus(settings: Profile) -> list[Finding]:
         findings.append(Finding("processes", False, detail, remedy))
     least = min((card.total_memory / 1e9 for card in cards), default=float("inf"))
     for training, remedy in too_large(precision.resolved(settings, artifacts_folder()), least):
-        findings.append(Finding("GPU memory", False, f"{training}, and has {least:.0f}", remedy))
+        findings.append(Finding("GPU memory", False, f"{training}, which has {least:.0f}", remedy))
     return findings
 
 
