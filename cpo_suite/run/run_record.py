@@ -6,32 +6,25 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from cpo.engine.files import MANIFEST, hash_file, write_atomically
 from cpo_suite import precision, provenance
 from cpo_suite.estimate import Planned
-from cpo_suite.profile import ROOT, load_profile, map_override
-from cpo_suite.run.executed import without_machine_paths
+from cpo_suite.profile import ROOT, map_override
+from cpo_suite.run.executed import map_texts, without_machine_paths
+
+if TYPE_CHECKING:
+    from cpo_suite.run.invocation import Run
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "tokenizers",
-    "numpy",
-    "datasets",
-    "sentence-transformers",
-    "mauve-text",
-    "openai",
-    "papermill",
-    "pandas",
-    "scipy",
-    "statsmodels",
-    "matplotlib",
-)
+    "torch", "transformers", "accelerate", "tokenizers", "numpy", "datasets", "openai", "papermill",
+    "sentence-transformers", "mauve-text", "pandas", "scipy", "statsmodels", "matplotlib",
+)  # fmt: skip
 
 
 def artifacts_folder() -> Path:
@@ -40,26 +33,23 @@ def artifacts_folder() -> Path:
 
 
 def write(
-    path: Path,
-    profile: str,
-    overrides: Sequence[str],
-    notebook_seconds: dict[str, float],
-    started: float,
-    planned: Sequence[Planned],
+    run: Run, notebook_seconds: Mapping[str, float], started: float, planned: Sequence[Planned]
 ) -> None:
-    """Write `run.json` after a run of all notebooks; `planned` lists the suite's artifacts."""
-    import psutil
+    """Write `run.json` into a run's output.
 
-    asked = load_profile(profile, overrides)
-    settings = precision.resolved(asked, artifacts_folder())
-    lock = ROOT / "requirements.lock"
-    known = provenance.provenance()
-    artifacts = [_artifact(item) for item in planned]
+    Args:
+        notebook_seconds: by a notebook's name, in the order of the run.
+        started: when it began, in seconds since the epoch.
+        planned: the suite's artifacts.
+    """
+    lock, known, artifacts = ROOT / "requirements.lock", provenance.provenance(), artifacts_folder()
+    settings = run.settings
+    made = [_artifact(item.name, item.stage, item.key) for item in planned]
     record = {
-        "profile": Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile,
-        "overrides": [map_override(one, _base_names) for one in overrides],
-        "settings": settings.model_dump(mode="json"),
-        "precision": precision.record(asked, artifacts_folder()),
+        "profile": Path(run.profile).name.removesuffix(".yaml").removesuffix(".yml"),
+        "overrides": [map_override(override, _base_names) for override in run.overrides],
+        "settings": precision.resolved(settings, artifacts).model_dump(mode="json"),
+        "precision": precision.record(settings, artifacts),
         "seeds": list(range(settings.seeds)),
         "git": provenance.git_revision(),
         "requirements_lock_sha256": hash_file(lock) if lock.is_file() else None,
@@ -71,52 +61,44 @@ def write(
         },
         "started": _utc(started),
         "finished": _utc(time.time()),
-        "notebook_seconds": notebook_seconds,
-        "gpu_hours": round(sum(item["gpu_hours"] or 0.0 for item in artifacts), 4),
-        "artifacts": artifacts,
-        "outputs": {one.name: hash_file(one) for one in sorted(path.parent.glob("*.csv"))},
+        "notebook_seconds": {name: round(took, 1) for name, took in notebook_seconds.items()},
+        "gpu_hours": round(sum(item["gpu_hours"] or 0.0 for item in made), 4),
+        "artifacts": made,
+        "outputs": {file.name: hash_file(file) for file in sorted(run.output.glob("*.csv"))},
     }
     text = json.dumps(without_machine_paths(_base_names(record)), indent=1) + "\n"
-    write_atomically(path, text)
+    write_atomically(run.output / "run.json", text)
 
 
-def _artifact(item: Planned) -> dict[str, Any]:
+def _artifact(name: str, stage: str, key: str) -> dict[str, Any]:
     """What is known of an artifact by its manifest; `sha256` is over the checksums of its files.
 
     Seconds are its own, without those of what it is made of; None where it has not been made, or,
     of GPUs, by a version that did not write them down.
     """
-    manifest = artifacts_folder() / item.stage / item.key / MANIFEST
-    made = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    seconds, gpus = made.get("seconds"), made.get("gpus")
-    known = made.get("provenance", {})
+    file = artifacts_folder() / stage / key / MANIFEST
+    manifest = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    seconds, gpus, checksums = map(manifest.get, ("seconds", "gpus", "sha256"))
+    lines = json.dumps(checksums, sort_keys=True, separators=(",", ":"))
+    origin = manifest.get("provenance", {})
     return {
-        "name": item.name,
-        "stage": item.stage,
-        "recipe": item.key,
-        "seed": made.get("recipe", {}).get("seed"),
+        "name": name,
+        "stage": stage,
+        "recipe": key,
+        "seed": manifest.get("recipe", {}).get("seed"),
         "seconds": seconds,
         "gpus": gpus,
         "gpu_hours": None if gpus is None else round(seconds * gpus / 3600, 6),
-        "made": made.get("made"),
-        "machine": known.get("machine"),
-        "git": known.get("git"),
-        "sha256": _digest(made["sha256"]) if "sha256" in made else None,
+        "made": manifest.get("made"),
+        "machine": origin.get("machine"),
+        "git": origin.get("git"),
+        "sha256": None if checksums is None else hashlib.sha256(lines.encode()).hexdigest(),
     }
-
-
-def _digest(checksums: dict[str, str]) -> str:
-    lines = json.dumps(checksums, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _base_names(value: Any) -> Any:
     """Absolute paths that a person gave, such as a data file's, come down to their last part."""
-    if isinstance(value, dict):
-        return {key: _base_names(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_base_names(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+    return map_texts(value, lambda text: Path(text).name if text.startswith("/") else text)
 
 
 def _utc(seconds: float) -> str:

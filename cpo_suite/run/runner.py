@@ -9,13 +9,11 @@ written by this run.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,30 +21,28 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from cpo_suite import precision
 from cpo_suite.estimate import Planned
-from cpo_suite.profile import ROOT, Profile, load_profile
+from cpo_suite.profile import ROOT
 from cpo_suite.run import doctor, run_record
-from cpo_suite.run.dry_run import artifacts_table, own_rows, table, totals
+from cpo_suite.run import dry_run as estimate
 from cpo_suite.run.executed import failure_in, make_portable
-from cpo_suite.run.invocation import BadInput, Notebook, Run, literal_path, settle, shown
-from cpo_suite.run.kernels import Kernel, LiveStream
+from cpo_suite.run.invocation import BadInput, Notebook, Run, settle, shown
+from cpo_suite.run.kernels import Kernel
 
 # The artifacts for which a chat model is asked, by the part of the profile that names it.
 STAGE_OF = {"judge": "verdicts", "unhelpful": "unhelpful"}
-ALL = set(STAGE_OF.values())
 
 Plan = Callable[[str, Sequence[str], str], list[Planned]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Result:
     """What became of one notebook."""
 
     notebook: Notebook
     status: str  # ok, FAILED, skipped
-    seconds: float = 0.0
-    reason: str = ""
+    seconds: float
+    reason: str
 
 
 def run_suite(
@@ -58,37 +54,36 @@ def run_suite(
     *,
     notebooks_dir: Path = ROOT / "notebooks",
     figures_dir: Path = ROOT / "figures",
-    plan: Plan | None = None,
+    plan: Plan = estimate.plan,
 ) -> int:
     """Run the notebooks, or with `dry_run` say what running them would take.
 
     Args:
         profile: name of a profile, or the path of a YAML file.
-        settings: `key=value` each: a dotted key of the profile, or a parameter of a notebook.
+        settings: `key=value` each, with a dotted key of the profile.
         only: numbers of the notebooks to run, such as `03`.
         start_from: number of the first notebook to run.
-        plan: lists the artifacts of `(profile, overrides, output)`; by default the suite's own.
+        plan: lists the artifacts of `(profile, overrides, output)`.
 
     Returns:
         0 when every notebook succeeded, 1 when one failed or was skipped.
 
     Raises:
-        BadInput, ProfileError: nothing was run; the message names everything that was wrong.
-        KeyboardInterrupt: stopped by Ctrl-C or a termination signal; the kernel is gone.
+        ProfileError: nothing was run; the message names everything that was wrong.
+        KeyboardInterrupt: stopped by a signal; the kernel is gone.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    plan = plan or _suite_plan
     run = settle(profile, settings, only, start_from, notebooks_dir, figures_dir)
-    found = doctor.inputs(run.profile, run.overrides)
+    # Kernels run in the notebooks' folder, where a relative path would be another.
+    for name in ("CPO_ARTIFACTS", "CPO_DATA"):
+        value = os.environ.get(name, "")
+        if value and (name == "CPO_ARTIFACTS" or os.path.exists(value)):
+            os.environ[name] = os.path.abspath(value)
     if dry_run:
-        _print_dry_run(run, plan, [item for item in found if not item.ok])
+        _print_dry_run(run, plan)
         return 0
-    planned = _preflight(run, plan, found)
-    asked = load_profile(run.profile, run.overrides)
-    store = run_record.artifacts_folder()
-    said = [precision.statement(asked, store)]
-    said += [*totals(precision.resolved(asked, store), planned), *_own_rows(run, planned)]
-    print("\n".join(said))
+    planned = _preflight(run, plan)
+    print(_totals(run, planned))
     kind = "full run" if run.full else "partial or changed run, or a profile that is not committed"
     print(f"{len(run.notebooks)} notebooks -> {shown(run.output)} ({kind})", flush=True)
 
@@ -110,28 +105,53 @@ def run_suite(
     return 0 if succeeded else 1
 
 
-def _preflight(run: Run, plan: Plan, found: list[doctor.Finding]) -> list[Planned]:
-    """The artifacts to be, once everything they need is there; all that is not is said at once."""
-    settings = load_profile(run.profile, run.overrides)
-    planned: list[Planned] | None = None
-    if all(item.ok or not item.to_plan for item in found):
-        print("Reading the data and looking up what is made already ...", flush=True)
+def _look(run: Run, plan: Plan) -> tuple[list[Planned] | None, list[doctor.Finding]]:
+    """The artifacts to be, None where they cannot be counted, and what is missing."""
+    missing = [finding for finding in doctor.inputs(run.profile, run.overrides) if not finding.ok]
+    planned = None
+    if not missing:
+        print("Reading the data and looking up what is cached ...", flush=True)
         try:
             planned = plan(run.profile, run.overrides, str(run.output))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             remedy = "Correct the data, or the setting that names it"
-            found.append(doctor.Finding("data and models", False, str(error).rstrip("."), remedy))
-    found += doctor.machine(settings, planned)
-    asked = {item.stage for item in planned if item.requests} if planned is not None else ALL
-    found += doctor.servers(settings, [part for part, one in STAGE_OF.items() if one in asked])
-    for item in found:
-        if not (item.ok or item.stops):
-            print(f"Note: {item.what}: {item.detail}. {item.remedy}.", flush=True)
-    absent = [item for item in found if item.stops and not item.ok]
-    if absent or planned is None:
-        said = (f"  {item.what}: {item.detail}. {item.remedy}".rstrip() for item in absent)
-        raise BadInput(f"profile '{run.profile}' cannot run here:\n" + "\n".join(said))
+            missing.append(doctor.Finding("data and models", False, str(error).rstrip("."), remedy))
+    return planned, missing + [finding for finding in doctor.keys(run.settings) if not finding.ok]
+
+
+def _preflight(run: Run, plan: Plan) -> list[Planned]:
+    """The artifacts to be, once everything they need is there; all that is not is said at once."""
+    for finding in doctor.advice(run.settings):
+        if not finding.ok:
+            print(f"Note: {finding.what}: {finding.detail}. {finding.remedy}.", flush=True)
+    planned, findings = _look(run, plan)
+    stages = None if planned is None else {item.stage for item in planned if item.requests}
+    parts = [part for part, stage in STAGE_OF.items() if stages is None or stage in stages]
+    findings += [*doctor.room(run.settings, planned), *doctor.servers(run.settings, parts)]
+    missing = [f"  {item.what}: {item.detail}. {item.remedy}" for item in findings if not item.ok]
+    if missing or planned is None:
+        raise BadInput(f"profile '{run.profile}' cannot run here:\n" + "\n".join(missing))
     return planned
+
+
+def _print_dry_run(run: Run, plan: Plan) -> None:
+    print(f"Notebooks, written to {shown(run.output)}:")
+    rows = [(notebook.path.stem, ", ".join(notebook.outputs)) for notebook in run.notebooks]
+    print(estimate.table([("notebook", "outputs"), *rows]) + "\n")
+    planned, missing = _look(run, plan)
+    for finding in missing:
+        print(f"Missing: {finding.what}: {finding.detail}. {finding.remedy}")
+    if planned is None:
+        print("Counted by the profile alone, with texts as long as Dolly's.")
+        planned = estimate.plan_without_data(run.settings, run.output)
+    print(f"\n{estimate.artifacts_table(planned)}\n\n{_totals(run, planned)}")
+
+
+def _totals(run: Run, planned: Sequence[Planned]) -> str:
+    lines = [estimate.totals(run.settings, planned)]
+    for notebook in run.notebooks:
+        lines += estimate.own_rows(notebook.number, notebook.own_rows, planned)
+    return "\n".join(lines)
 
 
 def _write_record(
@@ -139,153 +159,8 @@ def _write_record(
 ) -> None:
     """`run.json`, of runs of all notebooks alone, and only while none has failed."""
     if run.whole and all(result.status == "ok" for result in results):
-        seconds = {result.notebook.path.stem: round(result.seconds, 1) for result in results}
-        path = run.output / "run.json"
-        run_record.write(path, run.profile, run.overrides, seconds, started, planned)
-
-
-def _suite_plan(profile: str, overrides: Sequence[str], output: str) -> list[Planned]:
-    from cpo_suite.suite import Suite
-
-    return Suite.open(profile, list(overrides), output).plan()
-
-
-def _stated_plan(profile: Profile, output: Path) -> list[Planned]:
-    from cpo_suite.store import Store
-    from cpo_suite.suite import Suite
-
-    return Suite.stated(profile, Store(run_record.artifacts_folder()), output).plan()
-
-
-def _print_dry_run(run: Run, plan: Plan, absent: Sequence[doctor.Finding]) -> None:
-    profile = load_profile(run.profile, run.overrides)
-    rows = [(item.path.stem, ", ".join(item.outputs)) for item in run.notebooks]
-    print(f"Notebooks, written to {shown(run.output)}:")
-    print(table([("notebook", "outputs"), *rows]) + "\n")
-    reason = ""
-    for item in absent:
-        print(f"Missing: {item.what}: {item.detail}. {item.remedy}")
-        if item.to_plan:
-            reason = "for want of what is missing"
-    try:
-        planned = plan(run.profile, run.overrides, str(run.output)) if not reason else []
-    except (ValueError, OSError, RuntimeError) as error:
-        reason = f"since here {str(error).rstrip('.')}"
-    if reason:
-        print(f"Counted by the profile alone, with texts as long as Dolly's, {reason}.")
-        planned = _stated_plan(profile, run.output)
-    print("\n" + artifacts_table(planned) + "\n")
-    store = run_record.artifacts_folder()
-    print(precision.statement(profile, store))
-    settled = precision.resolved(profile, store)
-    print("\n".join([*totals(settled, planned), *_own_rows(run, planned)]))
-
-
-def _own_rows(run: Run, planned: Sequence[Planned]) -> list[str]:
-    lines = [own_rows(item.number, item.own_rows, planned) for item in run.notebooks]
-    return [line for found in lines for line in found]
-
-
-# --- One notebook ---------------------------------------------------------------------------------
-
-
-def _run_or_skip(notebook: Notebook, run: Run, earlier: Sequence[Result]) -> Result:
-    broken = [
-        result.notebook.number
-        for result in earlier
-        if result.status != "ok" and result.notebook.number in notebook.after
-    ]
-    if broken:
-        reason = f"needs what notebook {', '.join(broken)} did not deliver"
-        print(f"\n[{notebook.path.stem}] skipped: {reason}", flush=True)
-        return Result(notebook, "skipped", reason=reason)
-    print(f"\n[{notebook.path.stem}]", flush=True)
-    clock = time.perf_counter()
-    reason = _execute(notebook, run)
-    seconds = time.perf_counter() - clock
-    print(f"[{notebook.path.stem}] {reason or 'ok'} ({seconds:.1f} s)", flush=True)
-    return Result(notebook, "FAILED" if reason else "ok", seconds, reason)
-
-
-def _execute(notebook: Notebook, run: Run) -> str:
-    """Execute one notebook; the empty string, or in one line why it does not count as done."""
-    folder = run.output / "notebooks"
-    running = folder / f".{notebook.path.stem}.running.ipynb"
-    given = {
-        "profile": run.profile,
-        "overrides": run.overrides,
-        # Relative within the checkout, so that executed copies do not name the machine's folders.
-        "output": os.path.relpath(run.output, notebook.path.parent)
-        if run.output.is_relative_to(ROOT)
-        else str(run.output),
-    } | run.parameters
-    reason = ""
-    running.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile(dir=run.output) as stamp:
-        # The file system's own clock: it ticks more coarsely than the processor's.
-        started = os.stat(stamp.name).st_mtime_ns
-    Kernel.signalled = None
-    try:
-        with _kernel_environment():
-            papermill.execute_notebook(
-                literal_path(notebook.path),
-                literal_path(running),
-                parameters={name: given[name] for name in given if name in notebook.parameters},
-                kernel_name="cpo",
-                language="python",
-                cwd=str(notebook.path.parent),
-                progress_bar=False,
-                start_timeout=180,
-                kernel_manager_class=Kernel,
-                stdout_file=LiveStream(sys.stdout),
-                stderr_file=LiveStream(sys.stderr),
-            )
-    except DeadKernelError:
-        reason = "the kernel died, of too little memory perhaps"
-    except Exception as error:  # whatever it is, the other notebooks go on
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-    if Kernel.signalled is not None:
-        running.unlink(missing_ok=True)
-        raise KeyboardInterrupt
-    if not running.exists():
-        return reason or "papermill wrote no executed copy"
-    executed = nbformat.read(running, as_version=4)
-    reason = failure_in(executed) or reason
-    for name in notebook.outputs if not reason else ():
-        path = run.output / name
-        if not path.exists():
-            reason = f"declared output {name} was not written"
-        elif path.stat().st_mtime_ns < started:
-            reason = f"declared output {name} is older than this run"
-    make_portable(executed)
-    nbformat.write(executed, running)
-    failed = folder / f"{notebook.path.stem}.failed.ipynb"
-    os.replace(running, failed if reason else folder / notebook.path.name)
-    if not reason:
-        failed.unlink(missing_ok=True)
-    return reason
-
-
-# --- Small things ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _kernel_environment() -> Iterator[None]:
-    """What kernels inherit: absolute folders, as they run elsewhere, and bars for a terminal."""
-    artifacts = str(run_record.artifacts_folder())
-    changed: dict[str, str] = {"CPO_ARTIFACTS": artifacts, "CPO_PLAIN_PROGRESS": "1"}
-    if data := os.environ.get("CPO_DATA"):
-        changed["CPO_DATA"] = str(Path(data).expanduser().resolve())
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, previous in before.items():
-            if previous is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = previous
+        seconds = {result.notebook.path.stem: result.seconds for result in results}
+        run_record.write(run, seconds, started, planned)
 
 
 def _remove_stale_copies(run: Run) -> None:
@@ -298,7 +173,87 @@ def _remove_stale_copies(run: Run) -> None:
 
 def _summary(results: Sequence[Result]) -> str:
     rows = [("notebook", "status", "seconds", "reason")]
-    for item in results:
-        reason = item.reason if len(item.reason) <= 160 else item.reason[:157] + "..."
-        rows.append((item.notebook.path.stem, item.status, f"{item.seconds:.1f}", reason))
-    return table(rows)
+    for result in results:
+        reason = result.reason if len(result.reason) <= 160 else result.reason[:157] + "..."
+        rows.append((result.notebook.path.stem, result.status, f"{result.seconds:.1f}", reason))
+    return estimate.table(rows)
+
+
+# --- One notebook ---------------------------------------------------------------------------------
+
+
+def _run_or_skip(notebook: Notebook, run: Run, earlier: Sequence[Result]) -> Result:
+    name, clock = notebook.path.stem, time.perf_counter()
+    print(f"\n[{name}]", flush=True)
+    broken = [result.notebook.number for result in earlier if result.status != "ok"]
+    if lacking := [number for number in broken if number in notebook.after]:
+        status, reason = "skipped", f"needs what notebook {', '.join(lacking)} did not deliver"
+    else:
+        reason = _execute(notebook, run)
+        status = "FAILED" if reason else "ok"
+    seconds = time.perf_counter() - clock
+    outcome = f"{status}: {reason}" if reason else status
+    print(f"[{name}] {outcome} ({seconds:.1f} s)", flush=True)
+    return Result(notebook, status, seconds, reason)
+
+
+def _execute(notebook: Notebook, run: Run) -> str:
+    """Execute one notebook; the empty string, or in one line why it does not count as done."""
+    folder, name = run.output / "notebooks", notebook.path.stem
+    running, failed = folder / f".{name}.running.ipynb", folder / f"{name}.failed.ipynb"
+    running.unlink(missing_ok=True)
+    before = _times_written(notebook, run)
+    reason = _papermill(notebook, run, running)
+    if not running.exists():
+        return reason or "papermill wrote no executed copy"
+    executed = nbformat.read(running, as_version=4)
+    reason = failure_in(executed) or reason
+    make_portable(executed)
+    # What is made of the executed copy itself, such as a page, is made here.
+    after = _times_written(notebook, run)
+    for output in notebook.outputs if not reason else ():
+        if output not in after:
+            reason = f"declared output {output} was not written"
+        elif after[output] == before.get(output):
+            reason = f"declared output {output} is older than this run"
+    nbformat.write(executed, running)
+    os.replace(running, failed if reason else folder / f"{name}.ipynb")
+    if not reason:
+        failed.unlink(missing_ok=True)
+    return reason
+
+
+def _papermill(notebook: Notebook, run: Run, running: Path) -> str:
+    """Have a notebook executed into the file `running`; the empty string, or what went wrong."""
+    output = str(run.output)
+    if run.output.is_relative_to(ROOT):  # so that executed copies do not name the machine's folders
+        output = os.path.relpath(run.output, notebook.path.parent)
+    # papermill formats paths; braces in a folder's name are to stay what they are.
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, running)]
+    try:
+        papermill.execute_notebook(
+            *paths,
+            parameters={"profile": run.profile, "overrides": run.overrides, "output": output},
+            kernel_name="cpo",
+            language="python",
+            cwd=str(notebook.path.parent),
+            progress_bar=False,
+            start_timeout=180,
+            kernel_manager_class=Kernel,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except DeadKernelError:
+        return "the kernel died, of too little memory perhaps"
+    except Exception as error:  # whatever it is, the other notebooks go on
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    except KeyboardInterrupt:
+        running.unlink(missing_ok=True)
+        raise
+    return ""
+
+
+def _times_written(notebook: Notebook, run: Run) -> dict[str, int]:
+    """When the notebook's declared outputs were last written, of those that there are."""
+    paths = {name: run.output / name for name in notebook.outputs}
+    return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists()}
