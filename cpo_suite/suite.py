@@ -29,7 +29,7 @@ from cpo.engine.memory import keep_freed_memory
 from cpo.engine.processes import process_count, shared_out
 from cpo.engine.progress import progress_bar
 from cpo.ensembling import interpolate
-from cpo.evaluation import intervals, judging, metrics
+from cpo.evaluation import judging, metrics, statistics
 from cpo.evaluation.unhelpful import REPLIES, write_unhelpful
 from cpo.generation import generate, ids_without_token
 from cpo.models.folders import dequantise, fetched, gguf_file, load_tokenizer
@@ -538,7 +538,7 @@ class Suite:
     def add_row(self, row_id: str, like: str, **changes: Any) -> Row:
         """Add a row of your own to this suite: another row with something changed.
 
-        It is made by the code that makes all others, and stands in `figures.table(suite, "own")`.
+        It is made by the code that makes all others, and stands in `tables.table(suite, "own")`.
         A row added again by the same id stands for what it is then.
 
         Args:
@@ -905,7 +905,7 @@ class Suite:
         judge = judge_identity(self.profile.judge, self._task(row_id))
         return VerdictsRecipe(generations, judge, seed)
 
-    def measures(self, row_id: str, seed: int = 0) -> dict[str, intervals.Estimate]:
+    def measures(self, row_id: str, seed: int = 0) -> dict[str, statistics.Estimate]:
         """The automatic measures of a row, each with its 95 % interval."""
         model, recipe = self._subject(row_id)[0], self.measures_recipe(row_id, seed)
 
@@ -916,7 +916,7 @@ class Suite:
 
         path = self.store.get_or_make(recipe, make) / "measures.json"
         return {
-            name: intervals.Estimate(**one | {"replicates": tuple(one["replicates"])})
+            name: statistics.Estimate(**one | {"replicates": tuple(one["replicates"])})
             for name, one in json.loads(path.read_text("utf-8")).items()
         }
 
@@ -1005,7 +1005,7 @@ class Suite:
 
     def _measure(
         self, row_id: str, model: ModelName, recipe: MeasuresRecipe, seed: int
-    ) -> dict[str, intervals.Estimate]:
+    ) -> dict[str, statistics.Estimate]:
         task = self._task(row_id)
         lines = self._generated(row_id, None, seed)
         prompts = self.prompts(model, task)
@@ -1024,12 +1024,12 @@ class Suite:
         )[:, 0].numpy()
         tokens = np.array([len(row.continuation_ids) for row in truths])
         measured = {
-            "held_out_loss": intervals.token_mean_loss(scores, tokens),
-            "tokens": intervals.mean_estimate([len(ids) for ids in generated]),
-            "repeated_4grams": intervals.mean_estimate(
+            "held_out_loss": statistics.token_mean_loss(scores, tokens),
+            "tokens": statistics.mean_estimate([len(ids) for ids in generated]),
+            "repeated_4grams": statistics.mean_estimate(
                 [metrics.repeated_ngrams(ids, 4) for ids in generated]
             ),
-            "word_f1": intervals.mean_estimate(
+            "word_f1": statistics.mean_estimate(
                 [
                     metrics.word_f1(line["text"], example.continuation)
                     for line, example in zip(lines, prompts, strict=True)
@@ -1037,7 +1037,7 @@ class Suite:
             ),
         }
         if self.profile.judge.kind == "oracle":
-            measured["oracle_grade"] = intervals.mean_estimate(
+            measured["oracle_grade"] = statistics.mean_estimate(
                 [
                     world.oracle_score(example.source, line["text"], example.prefix)
                     for line, example in zip(lines, prompts, strict=True)
@@ -1054,7 +1054,7 @@ class Suite:
                 measured["mauve"] = metrics.mauve_score(
                     p, q, seeds=tuple(range(self.profile.mauve.seeds))
                 )
-            except intervals.MetricError as error:  # one row's degenerate texts, not the others'
+            except statistics.MetricError as error:  # one row's degenerate texts, not the others'
                 warnings.warn(f"{row_id} has no MAUVE: {error}", stacklevel=2)
         return measured
 

@@ -20,8 +20,8 @@ pd = pytest.importorskip("pandas")
 from PIL import Image  # noqa: E402
 
 from cpo.data import Example  # noqa: E402
-from cpo.evaluation.intervals import Estimate  # noqa: E402
 from cpo.evaluation.judging import Side, Verdict, Verdicts  # noqa: E402
+from cpo.evaluation.statistics import Estimate  # noqa: E402
 from cpo_suite.paper import ROWS, rows_of  # noqa: E402
 from cpo_suite.profile import Profile, load_profile  # noqa: E402
 from cpo_suite.report import figures  # noqa: E402

@@ -26,6 +26,7 @@ from nbclient.exceptions import DeadKernelError
 from cpo_suite import precision
 from cpo_suite.costs import Planned
 from cpo_suite.profile import ROOT, Profile, load_profile, named_environment
+from cpo_suite.report.page import write_report
 from cpo_suite.run import doctor, run_record
 from cpo_suite.run.dry_run import artifacts_table, own_rows, table, totals
 from cpo_suite.run.executed import failure_in, make_portable
@@ -251,13 +252,15 @@ def _execute(notebook: Notebook, run: Run) -> str:
         return reason or "papermill wrote no executed copy"
     executed = nbformat.read(running, as_version=4)
     reason = failure_in(executed) or reason
+    make_portable(executed)
+    if not reason and "report.html" in notebook.outputs:
+        write_report(executed, run.output / "report.html")
     for name in notebook.outputs if not reason else ():
         path = run.output / name
         if not path.exists():
             reason = f"declared output {name} was not written"
         elif path.stat().st_mtime_ns < started:
             reason = f"declared output {name} is older than this run"
-    make_portable(executed)
     nbformat.write(executed, running)
     failed = folder / f"{notebook.path.stem}.failed.ipynb"
     os.replace(running, failed if reason else folder / notebook.path.name)

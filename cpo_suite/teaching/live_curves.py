@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,24 +11,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
-from matplotlib.figure import Figure
 
 from cpo import training
-from cpo_suite.report.figures import COLOURS, PAGE, style
+from cpo_suite.report.plots import training_curves
 from cpo_suite.teaching.pictures import inline_picture
 
 Log = Sequence[Mapping[str, float]]
-Values = npt.NDArray[np.float64]
-
-PANELS = {
-    "loss": "loss",
-    "margin": "margin: reward of y₁ − negatives",
-    "accuracy": "share with y₁ on top",
-}
 
 
 @dataclass(frozen=True)
@@ -41,11 +30,10 @@ class Seen:
     steps: int
     log: Log
 
-    def curve(self, column: str) -> tuple[Values, Values]:
-        """Steps, and the values logged at them."""
-        points = [(one["step"], one[column]) for one in self.log if "loss" in one and column in one]
-        table = np.array(points, dtype=float).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+    @property
+    def last(self) -> Mapping[str, float]:
+        """What was logged at the last step."""
+        return [line for line in self.log if "loss" in line][-1]
 
 
 class LiveCurves(AbstractContextManager["LiveCurves"]):
@@ -108,48 +96,9 @@ def in_notebook() -> bool:
 def curves_page(seen: Sequence[Seen], finished: bool = False) -> str:
     """The curves of trainings, and in a line how far the last one has come."""
     words = [
-        f"{one.name}: step {one.curve('loss')[0][-1]:.0f} of {one.steps}, "
-        f"loss {one.curve('loss')[1][-1]:.3f}"
+        f"{one.name}: step {one.last['step']:.0f} of {one.steps}, loss {one.last['loss']:.3f}"
         for one in seen
     ]
-    picture = inline_picture(curves_figure(seen), f"Training curves. {'; '.join(words)}.")
+    curves = training_curves({one.name: one.log for one in seen})
+    picture = inline_picture(curves, f"Training curves. {'; '.join(words)}.")
     return picture if finished else f"{picture}<p>{html.escape(words[-1])}</p>"
-
-
-def curves_figure(seen: Sequence[Seen]) -> Figure:
-    """Loss, and for contrasts margin and accuracy, by step: a line for each training.
-
-    Thin lines are steps, thick ones a running mean over a twentieth of the planned steps.
-    """
-    titles = {
-        column: title
-        for column, title in PANELS.items()
-        if any(len(one.curve(column)[0]) for one in seen)
-    }
-    with style():
-        figure = Figure(figsize=(PAGE, 2.3))
-        grid = figure.subplots(1, len(titles), squeeze=False)[0]
-        for axes, (column, title) in zip(grid, titles.items(), strict=True):
-            for index, one in enumerate(seen):
-                steps, values = one.curve(column)
-                if not len(steps):
-                    continue
-                colour = COLOURS[index % len(COLOURS)]
-                dashes = ("-", "--", ":")[index // len(COLOURS) % 3]
-                mean = _running_mean(values, math.ceil(one.steps / 20))
-                axes.plot(steps, values, color=colour, alpha=0.25, lw=0.6)
-                axes.plot(steps, mean, dashes, color=colour, label=one.name)
-            axes.set_title(title, loc="left")
-            axes.set_xlabel("step")
-            axes.margins(x=0.02)
-        lines, labels = grid[0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", ncols=4)
-    return figure
-
-
-def _running_mean(values: Values, window: int) -> Values:
-    """The mean of up to `window` values that end at each."""
-    sums = np.concatenate([[0.0], values.cumsum()])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)

@@ -8,7 +8,7 @@ import io
 
 from matplotlib.figure import Figure
 
-from cpo_suite.report.figures import style
+from cpo_suite.report.plots import style
 
 
 def inline_picture(figure: Figure, description: str, dots_per_inch: int = 110) -> str:
