@@ -106,7 +106,7 @@ for place, name in enumerate(names):
 # two weak parts gains little from mending one.
 
 # %% exercise: Twelve looks at once | hard | 40 minutes
-# Section 3 in a few lines. You are given measured differences and their standard errors; each
+# Section 2 in a few lines. You are given measured differences and their standard errors; each
 # difference is taken as normally distributed around the true one. Say of each whether "CPO is
 # better" `holds`, `fails` or is `undecided`, with intervals adjusted after Holm for their number
 # $m$:

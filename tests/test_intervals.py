@@ -74,7 +74,7 @@ def test_bootstrap_is_deterministic_and_seeded() -> None:
 def test_chunks_do_not_change_what_is_drawn_of(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(3).normal(size=50)
     whole = statistics.mean_estimate(values)
-    monkeypatch.setattr(statistics, "CHUNK_VALUES", 333)  # 6 draws at a time, the last chunk shorter
+    monkeypatch.setattr(statistics, "CHUNK_VALUES", 333)  # 6 draws at a time, the last fewer
     assert statistics.mean_estimate(values) == whole
 
 

@@ -106,23 +106,18 @@ def mean_estimate(
     return _bootstrap(np.bincount(cluster, valid), np.bincount(cluster), seed, len(valid))
 
 
-def paired_difference(
-    a: npt.ArrayLike,
-    b: npt.ArrayLike,
-    seed: int = 0,
-    clusters: Sequence[Hashable] | None = None,
-) -> Estimate:
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, seed: int = 0) -> Estimate:
     """Mean of `a - b` over the same prompts, with a paired bootstrap: whole prompts are drawn.
 
     Args:
         a, b: `[n]`, aligned; a prompt that is NaN in either is left out of both.
-        seed, clusters: as of `win_rate`.
+        seed: of the bootstrap's draws.
 
     Raises:
         MetricError: different lengths, or no prompt valid in both.
     """
     first, second = _aligned(a, b)
-    return mean_estimate(first - second, seed, clusters)
+    return mean_estimate(first - second, seed)
 
 
 def token_mean_loss(logps: npt.ArrayLike, tokens: npt.ArrayLike, seed: int = 0) -> Estimate:
@@ -316,8 +311,6 @@ def _points_and_difference(
     """Valid points, and by how much the model's response is longer, both `[m]`."""
     won, ours, theirs = _aligned(points, lengths, recorded_lengths)
     valid = ~np.isnan(won)
-    if not valid.any():
-        raise MetricError(f"no valid points among {len(won)}: there is nothing to estimate")
     return won[valid], (ours - theirs)[valid]
 
 

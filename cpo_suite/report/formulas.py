@@ -6,6 +6,7 @@ Sphinx's own way, and Jupyter's, fetch MathJax from another host.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,13 @@ def mathml(formula: str, block: bool = False) -> str:
 
 
 def with_mathml(markdown: str) -> str:
-    """Markdown with its formulas, `$...$` and `$$...$$`, as MathML in one line each."""
+    """Markdown with its formulas, `$...$` and `$$...$$`, as MathML in one line each; those that
+    cannot be drawn stay as they are."""
 
     def draw(match: re.Match[str]) -> str:
-        return re.sub(r"\s*\n\s*", " ", mathml(match[2].strip(), match[1] == "$$"))
+        with suppress(ValueError):
+            return re.sub(r"\s*\n\s*", " ", mathml(match[2].strip(), match[1] == "$$"))
+        return match[0]
 
     return _IN_MARKDOWN.sub(draw, markdown)
 

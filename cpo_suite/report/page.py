@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nbformat import NotebookNode
+from PIL import Image
 
 from cpo.evaluation.judging import Judged
 from cpo_suite.report.formulas import with_mathml
-from cpo_suite.report.plots import description_of
 
 # Cells of a notebook that are for its reader at work.
 NOT_IN_REPORT = {"exercise", "not-in-report"}
@@ -31,7 +31,7 @@ def write_report(notebook: NotebookNode, path: Path) -> None:
         cell
         for cell in shown.cells
         if NOT_IN_REPORT.isdisjoint(cell.metadata.get("tags", []))
-        and (cell.cell_type == "markdown" or cell.outputs)
+        and (cell.cell_type == "markdown" or cell.get("outputs"))
     ]
     for cell in shown.cells:
         if cell.cell_type == "markdown":
@@ -44,8 +44,10 @@ def write_report(notebook: NotebookNode, path: Path) -> None:
         exclude_anchor_links=True,
     )
     body, _ = exporter.from_notebook_node(shown)
-    sections = re.findall(r'<h2 id="(.*?)">(.*?)</h2>', body)
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in sections)
+    links = ""
+    for number, title in enumerate(re.findall(r"<h2>(.*?)</h2>", body), start=1):
+        links += f'<li><a href="#section-{number}">{title}</a></li>'
+        body = body.replace("<h2>", f'<h2 id="section-{number}">', 1)
     contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
     title = f"Contrastive Preference Optimization: {path.parent.name}"
     path.write_text(page(title, contents + body), encoding="utf-8")
@@ -70,6 +72,12 @@ def describe_pictures(notebook: NotebookNode, results: Path, written: NotebookNo
             described = by_cell.get(cell.get("id")) or {"image": {"alt": text}}
             cell.metadata["mystnb"] = described  # where MyST-NB reads it; and nbconvert:
             cell.metadata["alt"] = described["image"]["alt"]
+
+
+def description_of(picture: Path) -> str:
+    """What a PNG that `plots.save` wrote says of itself; its name where it says nothing."""
+    with Image.open(picture) as image:
+        return " ".join(str(image.info.get("Description", picture.stem)).split())
 
 
 def page(title: str, body: str) -> str:

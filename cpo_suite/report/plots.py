@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from cpo_suite.paper import DECODINGS, ROWS, continued_mle
 from cpo_suite.report.claims import MARGIN, Outcome
@@ -46,12 +46,6 @@ def save(figure: Figure, path_stem: Path | str, description: str) -> list[Path]:
         figure.savefig(pdf, metadata={"Subject": description, "CreationDate": None})
     plt.close(figure)
     return [png, pdf]
-
-
-def description_of(picture: Path) -> str:
-    """What a PNG that `save` wrote says of itself; its name where it says nothing."""
-    with Image.open(picture) as image:
-        return " ".join(str(image.info.get("Description", picture.stem)).split())
 
 
 # --- Win rates ------------------------------------------------------------------------------------
@@ -150,30 +144,41 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
     One line for each comparison, a block for each claim; to the right of 0 speaks for the claim,
     for `~` closeness to 0. What is no difference (not run, or a ratio of times) is said in words.
     """
-    looks: dict[str, dict[str, Any]] = {
-        "holds": {"color": BLUE, "fmt": "o", "markersize": 3.5},
-        "fails": {"color": VERMILION, "fmt": "s", "markersize": 3.5},
-        "undecided": {"color": "#777777", "fmt": "o", "markersize": 3.5, "mfc": "white"},
+    looks = {
+        "holds": {"color": BLUE, "fmt": "o"},
+        "fails": {"color": VERMILION, "fmt": "s"},
+        "undecided": {"color": "#777777", "fmt": "o", "markerfacecolor": "white"},
     }
-    lines: list[tuple[str, Outcome]] = []
+    frame = pd.DataFrame(
+        {"claim": number} | asdict(outcome)
+        for number, compared in outcomes.items()
+        for outcome in compared or [Outcome("no comparison named", "not run")]
+    )
+    is_ratio = frame["comparison"].str.startswith("overhead ")
+    drawn = frame["low"].notna() & ~is_ratio
+    begins = ~frame["claim"].duplicated()
     with style():
-        figure, axes = plt.subplots()
-        for block, (number, compared) in enumerate(outcomes.items()):
-            first = len(lines)
-            for outcome in compared or [Outcome("no comparison named", "not run")]:
-                _claims_line(axes, len(lines), outcome, looks)
-                prefix = f"{number}   " if len(lines) == first else ""
-                lines.append((prefix + outcome.comparison, outcome))
-            if block % 2 == 0:
-                axes.axhspan(first - 0.5, len(lines) - 0.5, color="#f2f2f2", lw=0)
+        figure, axes = plt.subplots(figsize=(PAGE, 0.8 + 0.17 * len(frame)))
+        for verdict, look in looks.items():  # in the legend even where no comparison has it
+            rows = frame[drawn & (frame["verdict"] == verdict)]
+            spread = [rows["effect"] - rows["low"], rows["high"] - rows["effect"]]
+            look |= {"label": verdict, "markersize": 3.5, "capsize": 2, "elinewidth": 0.9}
+            axes.errorbar(rows["effect"], rows.index, xerr=spread, **look)  # type: ignore[arg-type]
+        place = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6.5}
+        for y, row in frame[~drawn].iterrows():
+            words = row["verdict"]
+            if is_ratio[y] and math.isfinite(row["effect"]):
+                interval = f"{row['effect']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+                words += f": {interval} times the seconds that its tokens explain"
+            axes.text(0.02, y, words, color="#333333", **place)
+        for y in frame.index[begins.cumsum() % 2 == 1]:  # every other claim on grey
+            axes.axhspan(y - 0.5, y + 0.5, color="#f2f2f2", lw=0)
         axes.axvline(0, color=BLACK, lw=0.8)
         for margin in (-MARGIN, MARGIN):
             axes.axvline(margin, color="#999999", lw=0.6, ls=":")
-        for verdict, look in looks.items():  # in the legend even where no comparison has it
-            axes.errorbar([], [], xerr=[], label=verdict, **look)
-        figure.set_size_inches(PAGE, 0.8 + 0.17 * len(lines))
-        axes.set_yticks(range(len(lines)), [label for label, _ in lines], fontsize=6.5)
-        axes.set_ylim(len(lines) - 0.5, -0.5)
+        numbers = frame["claim"].map("{}   ".format).where(begins, "")
+        axes.set_yticks(frame.index, numbers + frame["comparison"], fontsize=6.5)
+        axes.set_ylim(len(frame) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("left side - right side; dotted: the margin of >= and ~")
@@ -181,25 +186,9 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
     return figure
 
 
-def _claims_line(axes: Axes, y: int, outcome: Outcome, looks: Mapping[str, Any]) -> None:
-    is_ratio = outcome.comparison.startswith("overhead ")
-    if math.isfinite(outcome.low) and not is_ratio:
-        spread = [[outcome.effect - outcome.low], [outcome.high - outcome.effect]]
-        look = looks[outcome.verdict] | {"capsize": 2, "elinewidth": 0.9}
-        axes.errorbar([outcome.effect], [y], xerr=spread, **look)
-        return
-    words: str = outcome.verdict
-    if is_ratio and math.isfinite(outcome.effect):
-        interval = f"{outcome.effect:.2f} [{outcome.low:.2f}, {outcome.high:.2f}]"
-        words += f": {interval} times the seconds that its tokens explain"
-    place = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(0.02, y, words, fontsize=6.5, color="#333333", **place)
-
-
 # --- Training -------------------------------------------------------------------------------------
 
-
-# Panels: a history's column, whether of contrastive trainings (None: of all), and a title.
+# Panels: a history's column, whether of contrastive trainings or of MLE, and a title.
 PANELS = (
     ("loss", False, "MLE loss per token (nats)"),
     ("loss", True, "CPO loss per example"),

@@ -191,7 +191,8 @@ def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
     header = shown.columns[0]
     shown = shown.set_index(header).rename_axis(index=None, columns=header)
     about = f"<caption>{html.escape(text)}</caption><thead>"
-    body = shown.to_html(border=0, justify="right").replace("<thead>", about, 1)
+    with pd.option_context("display.max_colwidth", None):
+        body = shown.to_html(border=0, justify="left").replace("<thead>", about, 1)
     label = html.escape(name)
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{body}</div>'
 
