@@ -97,16 +97,17 @@ def judge_claims(suite: Suite) -> dict[int, list[Outcome]]:
     tested: dict[str, tuple[Relation, Evidence]] = {}
     for text in (text for texts in named.values() for text in texts):
         comparison = Comparison.parse(text)
-        evidence = _evidence(suite, comparison)
-        if isinstance(evidence, str):
-            outcomes[text] = Outcome(text, "not run", note=evidence)
+        basis = _evidence(suite, comparison)
+        if isinstance(basis, str):
+            outcomes[text] = Outcome(text, "not run", note=basis)
         else:
-            tested[text] = (comparison.relation, evidence)
-    levels = holm_levels([p_value(one.drawn, relation) for relation, one in tested.values()])
-    for level, (text, (relation, one)) in zip(levels, tested.items(), strict=True):
-        low, high = np.percentile(one.drawn, [50 * level, 100 - 50 * level])
+            tested[text] = (comparison.relation, basis)
+    levels = holm_levels([p_value(drawn, relation) for relation, (_, drawn, _) in tested.values()])
+    for level, (text, (relation, evidence)) in zip(levels, tested.items(), strict=True):
+        effect, drawn, note = evidence
+        low, high = np.percentile(drawn, [50 * level, 100 - 50 * level])
         verdict = decide(low, high, relation)
-        outcomes[text] = Outcome(text, verdict, one.effect, float(low), float(high), one.note)
+        outcomes[text] = Outcome(text, verdict, effect, float(low), float(high), note)
     return {number: [outcomes[text] for text in texts] for number, texts in named.items()}
 
 

@@ -71,7 +71,7 @@ def describe_pictures(notebook: NotebookNode, results: Path, written: NotebookNo
                 text = description_of(results / f"{saved[1]}.png")
             described = by_cell.get(cell.get("id")) or {"image": {"alt": text}}
             cell.metadata["mystnb"] = described  # where MyST-NB reads it; and nbconvert:
-            cell.metadata["alt"] = described["image"]["alt"]
+            cell.metadata["alt"] = described.get("image", {}).get("alt", text)
 
 
 def description_of(picture: Path) -> str:

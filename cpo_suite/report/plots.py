@@ -24,7 +24,10 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
 )  # fmt: skip
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 COLUMN, PAGE = 3.3, 6.8  # widths in inches: one column of the paper, and both
-STYLE = [Path(__file__).with_name("paper.mplstyle"), {"axes.prop_cycle": cycler(color=COLOURS)}]
+STYLE: list[Any] = [
+    Path(__file__).with_name("paper.mplstyle"),
+    {"axes.prop_cycle": cycler(color=COLOURS)},
+]
 
 
 def style() -> AbstractContextManager[None]:
@@ -144,16 +147,16 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
     One line for each comparison, a block for each claim; to the right of 0 speaks for the claim,
     for `~` closeness to 0. What is no difference (not run, or a ratio of times) is said in words.
     """
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         "holds": {"color": BLUE, "fmt": "o"},
         "fails": {"color": VERMILION, "fmt": "s"},
         "undecided": {"color": "#777777", "fmt": "o", "markerfacecolor": "white"},
     }
-    frame = pd.DataFrame(
+    frame = pd.DataFrame([
         {"claim": number} | asdict(outcome)
         for number, compared in outcomes.items()
         for outcome in compared or [Outcome("no comparison named", "not run")]
-    )
+    ])  # fmt: skip
     is_ratio = frame["comparison"].str.startswith("overhead ")
     drawn = frame["low"].notna() & ~is_ratio
     begins = ~frame["claim"].duplicated()
@@ -163,21 +166,22 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
             rows = frame[drawn & (frame["verdict"] == verdict)]
             spread = [rows["effect"] - rows["low"], rows["high"] - rows["effect"]]
             look |= {"label": verdict, "markersize": 3.5, "capsize": 2, "elinewidth": 0.9}
-            axes.errorbar(rows["effect"], rows.index, xerr=spread, **look)  # type: ignore[arg-type]
-        place = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6.5}
-        for y, row in frame[~drawn].iterrows():
-            words = row["verdict"]
-            if is_ratio[y] and math.isfinite(row["effect"]):
-                interval = f"{row['effect']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+            axes.errorbar(rows["effect"], rows.index, xerr=spread, **look)
+        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        for row in frame[~drawn].itertuples():
+            words = row.verdict
+            if is_ratio[row.Index] and math.isfinite(row.effect):
+                interval = f"{row.effect:.2f} [{row.low:.2f}, {row.high:.2f}]"
                 words += f": {interval} times the seconds that its tokens explain"
-            axes.text(0.02, y, words, color="#333333", **place)
+            axes.text(0.02, row.Index, words, fontsize=6.5, color="#333333", **place)
         for y in frame.index[begins.cumsum() % 2 == 1]:  # every other claim on grey
             axes.axhspan(y - 0.5, y + 0.5, color="#f2f2f2", lw=0)
         axes.axvline(0, color=BLACK, lw=0.8)
         for margin in (-MARGIN, MARGIN):
             axes.axvline(margin, color="#999999", lw=0.6, ls=":")
         numbers = frame["claim"].map("{}   ".format).where(begins, "")
-        axes.set_yticks(frame.index, numbers + frame["comparison"], fontsize=6.5)
+        labels = (numbers + frame["comparison"]).tolist()
+        axes.set_yticks(range(len(frame)), labels, fontsize=6.5)
         axes.set_ylim(len(frame) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)

@@ -58,7 +58,8 @@ def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
         known = ", ".join(sorted({row.table for row in suite.profile.every_row.values()}))
         raise KeyError(f"no table '{name}'; there are {known}")
     records: list[dict[str, Any]] = []
-    days, templates = set(), set()
+    days: set[str] = set()
+    templates: set[str] = set()
     for row in rows:
         record = {name: getattr(row, name) for name in ("model", "alpha", "measure", "paper")}
         records.append({"row": row.id} | record)
@@ -89,7 +90,7 @@ def _judged(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
         name: sum(getattr(verdicts, name) for verdicts in per_seed)
         for name in ("valid", "invalid", "ties")
     }
-    first, estimate = per_seed[0], {}
+    first, estimate = per_seed[0], dict[str, float]()
     if counts["valid"]:
         rate = win_rate(mean_over_seeds([verdicts.points for verdicts in per_seed]))
         estimate = {"ours": rate.value, "low": rate.low, "high": rate.high}
@@ -209,7 +210,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         ]
         names = ("ours", "value", "effect")
         value = next((name for name in names if name in frame), frame.columns[-1])
-        frame.insert(frame.columns.get_loc(value) + 1, "95 % interval", interval)
+        frame.insert(list(frame).index(value) + 1, "95 % interval", interval)
     # A column without any content says nothing; paper and ours are told apart by being empty.
     kept = [name for name in frame if name in ("paper", "ours") or frame[name].notna().any()]
     if "measure" in kept and "paper" in kept:
