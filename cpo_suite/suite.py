@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from cpo import data
 from cpo.data import Task
 from cpo.engine.memory import keep_freed_memory
-from cpo.evaluation import intervals, judging
+from cpo.evaluation import judging, statistics
 from cpo.models.folders import load_tokenizer
 from cpo.negatives import SAMPLERS
 from cpo.registry import nearest
@@ -567,7 +567,7 @@ class Suite:
             return None
         return self.store.load(self.verdicts_artifact(row_id, decoding, seed, split))
 
-    def measures(self, row_id: str, seed: int = 0) -> dict[str, intervals.Estimate]:
+    def measures(self, row_id: str, seed: int = 0) -> dict[str, statistics.Estimate]:
         """The automatic measures of a row, each with its 95 % interval."""
         return self.store.load(self.measures_artifact(row_id, seed))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpo.evaluation.intervals import Estimate
+from cpo.evaluation.statistics import Estimate, holm_levels
 from cpo_suite.comparison import Comparison
 from cpo_suite.paper import ROWS
 from cpo_suite.profile import ProfileError, load_profile
@@ -16,12 +16,11 @@ from cpo_suite.report import claims
 from cpo_suite.report.claims import (
     Outcome,
     bootstrap_difference,
+    claims_frame,
     combined,
     decide,
-    holm_levels,
     p_value,
 )
-from cpo_suite.report.figures import claims_frame
 
 
 def test_comparisons_are_read():

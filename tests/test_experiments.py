@@ -11,7 +11,7 @@ from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file
 
 from cpo.data import DataError
-from cpo.evaluation.intervals import Estimate
+from cpo.evaluation.statistics import Estimate
 from cpo.scoring import Group, score_groups
 from cpo_suite.paper import ROWS
 from cpo_suite.report import claims

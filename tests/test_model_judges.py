@@ -20,12 +20,12 @@ from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file, save_file
 
 from cpo.data import Example
-from cpo.evaluation import comparing, judging, model_judges
+from cpo.evaluation import judging, model_judges, statistics
 from cpo.evaluation.chat import ChatError, ChatServer
-from cpo.evaluation.intervals import win_rate
 from cpo.evaluation.judge_prompts import judge_prompt
 from cpo.evaluation.judging import JudgeError, Pair
 from cpo.evaluation.model_judges import ChatJudge, LocalJudge, judge_identity, judge_of
+from cpo.evaluation.statistics import win_rate
 from cpo.evaluation.verdict_store import VerdictStore
 from cpo.models.folders import ModelFolderError
 from cpo_suite.__main__ import main
@@ -114,7 +114,7 @@ def test_both_orders_ask_twice_and_count_the_flips(tmp_path: Path) -> None:
     assert len(server.requests) == 20
     # A judge who always says A prefers nobody: every prompt is half a point, every winner flips.
     assert verdicts.points.tolist() == [0.5] * 10
-    assert comparing.flip_rate(*verdicts.by_order).value == 1
+    assert statistics.flip_rate(*verdicts.by_order).value == 1
     path = tmp_path / "verdicts.jsonl"
     verdicts.to_jsonl(path)
     assert judging.Verdicts.from_jsonl(path) == verdicts
@@ -345,13 +345,13 @@ def test_a_scripted_judges_biases_are_recovered(tmp_path: Path) -> None:
         verdicts = judging.judge_responses(
             chat_judge(server, tmp_path / "sided"), prompts, list(texts.values()), orders=2
         )
-    pick = comparing.pick_a([*verdicts.verdicts, *verdicts.exchanged])
+    pick = statistics.pick_a([*verdicts.verdicts, *verdicts.exchanged])
     assert pick.low <= 0.6 <= pick.high
     # Exchanging the sides cancels it: nobody is preferred.
     rate = win_rate(verdicts.points)
     assert rate.low <= 0.5 <= rate.high
     # Independent coins: the winner changes where both orders say the same letter, .36 + .16.
-    flips = comparing.flip_rate(*verdicts.by_order)
+    flips = statistics.flip_rate(*verdicts.by_order)
     assert flips.low <= 0.52 <= flips.high
 
     def by_length(request: dict[str, Any]) -> str:
@@ -365,7 +365,7 @@ def test_a_scripted_judges_biases_are_recovered(tmp_path: Path) -> None:
         )
     lengths = [len(text) for text in texts.values()]
     recorded = [len(one.continuation) for one in prompts]
-    longer = comparing.longer_wins(verdicts.points, lengths, recorded)
+    longer = statistics.longer_wins(verdicts.points, lengths, recorded)
     assert longer.low <= 0.8 <= longer.high
 
 

@@ -25,7 +25,8 @@ from cpo.training import TrainingError, register_objective
 from cpo_suite.estimate import Cost, Planned
 from cpo_suite.launching import LaunchError, launch
 from cpo_suite.profile import ROOT, Profile, ProfileError
-from cpo_suite.report import figures
+from cpo_suite.report import tables
+from cpo_suite.report.announcement import announce
 from cpo_suite.run.dry_run import own_rows
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
@@ -83,7 +84,7 @@ def sampler_from(folder: Path, monkeypatch, source: str = SAMPLER) -> str:
 
 def test_a_sampler_of_ones_own_goes_the_whole_way(suite, tmp_path, monkeypatch):
     sampler_from(tmp_path, monkeypatch)
-    before = figures.table(suite, "f1b")
+    before = tables.table(suite, "f1b")
     row = suite.add_row("own/XNR", like="f1b/TNR", negatives={"XN": 2})
     assert (row.objective, row.reference, row.steps) == (
         "ranked_cpo",
@@ -96,13 +97,13 @@ def test_a_sampler_of_ones_own_goes_the_whole_way(suite, tmp_path, monkeypatch):
     eos = drawn.tokenizer.eos_token_id
     assert first == (truth[0], eos) and second == (*truth[:2], eos)
 
-    own = figures.table(suite, "own").set_index("row")
+    own = tables.table(suite, "own").set_index("row")
     assert list(own.index) == ["own/XNR"] and own.loc["own/XNR", "n"] == 12
     assert 0 <= own.loc["own/XNR", "ours"] <= 1
     # The paper's tables are what they were.
-    assert figures.table(suite, "f1b").equals(before)
+    assert tables.table(suite, "f1b").equals(before)
     assert "own/XNR" in {item.name.split(" ")[-1] for item in suite.plan()}
-    assert "Everything" in figures.announce(suite, ["own/XNR"])
+    assert "Everything" in announce(suite, ["own/XNR"])
 
 
 def test_the_same_source_finds_the_artifact_and_another_makes_another(suite, tmp_path, monkeypatch):
@@ -173,9 +174,9 @@ def test_another_judge_keeps_the_rows(suite, tmp_path, monkeypatch):
         return "A" if len(response_a) < len(response_b) else "B"
 
     judged = suite.judged_by("shortest")
-    frame = figures.table(judged, "own")
+    frame = tables.table(judged, "own")
     assert frame["row"].tolist() == ["own/XNR"] and frame["judge"].tolist() == ["shortest"]
-    assert figures.table(suite, "own")["judge"].tolist() == ["oracle"]
+    assert tables.table(suite, "own")["judge"].tolist() == ["oracle"]
     assert judged.verdicts_artifact("own/XNR").judge["kind"].startswith("shortest:")
     with pytest.raises(judging.JudgeError, match="Did you mean 'shortest'"):
         suite.judged_by("shortes")

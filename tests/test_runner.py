@@ -144,6 +144,13 @@ def test_a_notebook_that_reads_others_finds_the_record_of_their_run(suite, make_
     assert list(record["notebook_seconds"]) == ["00_first", "01_report"]
 
 
+def test_the_report_is_the_notebook_as_it_was_run(suite, make_notebook, output):
+    make_notebook("00_report", "print('what came out')", outputs=["report.html"])
+    assert suite() == 0
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "what came out" in page and "print(" not in page
+
+
 def test_an_output_of_an_earlier_run_is_not_taken_for_this_one(
     suite, make_notebook, output, capsys
 ):

@@ -21,8 +21,8 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from cpo.evaluation.comparing import both_orders
 from cpo.evaluation.judge_prompts import Verdict, holds_markers
+from cpo.evaluation.statistics import both_orders
 from cpo.registry import Registry
 
 Side = Literal["A", "B"]

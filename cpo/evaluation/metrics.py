@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from cpo.engine.forward_pass import last_hidden_states
-from cpo.evaluation.intervals import Estimate, MetricError
+from cpo.evaluation.statistics import Estimate, MetricError
 
-Array = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float32]
 SAME_DIRECTION = 1e-5  # by which two features of length 1 may differ and be of one text
 
 # --- Texts ----------------------------------------------------------------------------------------
@@ -43,18 +43,13 @@ def word_f1(response: str, recorded: str) -> float:
     return 2 * common / (counts[0].total() + counts[1].total()) if common else 0.0
 
 
-def lengths(sequences: Sequence[Sequence[Any]]) -> Array:
-    """Length of each sequence, `[n]`, ready for `mean_estimate`."""
-    return np.array([len(sequence) for sequence in sequences], dtype=float)
-
-
 # --- MAUVE ----------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def last_token_features(
     model: Any, sequences: Sequence[Sequence[int]], batch: int = 32, max_tokens: int | None = None
-) -> npt.NDArray[np.float32]:
+) -> Features:
     """The last hidden state at each text's last token, `[n, H]`, fp32: what MAUVE compares.
 
     Args:
@@ -76,20 +71,20 @@ def last_token_features(
     was_training = model.training
     model.eval()
     try:
-        features: list[torch.Tensor | None] = [None] * len(texts)
+        features: dict[int, torch.Tensor] = {}
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             # Padded on the right, where a causal model never looks from the last token.
             ids = torch.zeros(len(rows), len(texts[rows[-1]]), dtype=torch.long)
-            for place, row in enumerate(rows):
-                ids[place, : len(texts[row])] = torch.tensor(texts[row])
+            for position, row in enumerate(rows):
+                ids[position, : len(texts[row])] = torch.tensor(texts[row])
             hidden = last_hidden_states(model, ids.to(model.device))
-            for place, row in enumerate(rows):
-                features[row] = hidden[place, len(texts[row]) - 1].float().cpu()
+            for position, row in enumerate(rows):
+                features[row] = hidden[position, len(texts[row]) - 1].float().cpu()
     finally:
         model.train(was_training)
-    return torch.stack([feature for feature in features if feature is not None]).numpy()
+    return torch.stack([features[row] for row in range(len(texts))]).numpy()
 
 
 def mauve_score(
@@ -98,15 +93,11 @@ def mauve_score(
     seeds: Sequence[int] = (0, 1, 2),
     halves: int = 100,
     buckets: int | None = None,
-    scaling: float = 5.0,
-    explained_variance: float = 0.9,
-    restarts: int = 5,
-    iterations: int = 500,
 ) -> Estimate:
     """MAUVE (Pillutla et al. 2021): near 1 for features of one distribution, near 0 for two apart.
 
-    The score moves with the number of texts, of buckets, the scaling and the features; compare only
-    scores that share all four.
+    The score moves with the number of texts, of buckets, and the features; compare only scores that
+    share all three. All else is as mauve-text has it, the scaling constant c = 5 among it.
 
     A text has no MAUVE of its own, and drawing texts with replacement would put equal texts into
     one bucket: the interval is from random halves instead. Without replacement, a statistic on half
@@ -126,9 +117,6 @@ def mauve_score(
         seeds: one run of the clustering each; the value is their mean.
         halves: random halves, each scored like the whole but with half as many buckets.
         buckets: clusters; None is mauve-text's choice, n / 10 rounded, at least 2.
-        scaling: the constant c of the paper.
-        explained_variance: share of the variance that the PCA before the clustering keeps.
-        restarts, iterations: of k-means; the best restart counts.
 
     Raises:
         MetricError: mauve-text is missing, or there is nothing to compare: sizes that differ,
@@ -136,12 +124,53 @@ def mauve_score(
     """
     reference = np.asarray(reference_features, dtype=np.float32)
     generated = np.asarray(generated_features, dtype=np.float32)
+    n = len(reference)
+    clusters = max(2, round(n / 10)) if buckets is None else buckets
+    _check_comparable(reference, generated, clusters)
+    if not seeds:
+        raise MetricError("MAUVE needs at least one seed")
+    try:
+        import faiss
+        from mauve import compute_mauve
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise MetricError("MAUVE needs the package mauve-text: pip install mauve-text") from error
+
+    both = _without_rounding(np.concatenate([reference, generated]))
+
+    def run(texts: npt.NDArray[np.int64], buckets: int, seed: int) -> float:
+        score = compute_mauve(
+            p_features=both[texts],
+            q_features=both[n + texts],
+            num_buckets=buckets,
+            seed=seed,
+            verbose=False,
+        )
+        return 1.0 if np.array_equal(score.p_hist, score.q_hist) else float(score.mauve)
+
+    def mean_score(texts: npt.NDArray[np.int64], buckets: int) -> float:
+        return float(np.mean([run(texts, buckets, seed) for seed in seeds]))
+
+    draw = np.random.default_rng(0)  # depends on n alone: the same halves for every model
+    # faiss warns of every clustering with fewer than 39 points to a cluster; MAUVE has 20.
+    quiet = functools.partial(faiss.Kmeans, min_points_per_centroid=1)
+    # So small a clustering is five times as fast in one thread as in two that wait for each other.
+    with mock.patch.object(faiss, "Kmeans", quiet), threadpool_limits(1):
+        value = mean_score(np.arange(n), clusters)
+        replicates = tuple(
+            mean_score(draw.permutation(n)[: n // 2], max(2, clusters // 2)) for _ in range(halves)
+        )
+    margin = 1.96 * float(np.std(replicates, ddof=1)) if halves > 1 else math.nan
+    return Estimate(value, max(0.0, value - margin), min(1.0, value + margin), n, replicates)
+
+
+def _check_comparable(reference: Features, generated: Features, clusters: int) -> None:
+    """Refuse what mauve-text would score without a word: see `mauve_score`."""
     if reference.ndim != 2 or reference.shape != generated.shape:
         raise MetricError(
             "MAUVE compares as many texts on both sides, in features of one size: "
             f"{reference.shape} against {generated.shape}"
         )
-    clusters = max(2, round(len(reference) / 10)) if buckets is None else buckets
     if clusters < 2 or len(reference) < 2 * clusters:
         raise MetricError(
             f"{len(reference)} texts a side are too few for {clusters} buckets: at least 2 "
@@ -155,57 +184,16 @@ def mauve_score(
                 f"the {name} features are all equal: one text many times over, or an encoder that "
                 "tells none apart. MAUVE calls two such sets alike, whatever they say."
             )
-    if not seeds:
-        raise MetricError("MAUVE needs at least one seed")
-    try:
-        import faiss
-        from mauve import compute_mauve
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise MetricError("MAUVE needs the package mauve-text: pip install mauve-text") from error
-
-    def score(texts: npt.NDArray[np.int64], buckets: int) -> float:
-        return float(np.mean([run(texts, buckets, seed) for seed in seeds]))
-
-    n = len(reference)
-    both = _without_rounding(np.concatenate([reference, generated]))
-    reference, generated = both[:n], both[n:]
-
-    def run(texts: npt.NDArray[np.int64], buckets: int, seed: int) -> float:
-        found = compute_mauve(
-            p_features=reference[texts],
-            q_features=generated[texts],
-            num_buckets=buckets,
-            seed=seed,
-            mauve_scaling_factor=scaling,
-            kmeans_explained_var=explained_variance,
-            kmeans_num_redo=restarts,
-            kmeans_max_iter=iterations,
-            verbose=False,
-        )
-        return 1.0 if np.array_equal(found.p_hist, found.q_hist) else float(found.mauve)
-
-    draw = np.random.default_rng(0)  # depends on n alone: the same halves for every model
-    # faiss warns of every clustering with fewer than 39 points to a cluster; MAUVE has 20.
-    quiet = functools.partial(faiss.Kmeans, min_points_per_centroid=1)
-    # So small a clustering is five times as fast in one thread as in two that wait for each other.
-    with mock.patch.object(faiss, "Kmeans", quiet), threadpool_limits(1):
-        value = score(np.arange(n), clusters)
-        replicates = tuple(
-            score(draw.permutation(n)[: n // 2], max(2, clusters // 2)) for _ in range(halves)
-        )
-    margin = 1.96 * float(np.std(replicates, ddof=1)) if halves > 1 else math.nan
-    return Estimate(value, max(0.0, value - margin), min(1.0, value + margin), n, replicates)
 
 
-def _directions(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _directions(features: Features) -> Features:
     """Features scaled to length 1, as mauve-text does: only directions count."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     norms[norms == 0] = 1
     return features / norms
 
 
-def _without_rounding(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _without_rounding(features: Features) -> Features:
     """Features of equal texts made equal: those of two batches differ by rounding."""
     directions = _directions(features)
     # Along any line such rows are neighbours.

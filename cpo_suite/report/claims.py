@@ -10,26 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 
-from cpo.evaluation.intervals import MetricError
+from cpo.evaluation.statistics import Array, MetricError, holm_levels, resamples
 from cpo_suite.comparison import Comparison, Relation
 from cpo_suite.paper import ROWS, continued_mle
 
 if TYPE_CHECKING:
     from cpo_suite.suite import Suite
 
-Array = npt.NDArray[np.float64]
 Verdict = Literal["holds", "fails", "undecided", "not run"]
 
-LEVEL = 0.05
 MARGIN = 0.02  # two points of win rate: what `>=` may lack and `~` may differ
-OVERHEAD_MARGIN = (
-    1.15  # seconds over tokens, both against MLE, that still count as "only the batch"
-)
+# Seconds over tokens, both against MLE, that still count as "only the larger batch".
+OVERHEAD_MARGIN = 1.15
+# Where an effect, `left - right` or the ratio of `overhead`, has to lie for a comparison to hold.
+HOLDS_WITHIN: dict[Relation, tuple[float, float]] = {
+    ">": (0.0, math.inf),
+    ">=": (-MARGIN, math.inf),
+    "~": (-MARGIN, MARGIN),
+    "overhead": (-math.inf, OVERHEAD_MARGIN),
+}
 FLOOR = 0.05  # a win rate below which rows have little room to differ, which the note then says
 DRAWS = 20_000
 
@@ -47,6 +51,7 @@ CLAIMS = {
     11: "more negatives help",
     12: "the gain grows with the model",
 }
+CLAIM_COLUMNS = ["claim", "verdict", "comparison", "effect", "low", "high", "note"]
 
 
 @dataclass(frozen=True)
@@ -61,93 +66,24 @@ class Outcome:
     high: float = float("nan")
     note: str = ""
 
-
-# --- Statistics -----------------------------------------------------------------------------------
-
-
-def bootstrap_difference(groups: Sequence[Array], seed: int = 0) -> tuple[float, Array]:
-    """Mean of a difference and its bootstrap distribution, `[DRAWS]`.
-
-    Args:
-        groups: one array `[S, n]` for each set of prompts: weighted points of S training seeds on
-            the same n prompts. Sets are independent of each other. Whole prompts are drawn, and
-            with more than one seed first the seeds: S trainings are a sample, too.
-    """
-    generator = np.random.default_rng(seed)
-    drawn = np.zeros(DRAWS)
-    for values in groups:
-        seeds, n = values.shape
-        chunk = max(1, 4_000_000 // (n * seeds))
-        for start in range(0, DRAWS, chunk):
-            count = min(chunk, DRAWS - start)
-            prompts = generator.integers(n, size=(count, n))
-            if seeds == 1:
-                drawn[start : start + count] += values[0][prompts].mean(-1)
-                continue
-            which = generator.integers(seeds, size=(count, seeds))
-            means = np.stack([one[prompts].mean(-1) for one in values])
-            drawn[start : start + count] += np.take_along_axis(means.T, which, 1).mean(-1)
-    return float(sum(values.mean() for values in groups)), drawn
+    def __str__(self) -> str:
+        text = f"{self.comparison}: {self.verdict}"
+        if math.isfinite(self.effect):
+            text += f" {self.effect:+.3f}"
+        if math.isfinite(self.low):
+            text += f" [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{text} ({self.note})" if self.note else text
 
 
-def p_value(drawn: Array, relation: Relation) -> float:
-    """How often the bootstrap contradicts a decision, at least one in `DRAWS`.
+class Evidence(NamedTuple):
+    """An effect, its bootstrap distribution `[DRAWS]`, and what is to be said of it."""
 
-    `>`: twice the smaller share on either side of 0; `>=`: of -`MARGIN`; `overhead`: of
-    `OVERHEAD_MARGIN`; `~`: twice the larger share beyond either margin.
-    """
-    if relation == "overhead":
-        p = 2 * min((drawn <= OVERHEAD_MARGIN).mean(), (drawn >= OVERHEAD_MARGIN).mean())
-    elif relation == ">":
-        p = 2 * min((drawn <= 0).mean(), (drawn >= 0).mean())
-    elif relation == ">=":
-        p = 2 * min((drawn <= -MARGIN).mean(), (drawn >= -MARGIN).mean())
-    else:
-        p = 2 * max((drawn <= -MARGIN).mean(), (drawn >= MARGIN).mean())
-    return float(min(1.0, max(p, 1 / DRAWS)))
+    effect: float
+    drawn: Array
+    note: str = ""
 
 
-def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
-    """The level at which each comparison's interval is drawn (Holm 1979).
-
-    The i-th smallest of m p-values has `level / (m - i + 1)`, i from 1, as long as all before it
-    are within theirs; from the first that is not, all keep that one's level.
-    """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    levels, stopped = [0.0] * len(p_values), None
-    for place, index in enumerate(order):
-        own = level / (len(order) - place)
-        levels[index] = own if stopped is None else stopped
-        if stopped is None and p_values[index] > own:
-            stopped = own
-    return levels
-
-
-def decide(low: float, high: float, relation: Relation) -> Verdict:
-    """The verdict that an interval of `left - right` (of `overhead`, of the ratio) allows."""
-    if relation == "overhead":
-        holds, fails = high <= OVERHEAD_MARGIN, low > OVERHEAD_MARGIN
-        return "holds" if holds else "fails" if fails else "undecided"
-    if relation == ">":
-        return "holds" if low > 0 else "fails" if high < 0 else "undecided"
-    if relation == ">=":
-        return "holds" if low > -MARGIN else "fails" if high < -MARGIN else "undecided"
-    if low > -MARGIN and high < MARGIN:
-        return "holds"
-    return "fails" if low > MARGIN or high < -MARGIN else "undecided"
-
-
-def combined(outcomes: Sequence[Outcome]) -> Verdict:
-    """A claim's verdict from those of its comparisons: all have to hold, one can break it."""
-    verdicts = {one.verdict for one in outcomes}
-    if "fails" in verdicts:
-        return "fails"
-    if verdicts == {"holds"}:
-        return "holds"
-    return "not run" if not outcomes or verdicts == {"not run"} else "undecided"
-
-
-# --- From a suite ---------------------------------------------------------------------------------
+# --- The rule -------------------------------------------------------------------------------------
 
 
 def judge_claims(suite: Suite) -> dict[int, list[Outcome]]:
@@ -158,99 +94,171 @@ def judge_claims(suite: Suite) -> dict[int, list[Outcome]]:
     """
     named = {number: suite.profile.claims.get(number, ()) for number in CLAIMS}
     outcomes: dict[str, Outcome] = {}
-    judged: dict[str, tuple[Comparison, float, Array, str]] = {}
+    tested: dict[str, tuple[Relation, Evidence]] = {}
     for text in (text for texts in named.values() for text in texts):
         comparison = Comparison.parse(text)
-        missing = [row for row in comparison.rows if row not in suite.profile.rows]
-        by_mauve = any(ROWS[row].measure == "mauve" for row in comparison.rows)
-        needs_judge = comparison.relation != "overhead" and not by_mauve
-        if needs_judge and suite.profile.judge.kind == "none":
-            outcomes[text] = Outcome(text, "not run", note="there is no judge to compare responses")
-        elif missing:
-            note = f"the profile {suite.profile.name} leaves out {', '.join(missing)}"
-            outcomes[text] = Outcome(text, "not run", note=note)
-        elif comparison.relation == "overhead":
-            judged[text] = (comparison, *_overhead(suite, comparison.rows[0]))
-        elif by_mauve:
-            scored = _mauve_difference(suite, comparison)
-            if scored is None:
-                note = "the profile gives MAUVE no features, or a row's texts have no MAUVE"
-                outcomes[text] = Outcome(text, "not run", note=note)
-            else:
-                judged[text] = (comparison, *scored)
+        basis = _evidence(suite, comparison)
+        if isinstance(basis, str):
+            outcomes[text] = Outcome(text, "not run", note=basis)
         else:
-            weights, note = _chosen(suite, comparison)
-            if max(np.nanmean(_points(suite, row, "test")) for row in weights) < FLOOR:
-                note += f"{'; ' if note else ''}every row wins below {FLOOR:.0%}, hardly can differ"
-            effect, drawn = bootstrap_difference(_weighted_points(suite, weights))
-            judged[text] = (comparison, effect, drawn, note)
-    levels = holm_levels([p_value(drawn, one.relation) for one, _, drawn, _ in judged.values()])
-    for (text, (comparison, effect, drawn, note)), level in zip(
-        judged.items(), levels, strict=True
-    ):
+            tested[text] = (comparison.relation, basis)
+    levels = holm_levels([p_value(drawn, relation) for relation, (_, drawn, _) in tested.values()])
+    for level, (text, (relation, evidence)) in zip(levels, tested.items(), strict=True):
+        effect, drawn, note = evidence
         low, high = np.percentile(drawn, [50 * level, 100 - 50 * level])
-        verdict = decide(low, high, comparison.relation)
+        verdict = decide(low, high, relation)
         outcomes[text] = Outcome(text, verdict, effect, float(low), float(high), note)
     return {number: [outcomes[text] for text in texts] for number, texts in named.items()}
 
 
-def _chosen(suite: Suite, comparison: Comparison) -> tuple[dict[str, int], str]:
-    """The comparison's rows with `best` and `ends` replaced by what validation prompts choose."""
+def p_value(drawn: Array, relation: Relation) -> float:
+    """How often the bootstrap contradicts a decision, at least one in `DRAWS`.
+
+    For `~`, twice the larger share beyond either margin; for the others, twice the smaller share on
+    either side of their one margin.
+    """
+    below, above = HOLDS_WITHIN[relation]
+    if relation == "~":
+        p = 2 * max((drawn <= below).mean(), (drawn >= above).mean())
+    else:
+        margin = below if math.isfinite(below) else above
+        p = 2 * min((drawn <= margin).mean(), (drawn >= margin).mean())
+    return float(min(1.0, max(p, 1 / DRAWS)))
+
+
+def decide(low: float, high: float, relation: Relation) -> Verdict:
+    """The verdict that an interval of `left - right` (of `overhead`, of the ratio) allows."""
+    below, above = HOLDS_WITHIN[relation]
+    if below < low and high < above:
+        return "holds"
+    return "fails" if high < below or low > above else "undecided"
+
+
+def combined(outcomes: Sequence[Outcome]) -> Verdict:
+    """A claim's verdict from those of its comparisons: all have to hold, one can break it."""
+    verdicts = {outcome.verdict for outcome in outcomes}
+    if "fails" in verdicts:
+        return "fails"
+    if verdicts == {"holds"}:
+        return "holds"
+    return "not run" if verdicts <= {"not run"} else "undecided"
+
+
+def claims_frame(outcomes: Mapping[int, Sequence[Outcome]]) -> pd.DataFrame:
+    """One line for each of the paper's claims, with the comparison that decided it.
+
+    That is, of the comparisons with the claim's verdict, the one with the smallest effect; the note
+    holds all of them.
+    """
+    records = []
+    for number, compared in outcomes.items():
+        verdict = combined(compared)
+        deciding = [outcome for outcome in compared if outcome.verdict == verdict] or compared
+        least = min(deciding, key=lambda outcome: outcome.effect, default=Outcome("", verdict))
+        every = "; ".join(map(str, compared)) or "the profile names no comparison"
+        note = f"{CLAIMS[number]}. {every}"
+        numbers = (least.effect, least.low, least.high)
+        records.append((number, verdict, least.comparison, *numbers, note))
+    return pd.DataFrame(records, columns=CLAIM_COLUMNS)
+
+
+# --- Evidence from a suite ------------------------------------------------------------------------
+
+
+def _evidence(suite: Suite, comparison: Comparison) -> Evidence | str:
+    """What a comparison is judged on, or why it was not run."""
+    missing = [row for row in comparison.rows if row not in suite.profile.rows]
+    by_mauve = any(ROWS[row].measure == "mauve" for row in comparison.rows)
+    by_judge = comparison.relation != "overhead" and not by_mauve
+    if by_judge and suite.profile.judge.kind == "none":
+        return "there is no judge to compare responses"
+    if missing:
+        return f"the profile {suite.profile.name} leaves out {', '.join(missing)}"
+    if by_judge:
+        return _win_rate_difference(suite, comparison)
+    if by_mauve:
+        return _mauve_difference(suite, comparison)
+    return _overhead(suite, comparison.rows[0])
+
+
+def _win_rate_difference(suite: Suite, comparison: Comparison) -> Evidence:
+    """Difference in points, paired by prompt; `best` and `ends` chosen by validation prompts."""
     weights: dict[str, int] = {}
     notes = []
     for name, weight in comparison.weights.items():
-        choice = comparison.choices.get(name)
-        if choice:
-            points = {row: np.nanmean(_points(suite, row, "validation")) for row in choice}
-            best = max(points, key=points.__getitem__)
+        if choice := comparison.choices.get(name):
+            rates = {row: np.nanmean(_points(suite, row, "validation")) for row in choice}
+            best = max(rates, key=rates.__getitem__)
             notes.append(f"{name} is {best} by validation prompts")
             name = best
         weights[name] = weights.get(name, 0) + weight
-    return weights, "; ".join(notes)
-
-
-def _weighted_points(suite: Suite, weights: Mapping[str, int]) -> list[Array]:
-    """Weighted points `[S, n]` of each task's prompts, those valid for every row."""
-    by_task: dict[str, Array] = {}
+    points = {row: _points(suite, row, "test") for row in weights}
+    if max(map(np.nanmean, points.values())) < FLOOR:
+        notes.append(f"every row wins below {FLOOR:.0%}, hardly can differ")
+    by_task: dict[str, Array] = {}  # prompts are paired within a task
     for row, weight in weights.items():
         task = ROWS[row].task
-        by_task[task] = by_task.get(task, 0.0) + weight * _points(suite, row, "test")
+        by_task[task] = by_task.get(task, 0.0) + weight * points[row]
+    # Prompts with a verdict for every row.
     valid = [values[:, ~np.isnan(values).any(0)] for values in by_task.values()]
     if any(values.shape[1] == 0 for values in valid):
         raise MetricError(f"no prompt has a verdict for all of {', '.join(weights)}")
-    return valid
+    return Evidence(*bootstrap_difference(valid), "; ".join(notes))
 
 
 def _points(suite: Suite, row: str, split: str) -> Array:
     """Points per training seed and prompt, `[S, n]`; NaN without a verdict."""
     verdicts = [suite.verdicts(row, None, seed, split) for seed in range(suite.profile.seeds)]
-    return np.stack([one.points for one in verdicts if one is not None])
+    return np.stack([judged.points for judged in verdicts if judged is not None])
 
 
-def _mauve_difference(suite: Suite, comparison: Comparison) -> tuple[float, Array, str] | None:
-    """Effect, its distribution and a note; None where a row has no MAUVE.
+def bootstrap_difference(groups: Sequence[Array], seed: int = 0) -> tuple[float, Array]:
+    """Mean of a difference and its bootstrap distribution, `[DRAWS]`.
+
+    Args:
+        groups: one array `[S, n]` for each set of prompts: weighted points of S training seeds on
+            the same n prompts. Sets are independent of each other. Whole prompts are drawn, and
+            with more than one seed first the seeds: S trainings are a sample, too.
+    """
+    random = np.random.default_rng(seed)
+    drawn = np.zeros(DRAWS)
+    for values in groups:
+        seeds, n = values.shape
+        chunks = []
+        for prompts in resamples(n, DRAWS, random, seeds):
+            means = np.stack([points[prompts].mean(-1) for points in values])  # [S, c]
+            if seeds > 1:
+                which = random.integers(seeds, size=(len(prompts), seeds))
+                means = np.take_along_axis(means.T, which, 1).mean(-1)[None]
+            chunks.append(means[0])
+        drawn += np.concatenate(chunks)
+    return float(sum(values.mean() for values in groups)), drawn
+
+
+def _mauve_difference(suite: Suite, comparison: Comparison) -> Evidence | str:
+    """Difference in MAUVE, with a normal distribution: its tails are what Holm's levels ask for.
 
     Rows are scored on the same random halves of the articles, so the differences' standard
     deviation over halves is that of a paired difference (see `metrics.mauve_score`); training seeds
-    add their own. The distribution is the normal one: its tails are what Holm's levels ask for.
+    add their own.
     """
-    each: Array | float = 0.0  # [S, 1 + halves], the value and its replicates
+    difference: Array | float = 0.0  # [S, 1 + halves], the value and its replicates
     for row, weight in comparison.weights.items():
-        found = [suite.measures(row, seed).get("mauve") for seed in range(suite.profile.seeds)]
-        if None in found:
-            return None
-        each = each + weight * np.array([[one.value, *one.replicates] for one in found if one])
-    each = np.atleast_2d(each)
-    variance = each.mean(0)[1:].var(ddof=1)
-    if len(each) > 1:
-        variance += each[:, 0].var(ddof=1) / len(each)
-    effect = float(each[:, 0].mean())
-    normal = np.random.default_rng(0).normal(size=DRAWS)
-    drawn = effect + math.sqrt(variance) * normal
-    return effect, drawn, "MAUVE, paired over halves of the articles"
+        per_seed = [suite.measures(row, seed).get("mauve") for seed in range(suite.profile.seeds)]
+        scores = [[score.value, *score.replicates] for score in per_seed if score]
+        if len(scores) < len(per_seed):
+            return "the profile gives MAUVE no features, or a row's texts have no MAUVE"
+        difference = difference + weight * np.array(scores)
+    difference = np.atleast_2d(difference)
+    variance = difference.mean(0)[1:].var(ddof=1)
+    if len(difference) > 1:
+        variance += difference[:, 0].var(ddof=1) / len(difference)
+    effect = float(difference[:, 0].mean())
+    drawn = effect + math.sqrt(variance) * np.random.default_rng(0).normal(size=DRAWS)
+    return Evidence(effect, drawn, "MAUVE, paired over halves of the articles")
 
 
-def _overhead(suite: Suite, row_id: str) -> tuple[float, Array, str]:
+def _overhead(suite: Suite, row_id: str) -> Evidence:
     """Training seconds against MLE's, over tokens against MLE's: 1 is "only the larger batch".
 
     Both rows train on the same plan, step by step on the same prompts: steps are drawn.
@@ -261,19 +269,19 @@ def _overhead(suite: Suite, row_id: str) -> tuple[float, Array, str]:
     tokens = np.zeros((2, len(negatives.prefixes)))
     for row, prefix in enumerate(negatives.prefixes):
         candidates = negatives.candidates(row)
-        tokens[0, row] = len(prefix) + len(candidates[0])
-        tokens[1, row] = sum(len(prefix) + len(one) for one in candidates if one)
-    steps = seconds.shape[1]
-    tokens = tokens.reshape(2, steps, -1).sum(-1)
-    drawn = np.random.default_rng(0).integers(steps, size=(DRAWS, steps))
-    (mle_time, time), (mle_tokens, batch) = seconds.sum(1), tokens.sum(1)
-    drawn_time, drawn_tokens = (
-        values[1][drawn].sum(1) / values[0][drawn].sum(1) for values in (seconds, tokens)
-    )
+        lengths = [len(prefix) + len(candidate) for candidate in candidates if candidate]
+        tokens[:, row] = len(prefix) + len(candidates[0]), sum(lengths)
+    tokens = tokens.reshape(2, seconds.shape[1], -1).sum(-1)
+
+    def over_mle(values: Array) -> Array:
+        """The row's sum over MLE's, of `[2, ..., steps]`."""
+        return values[1].sum(-1) / values[0].sum(-1)
+
+    samples = resamples(seconds.shape[1], DRAWS, np.random.default_rng(0))
+    drawn = [over_mle(seconds[:, steps]) / over_mle(tokens[:, steps]) for steps in samples]
+    (mle_time, time), slower, more = seconds.sum(1), over_mle(seconds), over_mle(tokens)
     note = (
-        f"{time:.0f} against {mle_time:.0f} s of training, {time / mle_time:.1f} times the time "
-        f"for {batch / mle_tokens:.1f} times the tokens; effect is their ratio, margin "
-        f"{OVERHEAD_MARGIN}"
+        f"{time:.0f} against {mle_time:.0f} s of training, {slower:.1f} times the time "
+        f"for {more:.1f} times the tokens; effect is their ratio, margin {OVERHEAD_MARGIN}"
     )
-    effect = float(time / mle_time / (batch / mle_tokens))
-    return effect, drawn_time / drawn_tokens, note
+    return Evidence(float(slower / more), np.concatenate(drawn), note)

@@ -1,38 +1,32 @@
 """What stands behind a win rate: who judged, when, asked what, how many verdicts, how biased.
 
 One line for each judged row of a profile: the counts and bounds that a win rate alone hides, the
-judge's pull towards a side and towards length, and the row beside MLE continued for as many steps.
+judge's position and length bias, and the row beside MLE continued for as many steps.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from cpo.evaluation import comparing
-from cpo.evaluation.intervals import (
-    Estimate,
-    MetricError,
-    mean_over_seeds,
-    paired_difference,
-    win_rate,
-)
+from cpo.evaluation import statistics
 from cpo.evaluation.judging import Verdicts
+from cpo.evaluation.statistics import Estimate, MetricError, mean_over_seeds
 from cpo.evaluation.verdict_store import INVALID_KINDS
 from cpo_suite.paper import Row, continued_mle
 from cpo_suite.suite import Suite
 
-Array = npt.NDArray[np.float64]
-
+COUNTS = ("valid", "invalid", "ties", "marked")
+WHY_INVALID = {kind: f"invalid_{kind.replace(' ', '_')}" for kind in INVALID_KINDS}
 ESTIMATES = ("win_rate", "pick_a", "longer_wins", "length_controlled", "flip_rate", "over_mle")
 COLUMNS = [
-    "row", "judge", "date", "prompt", "seeds", "planned", "valid", "invalid", "ties", "marked",
-    *(f"invalid_{kind.replace(' ', '_')}" for kind in INVALID_KINDS), "worst", "best",
-    *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
+    "row", "judge", "date", "prompt", "seeds", "planned", *COUNTS, *WHY_INVALID.values(),
+    "worst", "best", *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
     "mcnemar_p", "holm_p",
 ]  # fmt: skip
 
@@ -57,75 +51,62 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
     frame = pd.DataFrame(records, columns=COLUMNS)
     for _, rows in frame.groupby(frame["row"].map(lambda row: row.split("/")[0])):
         tested = rows["mcnemar_p"].dropna()
-        frame.loc[tested.index, "holm_p"] = comparing.holm(tested.tolist())
+        frame.loc[tested.index, "holm_p"] = statistics.holm(tested.tolist())
     return frame
 
 
 def _record(suite: Suite, row: Row) -> dict[str, Any]:
-    row_id = row.id
-    per_seed = _verdicts(suite, row_id)
+    per_seed = _verdicts(suite, row.id)
     first = per_seed[0]
-    points = mean_over_seeds([one.points for one in per_seed])
-    worst, best = np.mean([comparing.bounds(one.points) for one in per_seed], axis=0)
-    recorded = [len(one.continuation) for one in suite.prompts(row.model, row.task)]
-    lengths = np.mean(
-        [
-            [len(text) for text in suite.generations(row_id, None, seed)]
-            for seed in range(suite.profile.seeds)
-        ],
-        axis=0,
-    )
-    shown = [verdict for one in per_seed for verdict in (*one.verdicts, *one.exchanged)]
-    prompts = first.ids * (len(shown) // len(first))
+    # With every invalid verdict a loss, and a win.
+    bounds = [[np.nan_to_num(of.points, nan=end).mean() for end in (0.0, 1.0)] for of in per_seed]
+    worst, best = np.mean(bounds, axis=0)
     record: dict[str, Any] = {
-        "row": row_id,
+        "row": row.id,
         "judge": first.judge,
-        "date": max(one.judged for one in per_seed),
+        "date": max(of_seed.judged for of_seed in per_seed),
         "prompt": first.prompt or None,
         "seeds": len(per_seed),
         "planned": len(first),
-        "valid": sum(one.valid for one in per_seed),
-        "invalid": sum(one.invalid for one in per_seed),
-        "ties": sum(one.ties for one in per_seed),
-        "marked": sum(one.marked for one in per_seed),
-        **{
-            f"invalid_{kind.replace(' ', '_')}": sum(one.invalid_kinds[kind] for one in per_seed)
-            for kind in INVALID_KINDS
-        },
         "worst": worst,
         "best": best,
     }
-    made = {
-        "win_rate": lambda: win_rate(points),
-        "pick_a": lambda: comparing.pick_a(shown, prompts),
-        "longer_wins": lambda: comparing.longer_wins(points, lengths, recorded),
-        "length_controlled": lambda: comparing.length_controlled_win_rate(
-            points, lengths, recorded
+    for name in COUNTS:
+        record[name] = sum(getattr(of_seed, name) for of_seed in per_seed)
+    for kind, name in WHY_INVALID.items():
+        record[name] = sum(of_seed.invalid_kinds[kind] for of_seed in per_seed)
+
+    points = mean_over_seeds([of_seed.points for of_seed in per_seed])
+    shown = [verdict for of_seed in per_seed for verdict in (*of_seed.verdicts, *of_seed.exchanged)]
+    prompts = first.ids * (len(shown) // len(first))
+    seeds = range(suite.profile.seeds)
+    texts = [suite.generations(row.id, None, seed) for seed in seeds]
+    lengths = np.mean([[len(text) for text in of_seed] for of_seed in texts], axis=0)
+    recorded = [len(example.continuation) for example in suite.prompts(row.model, row.task)]
+    estimates: dict[str, Callable[[], Estimate]] = {
+        "win_rate": partial(statistics.win_rate, points),
+        "pick_a": partial(statistics.pick_a, shown, prompts),
+        "longer_wins": partial(statistics.longer_wins, points, lengths, recorded),
+        "length_controlled": partial(
+            statistics.length_controlled_win_rate, points, lengths, recorded
         ),
     }
     if first.exchanged:
-        made["flip_rate"] = lambda: comparing.flip_rate(*first.by_order)
+        estimates["flip_rate"] = partial(statistics.flip_rate, *first.by_order)
     mle = continued_mle(row).id
-    if mle != row_id and mle in suite.profile.rows:
-        theirs = mean_over_seeds([one.points for one in _verdicts(suite, mle)])
-        made["over_mle"] = lambda: paired_difference(points, theirs)
-        record["mcnemar_p"] = comparing.mcnemar(points, theirs).p
-    for name, make in made.items():
-        estimate = _or_nan(make)
-        record |= {
-            name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high
-        }  # fmt: skip
+    if mle != row.id and mle in suite.profile.rows:
+        of_mle = mean_over_seeds([of_seed.points for of_seed in _verdicts(suite, mle)])
+        estimates["over_mle"] = partial(statistics.paired_difference, points, of_mle)
+        record["mcnemar_p"] = statistics.mcnemar(points, of_mle)
+    for name, estimate in estimates.items():
+        try:
+            result = estimate()
+        except MetricError:  # the verdicts do not allow it, as with responses of one length
+            result = Estimate(math.nan, math.nan, math.nan, 0)
+        record |= {name: result.value, f"{name}_low": result.low, f"{name}_high": result.high}
     return record
 
 
 def _verdicts(suite: Suite, row_id: str) -> list[Verdicts]:
-    found = [suite.verdicts(row_id, None, seed) for seed in range(suite.profile.seeds)]
-    return [one for one in found if one is not None]
-
-
-def _or_nan(make: Any) -> Estimate:
-    """An estimate, or none where the verdicts do not allow it, as with responses of one length."""
-    try:
-        return make()
-    except MetricError:
-        return Estimate(math.nan, math.nan, math.nan, 0)
+    per_seed = [suite.verdicts(row_id, None, seed) for seed in range(suite.profile.seeds)]
+    return [verdicts for verdicts in per_seed if verdicts is not None]

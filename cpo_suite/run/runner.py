@@ -23,6 +23,7 @@ from nbclient.exceptions import DeadKernelError
 
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT
+from cpo_suite.report.page import write_report
 from cpo_suite.run import doctor, run_record
 from cpo_suite.run import dry_run as estimate
 from cpo_suite.run.executed import failure_in, make_portable
@@ -209,7 +210,8 @@ def _execute(notebook: Notebook, run: Run) -> str:
     executed = nbformat.read(running, as_version=4)
     reason = failure_in(executed) or reason
     make_portable(executed)
-    # What is made of the executed copy itself, such as a page, is made here.
+    if not reason and "report.html" in notebook.outputs:
+        write_report(executed, run.output / "report.html")
     after = _times_written(notebook, run)
     for output in notebook.outputs if not reason else ():
         if output not in after:

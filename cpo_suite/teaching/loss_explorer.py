@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cpo.losses import cpo_loss, ranked_cpo_loss
-from cpo_suite.report.figures import BLUE, PAGE, VERMILION, style
+from cpo_suite.report.plots import BLUE, PAGE, VERMILION, style
 from cpo_suite.teaching.pages import inline_picture
 from cpo_suite.teaching.piece import Piece
 

@@ -11,7 +11,7 @@ from IPython.core.pylabtools import print_figure
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from cpo_suite.report.figures import style
+from cpo_suite.report.plots import style
 
 
 def text_of(text: str) -> Markup:
