@@ -84,7 +84,8 @@ case "${1:-}" in
     "$python" -m mypy
     # Side by side, each on one thread: threads of several would wait for each other.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "${@:2}"
+    exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile \
+      --no-loadscope-reorder "${@:2}"
     ;;
   *)
     exec "$python" -m cpo_suite "$@"

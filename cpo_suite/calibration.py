@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,15 +27,12 @@ if TYPE_CHECKING:
     from cpo_suite.paper import ModelName
     from cpo_suite.profile import Model, Profile
 
-VERSION = 1  # raised when something else is measured
+VERSION = 2  # raised when something else is measured
 LARGEST = 2e7  # parameters of a model that is measured: larger ones take too long
-TRAINED_TOKENS = 2048  # of a timed step and a timed scoring pass, about
-STEPS = 4  # of each kind of training: the first warms up, the best of the others counts
+LARGEST_STEP = 4096  # tokens of a timed step, of a timed scoring pass: a larger batch is cut
+STEPS = 4  # of each kind of training: the first warms up, the median of the others counts
 DECODED_ROWS, DECODED_STEPS = 128, 8
 TEXTS = 96  # for the encoder
-# Two cores train 1.6 to 1.8 times as fast as one: their number to this power. It is not measured,
-# since threads that wait for each other are slower than one while other work takes a core.
-PARALLEL = 0.75
 END = 0  # the id that ends a text, which no prompt has
 
 
@@ -47,19 +45,20 @@ def measurable(profile: Profile, model: Model) -> bool:
 def speeds(estimate: Estimate, name: ModelName) -> Speeds:
     """The speeds of one process with a model of a profile: measured on this machine where they can
     be, else what the profile states."""
-    model = estimate.profile.models[name]
-    if not measurable(estimate.profile, model):
+    profile, model = estimate.profile, estimate.profile.models[name]
+    if not measurable(profile, model):
         return Speeds.stated(model)
     shapes = _Shapes.of(estimate)
     assert model.pretraining is not None
     parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
+    parts.append(_threads(profile))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     measured = machine.remembered(
         estimate.store.root,
         f"speeds {digest[:16]}",
-        lambda: dataclasses.asdict(_alone(lambda clock: _measure(model, shapes, clock))),
+        lambda: dataclasses.asdict(_aside(profile, lambda clock: _measure(model, shapes, clock))),
     )
-    return Speeds(**measured).times(_cores(estimate.profile))
+    return Speeds(**measured)
 
 
 def embedded_texts_per_second(estimate: Estimate) -> float:
@@ -70,27 +69,24 @@ def embedded_texts_per_second(estimate: Estimate) -> float:
         return profile.embedded_texts_per_second
     characters = sorted(estimate.corpora.lengths[1])
     median, precision = characters[len(characters) // 2], profile.optimiser.precision
-    key = f"texts a second, {median} characters, {precision}"
+    key = f"texts a second, {median} characters, {precision}, {_threads(profile)} threads"
     measured = machine.remembered(
-        estimate.store.root, key, lambda: _alone(lambda clock: _embedding(median, precision, clock))
+        estimate.store.root,
+        key,
+        lambda: _aside(profile, lambda clock: _embedding(median, precision, clock)),
     )
-    return float(measured) * _cores(profile)
+    return float(measured)
 
 
 def _elsewhere(profile: Profile) -> bool:
     return profile.gpus > 0 and machine.device() == "cpu"
 
 
-def _cores(profile: Profile) -> float:
-    """How much faster one process is on the cores that it gets than on one; 1 on a GPU."""
-    import psutil
+def _threads(profile: Profile) -> int:
+    """How many threads one of the profile's processes has here."""
     import torch
 
-    if machine.device() != "cpu":
-        return 1.0
-    threads = torch.get_num_threads()
-    cores = min(threads, psutil.cpu_count(logical=False) or threads)
-    return max(1.0, cores / profile.processes.on_each_machine) ** PARALLEL
+    return max(1, torch.get_num_threads() // profile.processes.on_each_machine)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +97,8 @@ class _Shapes:
     prefixes: list[int]
     continuations: list[int]
     k: int  # candidates of a contrastive row
+    pairs: int  # rows of a global batch
+    contrasts: int
     block: int
 
     @classmethod
@@ -114,7 +112,7 @@ class _Shapes:
         ]
 
         def tokens(lengths: Sequence[int], limit: int) -> list[int]:
-            counts = (round(one / CHARACTERS_A_TOKEN) for one in lengths[:DECODED_ROWS])
+            counts = (round(one / CHARACTERS_A_TOKEN) for one in lengths)
             return [max(2, min(one, limit)) for one in counts]
 
         prefixes, continuations = estimate.corpora.lengths
@@ -123,6 +121,8 @@ class _Shapes:
             tokens(prefixes, limits.max_prefix_tokens),
             tokens(continuations, limits.max_continuation_tokens),
             1 + max((sum(mixture.values()) for mixture in mixtures), default=1),
+            profile.reference.batch,
+            profile.continuation.batch,
             max(blocks),
         )
 
@@ -130,13 +130,9 @@ class _Shapes:
 Clock = Callable[[], float]
 
 
-def _alone(measure: Callable[[Clock], Any]) -> Any:
-    """`measure` with a clock that other work on the machine does not disturb.
-
-    On a processor that is the time of this process, on one thread: several wait for each other
-    whenever other work takes a core. The global generators are left as they were, and so are those
-    who watch trainings.
-    """
+def _aside(profile: Profile, measure: Callable[[Clock], Any]) -> Any:
+    """`measure` with a clock, as one of the profile's processes; the global generators are left as
+    they were, and so are those who watch trainings."""
     import numpy as np
     import torch
 
@@ -144,13 +140,11 @@ def _alone(measure: Callable[[Clock], Any]) -> Any:
 
     plain, of_numpy, watchers = random.getstate(), np.random.get_state(), list(WATCHERS)
     threads = torch.get_num_threads()
-    on_gpu = machine.device() == "cuda"
-    if not on_gpu:
-        torch.set_num_threads(1)
+    torch.set_num_threads(_threads(profile))
     WATCHERS.clear()
     try:
         with torch.random.fork_rng():
-            return measure(_gpu_clock if on_gpu else time.process_time)
+            return measure(_gpu_clock if machine.device() == "cuda" else time.perf_counter)
     finally:
         torch.set_num_threads(threads)
         WATCHERS[:] = watchers
@@ -177,28 +171,34 @@ def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
     def row(length: int) -> list[int]:
         return [draw.randrange(1, vocabulary) for _ in range(length)]
 
-    def groups(k: int) -> list[Group]:
-        lengths = list(zip(shapes.prefixes, shapes.continuations, strict=False))
+    lengths = list(zip(shapes.prefixes, shapes.continuations, strict=False))
+
+    def batches(k: int, batch: int) -> list[list[Group]]:
+        """A batch for each step, of other rows: a processor prepares itself for every new shape of
+        a product, and a training meets new ones all the time."""
         mean = sum(prefix + k * continuation for prefix, continuation in lengths) / len(lengths)
-        count = max(1, round(TRAINED_TOKENS / mean))
-        rows = (lengths[one % len(lengths)] for one in range(count))
-        return [Group(row(prefix), [row(one) for _ in range(k)]) for prefix, one in rows]
+        count = max(1, min(batch, round(LARGEST_STEP / mean)))
+        rows = draw.choices(lengths, k=STEPS * count)
+        groups = [Group(row(prefix), [row(one) for _ in range(k)]) for prefix, one in rows]
+        return [groups[one : one + count] for one in range(0, len(groups), count)]
 
-    def training(rows: list[Group], objective: str, fp32_head: bool = True) -> float:
-        return _step_seconds(network, rows, objective, fp32_head, shapes.precision, clock)
+    def training(steps: list[list[Group]], objective: str, fp32_head: bool = True) -> float:
+        return _step_seconds(network, steps, objective, fp32_head, shapes.precision, clock)
 
-    blocks = [row(shapes.block) for _ in range(max(1, TRAINED_TOKENS // shapes.block))]
-    packed = [Group(one[:1], [one[1:]]) for one in blocks]
-    pairs, contrasts = groups(1), groups(shapes.k)
-    step = training([Group(row(2), [row(2)])], "mle")
+    blocks = [row(shapes.block) for _ in range(max(1, LARGEST_STEP // 2 // shapes.block))]
+    packed = [[Group(one[:1], [one[1:]]) for one in blocks]] * STEPS
+    pairs, contrasts = batches(1, shapes.pairs), batches(shapes.k, shapes.contrasts)
+    step = training([[Group(row(2), [row(2)])]] * STEPS, "mle")
 
-    def rate(rows: list[Group], seconds: float) -> float:
-        return _tokens(rows) / max(seconds - step, seconds / 4)
+    def rate(steps: list[list[Group]], seconds: float) -> float:
+        timed = sum(map(_tokens, steps[1:])) / (STEPS - 1)
+        return timed / max(seconds - step, seconds / 4)
 
     scorer = GroupScorer(network, shapes.precision)
-    collated = collate_groups(contrasts, network.device)
+    scored = iter(contrasts[1:])
 
     def score() -> None:
+        collated = collate_groups(next(scored), network.device)
         with torch.inference_mode():
             scorer(**collated).cpu()
 
@@ -207,7 +207,7 @@ def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
         training=rate(pairs, training(pairs, "mle")),
         packing=rate(packed, training(packed, "mle", fp32_head=False)),
         contrast=rate(contrasts, training(contrasts, "ranked_cpo")),
-        scoring=_tokens(contrasts) / _best(score, clock),
+        scoring=sum(map(_tokens, contrasts[1:])) / (STEPS - 1) / _mean(score, clock, STEPS - 1),
         decoding=_decoding(network, prompts, shapes.precision, clock),
         generate=_decoding(network, prompts, shapes.precision, clock, do_sample=True, top_p=0.9),
         step=step,
@@ -230,26 +230,27 @@ def _random_model(model: Model) -> tuple[Any, int]:
 
 def _step_seconds(
     network: Any,
-    groups: list[Group],
+    steps: list[list[Group]],
     objective: str,
     fp32_head: bool,
     precision: str,
     clock: Clock,
 ) -> float:
-    """The best of some steps on the same batch, by the suite's own training."""
+    """The median of some steps, each on its batch, by the suite's own training; the first is left
+    out."""
     from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
 
-    k = len(groups[0].continuations)
-    examples = [TrainingExample(one, [True] * k, [0.0] * k) for one in groups]
+    k, batch = len(steps[0][0].continuations), len(steps[0])
+    examples = [TrainingExample(one, [True] * k, [0.0] * k) for groups in steps for one in groups]
     settings = TrainingSettings(
         objective,
         STEPS,
-        len(groups),
+        batch,
         learning_rate=0.0,
         beta=1e-9,  # no reward may explode, and the reference's values are made up
         precision=precision,
         fp32_head=fp32_head,
-        micro_batch=len(groups),
+        micro_batch=batch,
         description="timing this machine",
     )
     ends: list[float] = []
@@ -262,10 +263,10 @@ def _step_seconds(
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "model")
             output.mkdir()
-            train(network, examples * STEPS, settings, output, Path(folder, "partial"))
+            train(network, examples, settings, output, Path(folder, "partial"))
     finally:
         WATCHERS.remove(watch)
-    return min(end - begin for begin, end in zip(ends[:STEPS], ends[1:STEPS], strict=False))
+    return statistics.median(end - begin for begin, end in zip(ends, ends[1:STEPS], strict=False))
 
 
 def _decoding(
@@ -307,6 +308,14 @@ def _embedding(characters: int, precision: str, clock: Clock) -> float:
 
 def _tokens(groups: Sequence[Group]) -> int:
     return sum(len(one.prefix_ids) + sum(map(len, one.continuations)) for one in groups)
+
+
+def _mean(work: Callable[[], object], clock: Clock, repetitions: int) -> float:
+    """Seconds of a repetition, on average."""
+    began = clock()
+    for _ in range(repetitions):
+        work()
+    return (clock() - began) / repetitions
 
 
 def _best(work: Callable[[], object], clock: Clock, repetitions: int = 2) -> float:

@@ -6,7 +6,6 @@ Each artifact knows its own cost, by speeds of this machine or of the profile's 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,12 +73,6 @@ class Speeds:
             decoding / GENERATE_SLOWDOWN,
             STEP_TOKENS / training,
         )
-
-    def times(self, speedup: float) -> Speeds:
-        """The same on cores that are so much faster together than the one that was measured; what a
-        step takes beside its tokens, they do not share."""
-        rates = {name: rate * speedup for name, rate in dataclasses.asdict(self).items()}
-        return Speeds(**rates | {"step": self.step})
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpo.engine import machine
-from cpo.engine.precision import measured
+from cpo.engine.precision import UNKNOWN_WIDTH, Measured
+from cpo.engine.precision import measured as measured_at
 from cpo_suite.profile import Profile
 
 WARNED_FROM = 2.0  # times as slow as the other
+
+
+def measured(profile: Profile, root: Path) -> Measured:
+    """The speeds of this machine at the width of a profile's widest model."""
+    width = max(model.known_width or UNKNOWN_WIDTH for model in profile.models.values())
+    return measured_at(width, root)
 
 
 def resolved(profile: Profile, root: Path) -> Profile:
     """The profile with the precision that `auto` stands for here; as it is where it names one."""
     if profile.optimiser.precision != "auto":
         return profile
-    precision = "bf16" if _elsewhere(profile) else measured(root).faster
+    precision = "bf16" if _elsewhere(profile) else measured(profile, root).faster
     optimiser = profile.optimiser.model_copy(update={"precision": precision})
     return profile.model_copy(update={"optimiser": optimiser})
 
@@ -25,7 +32,7 @@ def statement(profile: Profile, root: Path) -> str:
     precision = resolved(profile, root).optimiser.precision
     if _elsewhere(profile):
         return f"precision: {precision}, for GPUs; there is none here to measure"
-    lines = (f"precision: {precision} ({measured(root)})", slow(profile, root))
+    lines = (f"precision: {precision} ({measured(profile, root)})", slow(profile, root))
     return "\n".join(filter(None, (*lines, machine.unused_gpu())))
 
 
@@ -34,7 +41,7 @@ def slow(profile: Profile, root: Path) -> str:
     precision = profile.optimiser.precision
     if precision == "auto" or _elsewhere(profile):
         return ""
-    speeds = measured(root)
+    speeds = measured(profile, root)
     bf16_over_fp32 = speeds.bf16 / speeds.fp32
     times = bf16_over_fp32 if precision == "fp32" else 1 / bf16_over_fp32
     if times <= WARNED_FROM:
@@ -53,7 +60,7 @@ def record(profile: Profile, root: Path) -> dict[str, str | float]:
     }
     if _elsewhere(profile):
         return chosen
-    speeds = measured(root)
+    speeds = measured(profile, root)
     gflops = {"fp32_gflops": round(speeds.fp32, 1), "bf16_gflops": round(speeds.bf16, 1)}
     return chosen | {"device": speeds.name} | gflops
 

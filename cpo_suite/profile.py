@@ -121,12 +121,17 @@ class Model(_Settings):
     pretraining: Pretraining | None = None
 
     @property
+    def known_width(self) -> int:
+        """The width as given or by the configuration; 0 where neither says."""
+        config = self.config or {}
+        return int(self.width or config.get("hidden_size") or config.get("n_embd") or 0)
+
+    @property
     def size(self) -> int:
         """Width times layers, as set or by the configuration; 0 where neither says."""
         config = self.config or {}
-        width = self.width or config.get("hidden_size") or config.get("n_embd") or 0
         layers = self.layers or config.get("num_hidden_layers") or config.get("n_layer") or 0
-        return int(width) * int(layers)
+        return self.known_width * int(layers)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:

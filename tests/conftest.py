@@ -11,6 +11,17 @@ import pytest
 from cpo.engine import precision
 from cpo_suite import calibration
 
+# Files that take minutes: begun first, none of them is what the others wait for at the end.
+LONGEST = (
+    "test_smoke.py",
+    "test_processes.py",
+    "test_several_processes.py",
+    "test_killed_run.py",
+    "test_training.py",
+    "test_runner.py",
+    "test_experiments.py",
+)
+
 PARAMETERS = 'profile = "tiny"\noverrides = []\noutput = ""'
 
 MakeNotebook = Callable[..., Path]
@@ -22,7 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run when a marker expression asks for them, such as `-m slow`."""
+    """Slow tests run when a marker expression asks for them, such as `-m slow`. The longest files
+    come first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
     if not config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("slow"):
@@ -35,7 +49,7 @@ def unmeasured_machine() -> Iterator[None]:
     none spends time on measuring."""
     with pytest.MonkeyPatch.context() as patch:
         measured = precision.Measured("cpu", "a processor without bf16", fp32=50.0, bf16=1.0)
-        patch.setattr(precision, "measure", lambda: measured)
+        patch.setattr(precision, "measure", lambda width: measured)
         patch.setattr(calibration, "measurable", lambda profile, model: False)
         patch.setattr(calibration, "_embedding", lambda characters, precision, clock: 430.0)
         yield

@@ -22,7 +22,7 @@ NO_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 MEASURE = """
 import torch
 from cpo.engine import precision
-measured = precision.measure()
+measured = precision.measure(768)
 print(torch.ops.mkldnn._is_mkldnn_bf16_supported(), measured.fp32, measured.bf16, measured.faster)
 """
 
@@ -55,7 +55,8 @@ def test_a_processor_with_bf16_instructions_takes_what_is_faster():
     supported, fp32, bf16, faster = fresh_process()
     assert supported == "True"
     assert faster == ("bf16" if float(bf16) > 1.15 * float(fp32) else "fp32")
-    # Twice as many operations in an instruction, less the casts of the fp32 weights.
+    # Twice as many operations in an instruction, less the casts of the fp32 weights and what a new
+    # shape takes.
     assert float(bf16) > float(fp32)
 
 
@@ -67,16 +68,17 @@ def test_bf16_has_to_be_clearly_faster(bf16, faster):
 def answers(monkeypatch: pytest.MonkeyPatch, *speeds: tuple[float, float]) -> list[Measured]:
     """Let `measure` return these, fp32 and bf16, one after the other."""
     left = [Measured("cpu", "one", fp32, bf16) for fp32, bf16 in speeds]
-    monkeypatch.setattr(precision, "measure", lambda: left.pop(0))
+    monkeypatch.setattr(precision, "measure", lambda width: left.pop(0))
     return left
 
 
 def test_it_is_measured_once_for_each_kind_of_machine(tmp_path, monkeypatch):
     left = answers(monkeypatch, (100, 200), (100, 50))
-    assert precision.measured(tmp_path).faster == precision.measured(tmp_path).faster == "bf16"
+    for _ in range(2):
+        assert profile_precision.measured(smoke(), tmp_path).faster == "bf16"
     assert len(left) == 1
     monkeypatch.setattr(machine, "fingerprint", lambda: "another processor")
-    assert precision.measured(tmp_path).faster == "fp32"
+    assert profile_precision.measured(smoke(), tmp_path).faster == "fp32"
     monkeypatch.undo()  # what is known of the first is still known
     assert len(json.loads((tmp_path / "machine.json").read_text())) == 2
 
@@ -91,11 +93,34 @@ def test_what_limits_the_instructions_makes_another_machine(monkeypatch):
         assert machine.fingerprint() != plain
 
 
+def test_it_is_measured_at_the_width_of_the_profile_s_widest_model(tmp_path, monkeypatch):
+    widths = []
+
+    def measure(width: int) -> Measured:
+        widths.append(width)
+        return Measured("cpu", "one", 100.0, 200.0, width)
+
+    monkeypatch.setattr(precision, "measure", measure)
+    for overrides in ([], ["models.llama.width=640"], ["models.llama.width=640"]):
+        profile_precision.measured(smoke(*overrides), tmp_path)
+    own = max(model.known_width for model in smoke().models.values())
+    assert own and widths == [own, 640]
+    wide = smoke("models.llama.width=640")
+    assert "at width 640" in str(profile_precision.measured(wide, tmp_path))
+    # Of a model from elsewhere a profile may say no width.
+    paper = load_profile("paper", ["models.gpt2.width=null"])
+    profile_precision.measured(paper, tmp_path)
+    assert widths[-1] == 3200
+    profile_precision.measured(load_profile("paper", ["models.llama.width=null"]), tmp_path)
+    assert widths[-1] == 1600
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"x": {}}'])
 def test_a_damaged_file_is_measured_again(tmp_path, monkeypatch, damage):
     (tmp_path / "machine.json").write_text(damage)
     answers(monkeypatch, (100, 200))
-    assert precision.measured(tmp_path).faster == precision.measured(tmp_path).faster == "bf16"
+    for _ in range(2):
+        assert profile_precision.measured(smoke(), tmp_path).faster == "bf16"
 
 
 def smoke(*overrides: str) -> Profile:
@@ -127,7 +152,7 @@ def test_the_much_slower_precision_is_taken_and_warned_of(tmp_path, monkeypatch)
     slow = smoke("optimiser.precision=bf16")
     assert profile_precision.resolved(slow, tmp_path) == slow
     said = profile_precision.statement(slow, tmp_path)
-    assert said.startswith("precision: bf16 (a core of this processor: 100 GFLOP/s in fp32, 1 in")
+    assert said.startswith("precision: bf16 (a core of this processor, at width ")
     assert "100 times as slow" in said and said.count("\n") == 1
     for taken in (smoke(), smoke("optimiser.precision=fp32")):
         assert "slow" not in profile_precision.statement(taken, tmp_path)
