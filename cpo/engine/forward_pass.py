@@ -272,7 +272,7 @@ def same_logits(logits: Tensor, expected: Tensor) -> bool:
 
 def _compare(model: Any) -> ForwardPass:
     config = model.config.get_text_config()
-    groups = _trial_groups(model, config)
+    groups: Any = _trial_groups(model, config)
     own = _own_logits(model, groups)
 
     def fault(shortcut: ForwardPass) -> str:
@@ -338,8 +338,8 @@ def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
     rows = []
     try:
         for row, column in product(range(2), range(2)):
-            prefix = [tensor[row, None] for tensor in groups[:2]]
-            continuation = [tensor[row, column, None, None] for tensor in groups[2:]]
+            prefix: Any = [tensor[row, None] for tensor in groups[:2]]
+            continuation: Any = [tensor[row, column, None, None] for tensor in groups[2:]]
             rows.append(states_before_tokens(model, whole, *prefix, *continuation, False))
         without_later_tokens = _run(model, whole, groups[0][:1])[0, -1]
     except Exception as error:  # as many kinds as there are architectures

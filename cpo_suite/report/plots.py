@@ -168,7 +168,8 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
             look |= {"label": verdict, "markersize": 3.5, "capsize": 2, "elinewidth": 0.9}
             axes.errorbar(rows["effect"], rows.index, xerr=spread, **look)
         place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
-        for row in frame[~drawn].itertuples():
+        not_drawn: Any = frame[~drawn].itertuples()
+        for row in not_drawn:
             words = row.verdict
             if is_ratio[row.Index] and math.isfinite(row.effect):
                 interval = f"{row.effect:.2f} [{row.low:.2f}, {row.high:.2f}]"
@@ -282,13 +283,13 @@ def _legend(axes: Axes) -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
 
 
-def _common_legend(figure: Figure, place: str, columns: int) -> None:
+def _common_legend(figure: Figure, place: Any, columns: int) -> None:
     """One legend for all panels."""
     named: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
-    figure.legend(named.values(), named.keys(), loc=place, ncols=columns)
+    figure.legend(list(named.values()), list(named), loc=place, ncols=columns)
 
 
 def _say(axes: Axes, text: str) -> None:
