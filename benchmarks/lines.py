@@ -35,18 +35,19 @@ BUDGETS = {
 FLOORS = [
     line.split()
     for line in """\
-cpo.losses cpo.plan cpo.own_code
+cpo.losses cpo.plan cpo.registry
 cpo.engine cpo.data cpo.models
 cpo.scoring
 cpo.generation cpo.negatives cpo.ranking cpo.scheduled_sampling cpo.ensembling
 cpo.training cpo.evaluation
 cpo
-cpo_suite.paper cpo_suite.comparison cpo_suite.profile cpo_suite.store cpo_suite.world
-cpo_suite.artifacts cpo_suite.recipes cpo_suite.precision cpo_suite.judges cpo_suite.launching \
-cpo_suite.costs cpo_suite.calibration
-cpo_suite.suite
-cpo_suite.report cpo_suite.stated
-cpo_suite.run cpo_suite.teaching cpo_suite.worker
+cpo_suite.paper cpo_suite.comparison cpo_suite.profile cpo_suite.provenance cpo_suite.store \
+cpo_suite.world
+cpo_suite.corpora cpo_suite.estimate cpo_suite.precision cpo_suite.judges
+cpo_suite.calibration cpo_suite.artifacts
+cpo_suite.suite cpo_suite.launching
+cpo_suite.report
+cpo_suite.run cpo_suite.teaching
 cpo_suite cpo_suite.__main__
 """.splitlines()
 ]

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpo.engine import machine
-from cpo_suite.estimate import CHARACTERS_A_TOKEN, Estimate, Speeds
+from cpo_suite.estimate import CHARACTERS_A_TOKEN, Speeds
 
 if TYPE_CHECKING:
     from cpo.scoring import Group
+    from cpo_suite.corpora import Corpora
     from cpo_suite.paper import ModelName
     from cpo_suite.profile import Model, Profile
 
@@ -42,36 +43,35 @@ def measurable(profile: Profile, model: Model) -> bool:
     return model.config is not None and model.parameters <= LARGEST and not _elsewhere(profile)
 
 
-def speeds(estimate: Estimate, name: ModelName) -> Speeds:
+def speeds(profile: Profile, corpora: Corpora, root: Path, name: ModelName) -> Speeds:
     """The speeds of one process with a model of a profile: measured on this machine where they can
-    be, else what the profile states."""
-    profile, model = estimate.profile, estimate.profile.models[name]
+    be, and remembered under `root`; else what the profile states."""
+    model = profile.models[name]
     if not measurable(profile, model):
         return Speeds.stated(model)
-    shapes = _Shapes.of(estimate)
+    shapes = _Shapes.of(profile, corpora)
     assert model.pretraining is not None
     parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
     parts.append(_threads(profile))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     measured = machine.remembered(
-        estimate.store.root,
+        root,
         f"speeds {digest[:16]}",
         lambda: dataclasses.asdict(_aside(profile, lambda clock: _measure(model, shapes, clock))),
     )
     return Speeds(**measured)
 
 
-def embedded_texts_per_second(estimate: Estimate) -> float:
+def embedded_texts_per_second(profile: Profile, corpora: Corpora, root: Path) -> float:
     """How many texts one process embeds: measured here unless the profile is meant for a GPU that
     this machine lacks."""
-    profile = estimate.profile
     if _elsewhere(profile):
         return profile.embedded_texts_per_second
-    characters = sorted(estimate.corpora.lengths[1])
+    characters = sorted(corpora.lengths[1])
     median, precision = characters[len(characters) // 2], profile.optimiser.precision
     key = f"texts a second, {median} characters, {precision}, {_threads(profile)} threads"
     measured = machine.remembered(
-        estimate.store.root,
+        root,
         key,
         lambda: _aside(profile, lambda clock: _embedding(median, precision, clock)),
     )
@@ -102,8 +102,8 @@ class _Shapes:
     block: int
 
     @classmethod
-    def of(cls, estimate: Estimate) -> _Shapes:
-        profile, limits = estimate.profile, estimate.profile.instructions
+    def of(cls, profile: Profile, corpora: Corpora) -> _Shapes:
+        limits = profile.instructions
         mixtures = [
             profile.negatives[row.negatives] for row in profile.trained_rows if row.negatives
         ]
@@ -115,7 +115,7 @@ class _Shapes:
             counts = (round(one / CHARACTERS_A_TOKEN) for one in lengths)
             return [max(2, min(one, limit)) for one in counts]
 
-        prefixes, continuations = estimate.corpora.lengths
+        prefixes, continuations = corpora.lengths
         return cls(
             profile.optimiser.precision,
             tokens(prefixes, limits.max_prefix_tokens),

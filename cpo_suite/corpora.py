@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cpo import data
-from cpo.data import DataError, Task, TokenizedExample
+from cpo.data import Task, TokenizedExample
 from cpo.engine.files import hash_file, hash_folder
-from cpo.models.folders import fetched, gguf_file, load_tokenizer
-from cpo.plan import plan_batches
+from cpo.models.folders import fetched, gguf_file
 from cpo_suite import world
 from cpo_suite.profile import Articles, Instructions, Profile
-from cpo_suite.store import Artifact, Identity, Store, how
-
-if TYPE_CHECKING:
-    from cpo_suite.artifacts import BaseModel, ExternalModel
+from cpo_suite.store import Artifact, Store
 
 DOLLY_TRAINING_ROWS = 7_505  # half of them, as in the paper
 # Characters of its prompts, queries with their contexts, and of its responses: every tenth of them
@@ -53,7 +49,7 @@ class Corpora:
         self.settings = profile
         self.store = store
         self.reports: dict[tuple[str, str, Task], data.LoadReport] = {}  # model, split, task
-        self._tokenized: dict[tuple[str, str], list[TokenizedExample]] = {}
+        self.tokenized: dict[tuple[str, str], list[TokenizedExample]] = {}  # by key and split
         self._hashes: dict[tuple[Task, str], str] = {}
 
     @cached_property
@@ -132,31 +128,6 @@ class Corpora:
             texts += [pair.prefix + pair.continuation for pair in self.instructions.train]
         return texts
 
-    def tokenized(self, examples: Examples) -> list[TokenizedExample]:
-        """A split as one model reads it. What was dropped or cut stands in `reports`.
-
-        Training rows follow the profile's `over_long`. In validation and test only an over-long
-        prefix drops a row, so that the judged prompts do not depend on the recorded responses.
-        """
-        key = examples.key, examples.split
-        if key in self._tokenized:
-            return self._tokenized[key]
-        rows, tokenizer = self.split(examples.task, examples.split), examples.tokenizer()
-        if examples.task == "articles":
-            limit = examples.max_continuation_tokens
-            tokenized, report = data.tokenize_articles(rows, tokenizer, max_tokens=limit)
-        else:
-            tokenized, report = data.tokenize(
-                rows,
-                tokenizer,
-                max_prefix_tokens=examples.max_prefix_tokens,
-                max_continuation_tokens=examples.max_continuation_tokens,
-                over_long=examples.over_long if examples.split == "train" else "truncate",  # type: ignore[arg-type]
-            )
-        self.reports[examples.base.name, examples.split, examples.task] = report
-        self._tokenized[key] = tokenized
-        return tokenized
-
 
 class StatedCorpora(Corpora):
     """The same by the profile alone, where data and models are not at hand: enough to plan.
@@ -181,39 +152,3 @@ class StatedCorpora(Corpora):
     def content_of(self, pretrained: str) -> str:
         """The model's name, in place of its content."""
         return pretrained
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples(Identity):
-    """A split of the pairs or articles, and how long they may be; the tokenizer is the base
-    model's. Not an artifact of its own: it names data inside others."""
-
-    stage = "examples"
-    version = 1
-
-    base: BaseModel | ExternalModel
-    data: str
-    split: str
-    max_prefix_tokens: int
-    max_continuation_tokens: int
-    over_long: str
-    task: Task = how()
-    corpora: Corpora = how()
-
-    def tokenizer(self) -> Any:
-        """The base model's tokenizer."""
-        return load_tokenizer(self.base.folder(self.corpora.store))
-
-    def rows(self) -> list[TokenizedExample]:
-        """The examples as ids."""
-        return self.corpora.tokenized(self)
-
-    def planned(self, steps: int, batch: int, seed: int) -> list[TokenizedExample]:
-        """The rows of a batch plan, `steps x batch` of them, in its order."""
-        rows = self.rows()
-        try:
-            plan = plan_batches(len(rows), steps, batch, seed)
-        except ValueError as error:
-            report = self.corpora.reports[self.base.name, self.split, self.task]
-            raise DataError(f"{error}\n{self.base.name}: {report.summary()}") from None
-        return [rows[index] for index in plan.flatten()]

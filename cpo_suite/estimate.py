@@ -7,19 +7,17 @@ Each artifact knows its own cost, by speeds of this machine or of the profile's 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cpo.data import Task
 from cpo.evaluation.chat import ChatServer
 
 if TYPE_CHECKING:
-    from cpo_suite.artifacts import Step
     from cpo_suite.corpora import Corpora
     from cpo_suite.paper import ModelName
     from cpo_suite.profile import Judge, Mauve, Model, Profile, Server
-    from cpo_suite.store import Store
 
 CHARACTERS_A_TOKEN = 4.2
 WITHOUT_MODEL = ("ensemble", "verdicts", "unhelpful")
@@ -116,41 +114,18 @@ class Planned:
     cost: Cost = Cost(0.0)
 
 
+@dataclass(frozen=True)
 class Estimate:
-    """What costs are reckoned from: speeds of one process by model, tokens of a mean row by task.
+    """What costs are reckoned from: speeds of one process, and the lengths of the data."""
 
-    Speeds are measured on this machine where they can be, else stated by the profile.
-    """
-
-    def __init__(self, profile: Profile, store: Store, corpora: Corpora) -> None:
-        self.profile = profile
-        self.store = store
-        self.corpora = corpora
-        self._speeds: dict[str, Speeds] = {}
-        self._tokens: dict[Task, tuple[float, float]] = {}
-
-    def speeds(self, name: ModelName) -> Speeds:
-        """How fast one process works with a model."""
-        from cpo_suite import calibration
-
-        if name not in self._speeds:
-            self._speeds[name] = calibration.speeds(self, name)
-        return self._speeds[name]
-
-    @cached_property
-    def embedded_texts_per_second(self) -> float:
-        """How many texts one process embeds."""
-        from cpo_suite import calibration
-
-        return calibration.embedded_texts_per_second(self)
+    profile: Profile
+    corpora: Corpora
+    speeds: Callable[[ModelName], Speeds]
+    embedded_texts_per_second: Callable[[], float]
 
     def tokens(self, task: Task) -> tuple[float, float]:
         """Mean tokens of a training prefix and continuation, by their characters and the limits."""
-        if task not in self._tokens:
-            self._tokens[task] = self._mean_tokens(task)
-        return self._tokens[task]
 
-    def _mean_tokens(self, task: Task) -> tuple[float, float]:
         def mean(lengths: list[int], limit: int) -> float:
             return sum(min(length / CHARACTERS_A_TOKEN, limit) for length in lengths) / len(lengths)
 
@@ -189,44 +164,6 @@ class Estimate:
     def clustering(self, texts: int, mauve: Mauve, wanted: bool) -> float:
         """Seconds of MAUVE's clustering, on a processor."""
         return texts * mauve.seeds * MAUVE_SECONDS if wanted else 0.0
-
-
-def planned(artifact: Step, store: Store, estimate: Estimate) -> Planned:
-    """An artifact with what it costs to build it here."""
-    profile, cost = estimate.profile, artifact.cost(estimate)
-    name = artifact.model_name
-    made = store.find(artifact) is not None
-    parameters = profile.models[name].parameters
-    trains = artifact.stage in ("base_model", "model")
-    held = parameters * 4 / 1e9
-    processes = profile.processes.count if artifact.shared else 1
-    used = "without" if artifact.stage in WITHOUT_MODEL else "with a model"
-    fixed = cost.waiting + OVERHEAD_SECONDS[used] + cost.fixed
-    if artifact.stage not in ("verdicts", "unhelpful"):
-        fixed += parameters * SECONDS_A_WEIGHT
-    seconds = cost.seconds / processes + fixed + (LAUNCH_SECONDS if processes > 1 else 0.0)
-    spent: dict[str, Any] = {}
-    if not made:
-        spent = {
-            "alone": cost.seconds + fixed,
-            "gpu_hours": seconds * processes / 3600 if profile.gpus else 0.0,
-            "usd": cost.usd,
-            "requests": cost.requests,
-            "tokens": cost.tokens,
-        }
-    return Planned(
-        artifact.title,
-        artifact.stage,
-        artifact.key,
-        made,
-        0.0 if made else seconds,
-        training_memory_gb(profile, name) if trains else held + OF_A_PROCESS,
-        held if trains or artifact.stage == "ensemble" else 0.001,
-        parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
-        again=cost.seconds + fixed,
-        cost=cost,
-        **spent,
-    )
 
 
 def training_memory_gb(profile: Profile, name: ModelName) -> float:

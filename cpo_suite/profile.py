@@ -211,8 +211,8 @@ class Continuation(_Settings):
 
     def rate_of(self, objective: Objective) -> float:
         """The learning rate of an objective."""
-        rates = self.learning_rate
-        own: dict[str, float] = {"pss": rates["mle"], "dpo": rates["cpo"], **rates}
+        rates: dict[Any, float] = {**self.learning_rate}
+        own = {"pss": rates["mle"], "dpo": rates["cpo"], **rates}
         return own.get(objective, rates["cpo"])
 
     def beta_of(self, objective: Objective) -> float:

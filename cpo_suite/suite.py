@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -26,11 +26,12 @@ from cpo.models.folders import load_tokenizer
 from cpo.negatives import SAMPLERS
 from cpo.registry import nearest
 from cpo.training import objective_identity
-from cpo_suite import precision
+from cpo_suite import calibration, precision
 from cpo_suite.artifacts import (
     BaseModel,
     ContrastSets,
     Ensemble,
+    Examples,
     ExternalModel,
     Generations,
     Measures,
@@ -40,10 +41,11 @@ from cpo_suite.artifacts import (
     Unhelpful,
     Verdicts,
     folder_of,
+    planned,
 )
 from cpo_suite.comparison import Comparison
-from cpo_suite.corpora import Corpora, Examples, StatedCorpora
-from cpo_suite.estimate import Estimate, Planned, planned
+from cpo_suite.corpora import Corpora, StatedCorpora
+from cpo_suite.estimate import Estimate, Planned
 from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.launching import launch
 from cpo_suite.paper import ModelName, ReferenceName, Row, continued_mle, cpo_end
@@ -431,7 +433,13 @@ class Suite:
     @cached_property
     def estimate(self) -> Estimate:
         """What costs are reckoned from."""
-        return Estimate(self.profile, self._store, self.corpora)
+        here = self.profile, self.corpora, self._store.root
+        return Estimate(
+            self.profile,
+            self.corpora,
+            cache(partial(calibration.speeds, *here)),
+            cache(partial(calibration.embedded_texts_per_second, *here)),
+        )
 
     def _roots(self) -> Iterator[Artifact]:
         judged = self.profile.judge.kind != "none"
