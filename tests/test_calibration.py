@@ -37,8 +37,6 @@ def test_every_kind_of_work_is_timed_and_remembered(suite, monkeypatch):
     for one in speeds.values():
         rates = dataclasses.asdict(one).values()
         assert all(math.isfinite(rate) and rate > 0 for rate in rates)
-        # A forward pass alone is faster than forward and backward of the same kind of batch.
-        assert one.scoring > one.contrast
     remembered = json.loads((suite.store.root / "machine.json").read_text())
     assert sum(key.startswith("speeds ") for kept in remembered.values() for key in kept) == len(
         speeds
@@ -82,7 +80,7 @@ def test_several_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     shared = load_profile("smoke", ["processes.count=2"])
     assert calibration._threads(shared) == 4
-    two_machines = ["processes.count=2", "processes.options=['--num_machines=2']"]
+    two_machines = ["processes.count=2", "processes.machines=2"]
     assert calibration._threads(load_profile("smoke", two_machines)) == 8
 
 

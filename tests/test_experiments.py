@@ -227,7 +227,7 @@ def test_a_row_without_an_unhelpful_response_is_masked(suite):
 
 def test_pss_is_a_training_of_its_own_from_the_same_reference(suite):
     mle, pss = (suite.model(row) for row in ("t2/MLE2", "t2/PSS"))
-    assert pss.recipe.start == mle.recipe.start and pss.recipe.steps == mle.recipe.steps
+    assert pss.artifact.start == mle.artifact.start and pss.artifact.steps == mle.artifact.steps
     # The targets are the same, some inputs are the model's own: the loss is another one.
     assert suite.history("t2/PSS")[0]["loss"] != suite.history("t2/MLE2")[0]["loss"]
 

@@ -231,7 +231,7 @@ def test_other_processes_are_not_asked_for_what_a_notebook_defines(suite, tmp_pa
     sampler.__module__ = "__main__"  # as in a notebook
     suite.add_row("own/XNR", like="f1b/TNR", negatives={"XN": 2})
     with pytest.raises(LaunchError, match="XN of this notebook .* set processes.count to 1"):
-        launch(suite.profile, tmp_path, ("negatives", "own/XNR"), "0" * 16, tmp_path)
+        launch(suite.profile, tmp_path, suite.negatives_artifact(suite.row("own/XNR")))
     assert not list(tmp_path.iterdir())
 
 

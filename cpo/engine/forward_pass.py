@@ -278,7 +278,8 @@ def _compare(model: Any) -> ForwardPass:
     def fault(shortcut: ForwardPass) -> str:
         """Why a shortcut may not be taken, "" where it gives the model's own logits."""
         try:
-            states = states_before_tokens(model, shortcut, *groups, share_prefix=shortcut.shares_prefix)
+            arguments = (model, shortcut, *groups, shortcut.shares_prefix)
+            states = states_before_tokens(*arguments)
             agrees = same_logits(shortcut.logits(model, states), own)
         except Exception as error:  # as many kinds as there are architectures
             return f"fails ({_summary(error)})"
@@ -340,10 +341,8 @@ def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
         for row, column in product(range(2), range(2)):
             prefix: Any = [tensor[row, None] for tensor in groups[:2]]
             continuation: Any = [tensor[row, column, None, None] for tensor in groups[2:]]
-            states = states_before_tokens(
-                model, whole, *prefix, *continuation, share_prefix=False
-            )
-            rows.append(states)
+            arguments = (model, whole, *prefix, *continuation, False)
+            rows.append(states_before_tokens(*arguments))
         without_later_tokens = _run(model, whole, groups[0][:1])[0, -1]
     except Exception as error:  # as many kinds as there are architectures
         raise ModelError(f"{refusal} forward pass fails ({_summary(error)})") from error
