@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 from safetensors.torch import load_file
 from test_experiments import SMALL
 
-from cpo_suite.launching import LaunchError, launch
+from cpo.negatives import SAMPLERS
+from cpo_suite.launching import LaunchError
 from cpo_suite.profile import Processes
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
@@ -192,12 +194,33 @@ def test_a_row_is_made_alike_by_two_processes(suites, capfd):
     }
 
 
-def test_processes_that_fail_say_why_and_leave_nothing(suites, tmp_path):
+BROKEN = """
+from cpo.negatives import register
+
+@register("XF")
+def broken(planned, wanted, seed):
+    raise RuntimeError("the sampler broke")
+"""
+
+
+def test_processes_that_fail_say_why_and_leave_nothing(suites, tmp_path, monkeypatch):
     two = suites[1]
-    recipe = two.generations_artifact("t2/PSS", None, 0, "test")
-    with pytest.raises(LaunchError, match="should have been made before"):
-        launch(two.profile, two.store.root, ("generations", "t2/PSS"), recipe.key, tmp_path)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "broken_sampler.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    import_module("broken_sampler")
+    before = two.profile
+    try:
+        two.add_row("own/XF", like="t2/ANR", negatives={"XF": 1})
+        artifact = two.negatives_artifact(two.row("own/XF"))
+        with pytest.raises(LaunchError, match="the sampler broke"):
+            two.store.get(artifact)
+    finally:
+        two.profile = before
+        SAMPLERS.pop("XF")
+    assert two.store.find(artifact) is None
+    assert not list(two.store.path(artifact).parent.glob(".*"))
+    assert not list((two.store.root / "partial").glob("*.job.json"))
 
 
 @pytest.mark.slow
