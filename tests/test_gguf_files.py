@@ -123,7 +123,7 @@ def test_what_would_be_read_wrongly_is_a_fault(name, source, tmp_path):
 def test_an_architecture_that_is_not_read_is_a_fault(source, tmp_path):
     file = write_gguf(source, tmp_path / "model.gguf", architecture="rwkv6")
     [fault] = faults(file)
-    assert "cannot read model.gguf (GGUF model with architecture rwkv6" in fault.what
+    assert "cannot read model.gguf (ValueError: GGUF model with architecture rwkv6" in fault.what
     assert "safetensors" in fault.remedy
 
 
