@@ -8,7 +8,6 @@ slots. So each model is compared once with `model(...).logits`, and takes the sh
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from cpo.engine.prefix_cache import select_rows
 
 # Rows that are run together: their tokens with padding, and how short the shortest may be, as a
 # share of the longest. Sizes change speed, not values.
@@ -167,8 +168,7 @@ def _run(model: Any, forward_pass: ForwardPass, ids: Tensor) -> Tensor:
 
 def last_hidden_states(model: Any, ids: Tensor) -> Tensor:
     """`[R, T, H]`, of rows `[R, T]` without a cache."""
-    forward_pass = forward_pass_of(model)
-    if forward_pass.base_and_head:
+    if (forward_pass := forward_pass_of(model)).base_and_head:
         return _run(model, forward_pass, ids)
     return model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
 
@@ -196,44 +196,6 @@ def _of_like_length(lengths: Tensor, forward_pass: ForwardPass) -> Iterator[tupl
             end += 1
         yield order[start:end], longest
         start = end
-
-
-def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A cache with these rows of another one, which stays as it is; differentiable.
-
-    By `index_select`, as everywhere where a row may be taken several times: on a processor, the
-    gradient of plain indexing adds up in whatever order its threads come, and two equal trainings
-    would end in different weights.
-    """
-    selected = copy.copy(cache)
-    selected.layers = [_SelectedRows(layer, rows) for layer in cache.layers]
-    return selected
-
-
-class _SelectedRows(DynamicLayer):
-    """Rows of another layer's keys and values, kept in the dtype in which attention takes them.
-
-    Rotary embeddings leave keys in fp32 under autocast, and transformers keeps values in the dtype
-    of the keys. Attention rounds both in any case: rounded here, they are the same, half as large.
-    Selected before they are rounded, since gradients of a row that serves several times add up in
-    the dtype that it has then.
-    """
-
-    def __init__(self, layer: Any, rows: Tensor) -> None:
-        super().__init__()
-        device = rows.device.type
-        autocast = torch.is_autocast_enabled(device)
-        self.dtype = torch.get_autocast_dtype(device) if autocast else layer.keys.dtype
-        self.keys, self.values = (
-            states.index_select(0, rows).to(self.dtype) for states in (layer.keys, layer.values)
-        )
-        self.device, self.is_initialized = rows.device, True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        rounded = key_states.to(self.dtype), value_states.to(self.dtype)
-        return super().update(*rounded, *args, **kwargs)
 
 
 # --- The comparison -------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 Logits are by far the largest tensor of a language model's step: 4,096 x 50,257 of them in fp32 are
 0.8 GB, and a plain cross entropy holds them three times. Here they exist a tile at a time, some
-states by some words, and the backward pass computes them again; twice where it rounds them to bf16
-and the words are more than a tile's, since rounded logits have sums of their own. On a processor
-that is also the faster way, since a tile stays near its cache.
+states by some vocabulary entries, and the backward pass computes them again; twice where it rounds
+them to bf16 and the vocabulary is larger than a tile, since rounded logits have sums of their own.
+On a processor that is also the faster way, since a tile stays near its cache.
 
 torch's own `linear_cross_entropy` keeps gradients instead of logits, which takes one weight for all
 tokens beforehand. CPO's weights are known only when all K continuations are scored.
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# States and words whose logits exist at one time, 32 MB of them in fp32. Measured on a processor
-# with 2,048, 8,192 and 50,257 words: as fast as tiles of 512 states and all words, of which the
-# largest vocabulary makes 103 MB. On a GPU nobody has measured them.
+# States and vocabulary entries whose logits exist at one time, 32 MB of them in fp32. Measured on a
+# processor with 2,048, 8,192 and 50,257 entries: as fast as tiles of 512 states and all entries, of
+# which the largest vocabulary makes 103 MB. On a GPU nobody has measured them.
 TILE_STATES = 1024
-TILE_WORDS = 8192
+TILE_ENTRIES = 8192
 
 
 def token_logps(
@@ -43,7 +43,7 @@ def token_logps(
         states: `[N, H]`, any float dtype.
         weight: `[V, H]`, fp32 or fp64: the dtype of softmax, sums and result.
         bias: `[V]` or None.
-        targets: `[N]`, int64; one that is no word has no log-probability, but NaN.
+        targets: `[N]`, int64; one that is no entry has no log-probability, but NaN.
         bf16_logits: matrix products of the forward pass in bf16. Their logits are rounded to three
             digits: good enough for pretraining, too coarse for log-ratios.
         bf16_gradients: matrix products of the backward pass in bf16, logits computed again
@@ -82,53 +82,53 @@ class _TokenLogps(torch.autograd.Function):
         states, weight, bias, targets, log_normalisers = ctx.saved_tensors
         head = _Head(weight, bias, ctx.cap, ctx.bf16_gradients, len(states))
         inputs = states.bfloat16() if ctx.bf16_gradients else states
-        # Over all words the sums of logits that are rounded only now come with them.
-        in_one_tile = ctx.rounded_anew and len(head.words) == 1
+        # Over all entries the sums of logits that are rounded only now come with them.
+        in_one_tile = ctx.rounded_anew and len(head.entries) == 1
         if ctx.rounded_anew and not in_one_tile:
             _, log_normalisers = head.own_and_normaliser(inputs, targets)
         states_gradient = torch.zeros_like(states)
         weight_gradient = torch.zeros_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
-        for words in head.words:
-            tile_weight = head.weight_of(words)
+        for entries in head.entries:
+            tile_weight = head.weight_of(entries)
             for rows in head.rows:
                 # d logp(y) / d logits = onehot(y) - softmax
                 own_gradient = gradient[rows, None]
-                logits = head.logits(inputs[rows], tile_weight, words)
+                logits = head.logits(inputs[rows], tile_weight, entries)
                 # d (c tanh(l / c)) / d l = 1 - tanh(l / c)^2
                 within_cap = None if ctx.cap is None else 1 - (logits / ctx.cap).square_()
                 log_sums = logits.logsumexp(-1) if in_one_tile else log_normalisers[rows]
                 slopes = logits.sub_(log_sums[:, None]).exp_().mul_(-own_gradient)
-                place, here = _within(words, targets[rows])
-                slopes.scatter_add_(-1, place, own_gradient * here)
+                position, here = _within(entries, targets[rows])
+                slopes.scatter_add_(-1, position, own_gradient * here)
                 if within_cap is not None:
                     slopes.mul_(within_cap)
                 if bias_gradient is not None:
-                    bias_gradient[words] += slopes.sum(0)
+                    bias_gradient[entries] += slopes.sum(0)
                 slopes = slopes.to(tile_weight.dtype)
                 states_gradient[rows] += slopes @ tile_weight
-                weight_gradient[words] += slopes.T @ inputs[rows]
+                weight_gradient[entries] += slopes.T @ inputs[rows]
         return states_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
 class _Head:
-    """Logits of some of `count` states for some words, in the same memory each time."""
+    """Logits of some of `count` states for some entries, in the same memory each time."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, cap: float | None, bf16: bool, count: int
     ) -> None:
         self.rows = _slices(count, TILE_STATES)
-        self.words = _slices(len(weight), TILE_WORDS)
+        self.entries = _slices(len(weight), TILE_ENTRIES)
         self.weight, self.bias, self.cap, self.bf16 = weight, bias, cap, bf16
-        self.buffer = weight.new_empty(min(count, TILE_STATES) * min(len(weight), TILE_WORDS))
+        self.buffer = weight.new_empty(min(count, TILE_STATES) * min(len(weight), TILE_ENTRIES))
 
-    def weight_of(self, words: slice) -> Tensor:
-        weight = self.weight[words]
+    def weight_of(self, entries: slice) -> Tensor:
+        weight = self.weight[entries]
         return weight.bfloat16() if self.bf16 else weight
 
-    def logits(self, states: Tensor, tile_weight: Tensor, words: slice) -> Tensor:
-        """`[n, words]` in the dtype of the head, with `weight_of(words)`; the next call overwrites
-        them."""
+    def logits(self, states: Tensor, tile_weight: Tensor, entries: slice) -> Tensor:
+        """`[n, entries]` in the dtype of the head, with `weight_of(entries)`; the next call
+        overwrites them."""
         shape = len(states), len(tile_weight)
         logits = self.buffer[: shape[0] * shape[1]].view(shape)
         if self.bf16:
@@ -136,30 +136,30 @@ class _Head:
         else:
             torch.mm(states, tile_weight.T, out=logits)
         if self.bias is not None:
-            logits.add_(self.bias[words])
+            logits.add_(self.bias[entries])
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def own_and_normaliser(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The logit at each state's target, not a number where the target is no word, and the log
+        """The logit at each state's target, not a number where the target is no entry, and the log
         of its softmax's sum; both `[N]`, in the dtype of the head."""
         own = self.buffer.new_full((len(states),), torch.nan)
         log_normalisers = torch.full_like(own, -torch.inf)
-        for words in self.words:
-            tile_weight = self.weight_of(words)
+        for entries in self.entries:
+            tile_weight = self.weight_of(entries)
             for rows in self.rows:
-                logits = self.logits(states[rows], tile_weight, words)
-                place, here = _within(words, targets[rows])
-                own[rows] = torch.where(here, logits.gather(-1, place), own[rows, None])[:, 0]
+                logits = self.logits(states[rows], tile_weight, entries)
+                position, here = _within(entries, targets[rows])
+                own[rows] = torch.where(here, logits.gather(-1, position), own[rows, None])[:, 0]
                 log_normalisers[rows] = log_normalisers[rows].logaddexp(logits.logsumexp(-1))
         return own, log_normalisers
 
 
-def _within(words: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Where among `words` the targets stand, int64, and whether they stand there at all, bool, both
-    `[n, 1]`; those that do not are given a place that exists."""
-    place = targets[:, None] - words.start
-    last = words.stop - words.start - 1
-    return place.clamp(0, last), (place >= 0) & (place <= last)
+def _within(entries: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Where among `entries` the targets stand, int64, and whether they stand there at all, bool,
+    both `[n, 1]`; those that do not are given a position that exists."""
+    position = targets[:, None] - entries.start
+    last = entries.stop - entries.start - 1
+    return position.clamp(0, last), (position >= 0) & (position <= last)
 
 
 def _slices(length: int, size: int) -> list[slice]:

@@ -130,8 +130,9 @@ def header_fault(folder: Path) -> Fault | None:
     is read. None as well where that cannot be tried: the load itself will tell."""
     try:
         stored = stored_weights(folder)
+        meta = {"state_dict": stored, "device_map": {"": "meta"}, "dtype": "float32"}
         with redirect_stderr(io.StringIO()):  # a progress bar
-            model, report, _ = load(folder, state_dict=stored, device_map={"": "meta"})
+            model, report, _ = load(folder, **meta)
         return _integers(model, stored) or misfit(folder, model, report, stored)
     except Exception:  # architectures fail in many ways without content
         return None
@@ -160,12 +161,7 @@ def misfit(
     if not parts:
         return None
     what = f"its weights are not those of the {type(model).__name__} in its config.json"
-    if any(".lora_" in name for name in stored):
-        remedy = (
-            "It was saved with an adapter in it: merge that with peft, and save the model again"
-        )
-    else:
-        remedy = _unwrapping(folder, stored, missing) if unknown else ""
+    remedy = _unwrapping(folder, stored, missing) if unknown else ""
     remedy = remedy or _remedy(model, missing, unknown, misshapen)
     return Fault(f"{what}: {', '.join(parts)}", remedy)
 
@@ -194,6 +190,8 @@ def _remedy(model: Any, missing: list[str], unknown: list[str], misshapen: list[
 
 def _unwrapping(folder: Path, stored: Mapping[str, Tensor], missing: Collection[str]) -> str:
     """What to do where what had wrapped the model is left in the names; "" where nothing is."""
+    if any(".lora_" in name for name in stored):
+        return "It was saved with an adapter in it: merge that with peft, and save the model again"
     outside = os.path.commonprefix(list(stored)).rpartition(".")[0]
     for pattern in (WRAPPER, f"^{re.escape(outside)}\\."):
         wrapped = [match for match in (re.search(pattern, name) for name in stored) if match]
@@ -226,9 +224,9 @@ def quantisation_fault(folder: Path) -> Fault | None:
         return None  # that it cannot be read is a fault of its own
     if not settings:
         return None
-    method, bits = settings.get("quant_method") or "bitsandbytes", settings.get("bits")
-    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
-        bits = 4 if settings.get("load_in_4bit") else 8
+    method = settings.get("quant_method") or "bitsandbytes"
+    loaded = (bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit"))
+    bits = next(loaded, settings.get("bits"))
     return quantised(f"{method}, {bits} bits" if bits else method)
 
 
@@ -243,9 +241,8 @@ def _integers(model: Any, stored: Mapping[str, Tensor]) -> Fault | None:
         if not name.endswith(sound) and not _computed(name, stored)
     }
     coarse = {name: dtype for name, dtype in dtypes.items() if dtype not in SOUND}
-    return (
-        quantised(f"{', '.join(sorted({*coarse.values()}))}: {_some(coarse)}") if coarse else None
-    )
+    how = f"{', '.join(sorted(set(coarse.values())))}: {_some(coarse)}"
+    return quantised(how) if coarse else None
 
 
 def _computed(name: str, stored: Mapping[str, Tensor]) -> bool:
