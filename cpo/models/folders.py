@@ -84,13 +84,14 @@ def load_model(place: Path, dtype: Any = "float32", may_be_quantised: bool = Fal
         ModelFolderError: a weight is missing, unknown, of another shape or quantised, or
             transformers cannot load it.
     """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
     _refuse(place, weights_fault(place, may_be_quantised))
     folder, arguments = location(place)
     if file := gguf_file(place):
-        from transformers import GgufConfig
-
         arguments["quantization_config"] = GgufConfig(dequantize=True)
-    model, report, messages = weights.load(folder, dtype=dtype, use_safetensors=True, **arguments)
+    arguments |= {"dtype": dtype, "use_safetensors": True}
+    model, report, messages = weights.load(AutoModelForCausalLM, folder, **arguments)
     stored = {} if file else weights.stored_weights(place)
     _refuse(place, weights.misfit(folder, model, report, stored))
     _refuse(place, gguf.left_out(file, model) if file else None)

@@ -76,22 +76,29 @@ def shards(folder: Path) -> list[Path]:
 
 def header(path: Path) -> dict[str, Tensor]:
     """The weights of a safetensors file by name, as tensors without content."""
-    from transformers.modeling_utils import load_state_dict
+    import torch
+    from safetensors import safe_open
+    from transformers.modeling_utils import str_to_torch_dtype
 
-    return load_state_dict(path, map_location="meta")
+    def empty(part: Any) -> Tensor:
+        dtype = str_to_torch_dtype[part.get_dtype()]
+        return torch.empty(part.get_shape(), dtype=dtype, device="meta")
+
+    with safe_open(path, framework="numpy") as file:  # which maps no more than the header
+        return {name: empty(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
 
 
-def load(folder: Path, **arguments: Any) -> tuple[Any, dict[str, Any], list[str]]:
-    """The causal language model of a folder, transformers' report of the load, and its warnings.
+def load(
+    model_class: Any, folder: Path | None, **arguments: Any
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """A model by the `from_pretrained` of its class, its report, and what it warned of.
 
     Raises:
         ModelFolderError: it cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
-
     with _warnings() as messages:
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = model_class.from_pretrained(
                 folder,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -99,7 +106,7 @@ def load(folder: Path, **arguments: Any) -> tuple[Any, dict[str, Any], list[str]
                 **arguments,
             )
         except (RuntimeError, ValueError, ImportError) as error:
-            what = summary(error)
+            what = summary(error).rstrip(".")
             # What a weight is joined of is missing, or of another shape.
             joined = re.findall(r"^(\S+) +\| .*CONVERSION", "\n".join(messages), re.MULTILINE)
             if joined:
@@ -128,11 +135,17 @@ def _warnings() -> Iterator[list[str]]:
 def header_fault(folder: Path) -> Fault | None:
     """What is wrong with the names, shapes and dtypes of a folder's weights, if anything; no weight
     is read. None as well where that cannot be tried: the load itself will tell."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
         stored = stored_weights(folder)
-        meta = {"state_dict": stored, "device_map": {"": "meta"}, "dtype": "float32"}
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        contents = {"config": empty.config, "state_dict": stored, "device_map": {"": "meta"}}
         with redirect_stderr(io.StringIO()):  # a progress bar
-            model, report, _ = load(folder, **meta)
+            model, report, _ = load(type(empty), None, dtype=torch.float32, **contents)
         return _integers(model, stored) or misfit(folder, model, report, stored)
     except Exception:  # architectures fail in many ways without content
         return None
