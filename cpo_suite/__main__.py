@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cpo.evaluation.verdict_store import INVALID_KINDS
+from cpo.evaluation.judge_prompts import INVALID_KINDS
 from cpo.own_code import nearest
 from cpo_suite.profile import ROOT, ProfileError, load_profile, profile_names
 

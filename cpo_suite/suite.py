@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -30,7 +29,7 @@ from cpo.engine.processes import process_count, shared_out
 from cpo.engine.progress import progress_bar
 from cpo.ensembling import interpolate
 from cpo.evaluation import intervals, judging, metrics
-from cpo.evaluation.unhelpful import REPLIES, write_unhelpful
+from cpo.evaluation.unhelpful import write_unhelpful
 from cpo.generation import generate, ids_without_token
 from cpo.models.folders import dequantise, fetched, gguf_file, load_tokenizer
 from cpo.negatives import Planned as PlannedRows
@@ -49,7 +48,7 @@ from cpo.training import (
 )
 from cpo_suite import calibration, costs, precision, world
 from cpo_suite.artifacts import Artifact, Negatives
-from cpo_suite.judges import chat_server, judge_identity, judge_of
+from cpo_suite.judges import REPLIES, chat_server, judge_identity, judge_of
 from cpo_suite.launching import launch
 from cpo_suite.paper import ModelName, ReferenceName, Row, Task, continued_mle, cpo_end
 from cpo_suite.profile import (
@@ -769,19 +768,16 @@ class Suite:
             by_id = {one.id: one for one in self.instructions.train}
             settings = self.profile.unhelpful
             server = settings.server if settings.writer == "chat" else None
-            partial = self.store.partial(recipe)
             texts = write_unhelpful(
                 settings.writer,
                 [by_id[one.id] for one in planned],
                 seed=seed,
-                partial=partial,
+                store=self.store.root / REPLIES,
                 others=self.instructions.train,
                 server=chat_server(server, "unhelpful.server") if server else None,
             )
             lines = json.dumps(texts, ensure_ascii=False, indent=0)
             (folder / "unhelpful.json").write_text(lines, encoding="utf-8")
-            if server:  # whole replies, which were paid for, outlive what was made of them
-                shutil.copy(partial / REPLIES, folder)
 
         path = self.store.get_or_make(recipe, make) / "unhelpful.json"
         tokenizer = self.tokenizer(row.model)
@@ -893,8 +889,8 @@ class Suite:
         return verdicts
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
-        """The profile's judge of a task; None without one. What a server is asked is kept in
-        `verdicts.sqlite` beside the other artifacts."""
+        """The profile's judge of a task; None without one. What a server is asked is kept
+        beside the other artifacts (`judges.REPLIES`)."""
         return judge_of(self.profile.judge, task, self.store.root)
 
     def verdicts_recipe(

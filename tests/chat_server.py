@@ -155,6 +155,12 @@ def question_of(request: Mapping[str, Any]) -> str:
     return message["content"]
 
 
+def short_pauses(monkeypatch: Any) -> None:
+    """The openai client's pauses between two requests, made fifty times as short."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.16)
+
+
 class ChatServerProcess:
     """A server that answers "A" after `delay` seconds, in a process of its own: for measurements,
     in which it must not share the client's interpreter."""

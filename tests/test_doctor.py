@@ -14,7 +14,7 @@ from hub_server import HubServer
 from stand_ins import gpt2_folder, llama_folder
 from test_model_folders import change, pickle
 
-from cpo.evaluation import chat
+from cpo.evaluation import asking
 from cpo_suite.costs import Planned
 from cpo_suite.profile import ProfileError, load_profile
 from cpo_suite.run import doctor
@@ -82,7 +82,7 @@ def test_everything_that_the_paper_s_profile_lacks_is_said_at_once(tmp_path):
     ):
         assert any(line.startswith(start) for line in lines), (start, said)
     # One cheap question to each server, and of the models only what is small.
-    assert judge.questions == writer.questions == [chat.TRIAL]
+    assert judge.questions == writer.questions == [asking.TRIAL]
     assert not [name for name in hub.sent if name.endswith((".safetensors", ".bin"))]
     assert "sk-1" not in said + done.stderr
 
@@ -97,7 +97,7 @@ def test_a_server_that_judges_and_writes_is_asked_once(monkeypatch):
         ]
         alike = "unhelpful.server.parameters={temperature: 0, max_tokens: 8}"
         [found] = doctor.servers(load_profile("paper", [*given, alike]))
-        assert found.ok and server.questions == [chat.TRIAL]
+        assert found.ok and server.questions == [asking.TRIAL]
         # With other parameters it may answer otherwise.
         assert len(doctor.servers(load_profile("paper", given))) == 2
         assert [one["max_tokens"] for one in server.requests] == [8, 8, 256]
@@ -146,7 +146,6 @@ def test_a_server_that_answers_with_nothing_is_a_finding(monkeypatch, answer, de
 
 def test_a_server_that_is_not_there_is_given_up_soon(monkeypatch):
     monkeypatch.setenv(KEY, "sk-1")
-    monkeypatch.setattr(chat, "MAX_PAUSE", 0.01)
     with ScriptedServer() as gone:
         url = gone.url
     given = [f"judge.server.base_url={url}", f"judge.server.api_key_variable={KEY}"]
@@ -238,7 +237,7 @@ def test_a_run_asks_its_judge_first_and_only_where_there_is_something_to_judge(s
         assert start(server.url)
         assert not server.requests
         assert start(server.url, planned(requests=3))
-        assert server.questions == [chat.TRIAL]
+        assert server.questions == [asking.TRIAL]
 
 
 def test_a_run_does_not_start_without_its_judge_or_room(start, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from chat_server import ScriptedServer, question_of
 from stand_ins import gpt2_folder, llama_folder, write_articles, write_dolly
 
-from cpo.evaluation.chat import TRIAL
+from cpo.evaluation.asking import TRIAL
 from cpo_suite.profile import ROOT, load_profile
 
 KEY = "CPO_TEST_KEY"

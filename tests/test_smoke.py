@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from chat_server import ScriptedServer
 
-from cpo.evaluation.chat import TRIAL
+from cpo.evaluation.asking import TRIAL
 from cpo_suite.profile import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -1,4 +1,4 @@
-"""What a chat model's message holds: an answer, the reasoning before it, and what is wrong with it.
+"""What a chat model replied: an answer, the reasoning before it, and what is wrong with it.
 
 Servers send one text or several parts, and the reasoning as a part, as a field of its own, or as a
 block in front of the answer. The answer alone counts, and one that was cut is none.
@@ -6,9 +6,11 @@ block in front of the answer. The answer alone counts, and one that was cut is n
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 # What can be wrong with a reply, whatever was asked; "" for nothing.
@@ -23,6 +25,20 @@ _CUT = {
     "error", "abort", "insufficient_system_resource",
 }  # fmt: skip
 
+# What servers say of a prompt that their filter refuses, of one that is too long for the model, of
+# an empty account, and of what concerns every prompt.
+_FILTERED = (
+    r"content.?(filter|management|policy|moderation)|responsible.?ai|flagged|moderation|safety"
+    r"|data_inspection|content exists risk"
+)
+_OVER_LONG = (
+    r"context.?(length|size|window)|maximum (context|model) length|max_(seq|model)_len"
+    r"|(prompt|input) is too long|too long to fit|too many tokens|input token count|inputs. tokens"
+    r"|max_num_tokens|reduce the length|input length"
+)
+USED_UP = r"exceeded your current quota|billing|credit"
+FOR_ALL = rf"{USED_UP}|quota|api.?key|no models? |model .*not |not .*model"
+
 _TAG = r"[<\[◁]{}(?:\w+:)?(?:think|thinking|thought|reasoning|analysis)[>\]▷]"
 _OPENING, _CLOSING = (re.compile(_TAG.format(slash), re.IGNORECASE) for slash in ("", "/"))
 
@@ -34,6 +50,65 @@ class Message:
     text: str
     reasoning: str
     fault: Fault
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model replied, as it came, and what that took.
+
+    A prompt that was refused or is too long has a reply too: no text, and nothing to pay. `raw` is
+    the whole message as JSON, or the error; `finish_reason` the server's, "" where it is not known;
+    `model` the one that the reply names. Token counts are the server's, or where it gives none,
+    estimates. `seconds` are those of the request that succeeded, `asked_at` is in UTC.
+    """
+
+    raw: str
+    finish_reason: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    seconds: float
+    usd: float
+    asked_at: str
+
+    @cached_property
+    def message(self) -> Message:
+        """The reply, taken apart."""
+        return read_message(json.loads(self.raw), self.finish_reason)
+
+    @property
+    def text(self) -> str:
+        """The answer, "" for none."""
+        return self.message.text
+
+    @property
+    def fault(self) -> Fault:
+        """Why the reply is of no use, whatever was asked."""
+        return self.message.fault
+
+
+def read_completion(content: bytes) -> tuple[dict[str, Any], str] | None:
+    """The message and the finish reason of a chat completion, "" where it has none; None for what
+    is no chat completion: HTML, an error's body, half an answer."""
+    try:
+        choice = json.loads(content)["choices"][0]
+        message, finish_reason = choice.get("message"), str(choice.get("finish_reason") or "")
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+    if not message and finish_reason.startswith(REFUSED):  # a filter may take all of it away
+        message = {}
+    return (message, finish_reason) if isinstance(message, dict) else None
+
+
+def fault_of_prompt(status: int, answer: str) -> str:
+    """The finish reason of a prompt that alone was refused with an error, "" for other errors."""
+    if (
+        status == 413
+        or (status in (400, 422, 500) and re.search(_OVER_LONG, answer, re.I))
+        or (status == 429 and re.search("request too large", answer, re.I))
+    ):
+        return TOO_LONG
+    return REFUSED if status in (400, 403, 422) and re.search(_FILTERED, answer, re.I) else ""
 
 
 def read_message(message: Mapping[str, Any], finish_reason: str) -> Message:

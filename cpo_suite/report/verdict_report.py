@@ -5,14 +5,18 @@ Invalid verdicts of a kind can be forgotten, so that the next run asks for them 
 
 from __future__ import annotations
 
-import csv
 import shutil
 import sys
-from pathlib import Path
+from dataclasses import asdict
+from typing import Any
 
+import pandas as pd
+
+from cpo.evaluation.judge_prompts import read_verdict
 from cpo.evaluation.judging import Verdicts
-from cpo.evaluation.verdict_store import INVALID_KINDS, VerdictStore, VerdictStoreError
-from cpo_suite.run.dry_run import table
+from cpo.evaluation.replies import Reply
+from cpo.evaluation.reply_store import Question, ReplyStore, ReplyStoreError
+from cpo_suite.judges import REPLIES
 from cpo_suite.run.run_record import artifacts_folder
 
 
@@ -21,12 +25,12 @@ def report(model: str | None = None, export: str | None = None, forget: str | No
 
     Args:
         model: the judging model whose verdicts are meant; None for all.
-        forget: a kind of invalid verdicts, one of `INVALID_KINDS`, which are removed first.
+        forget: a kind of invalid verdicts, one of `judge_prompts.INVALID_KINDS`, removed first.
 
     Returns:
         The exit code: 0, or 2 where there is no store or a file cannot be written.
     """
-    path = artifacts_folder() / "verdicts.sqlite"
+    path = artifacts_folder() / REPLIES
     if not path.is_file():
         print(
             f"{path} does not exist: no verdict has been paid for yet. A profile whose judge is "
@@ -34,44 +38,50 @@ def report(model: str | None = None, export: str | None = None, forget: str | No
             file=sys.stderr,
         )
         return 2
-    filters = {"model": model} if model else {}
     try:
-        with VerdictStore(path) as store:
+        with ReplyStore(path) as store:
+            records = [
+                _record(question, reply)
+                for question, reply in store.rows("verdict")
+                if model in (None, question.asked["model"])
+            ]
             if forget:
-                count = store.forget(forget, **filters)
+                keys = [record["key"] for record in records if record["why"] == forget]
+                store.forget(keys)
                 _remove_artifacts(forget, model)
-                print(f"{count:,} verdicts ({forget}) are forgotten: the next run asks again")
-            lines = store.summary(**filters)
-            if export:
-                with Path(export).open("w", encoding="utf-8", newline="") as file:
-                    writer = None
-                    for row in store.rows(**filters):
-                        if writer is None:
-                            writer = csv.DictWriter(file, list(row))
-                            writer.writeheader()
-                        writer.writerow(row)
-    except (OSError, VerdictStoreError) as error:
+                print(f"{len(keys):,} verdicts ({forget}) are forgotten: the next run asks again")
+                records = [record for record in records if record["why"] != forget]
+        verdicts = pd.DataFrame(records)
+        if export:
+            verdicts.to_csv(export, index=False)
+    except (OSError, ReplyStoreError) as error:
         print(error, file=sys.stderr)
         return 2
-    header = (
-        "model", "server", "verdicts", "A", "B", "tie", "invalid", "tokens", "USD", "asked",
-        "why invalid",
-    )  # fmt: skip
-    cells = [
-        (
-            line["model"], line["server"], f"{line['verdicts']:,}", f"{line['A']:,}",
-            f"{line['B']:,}", f"{line['tie']:,}", f"{line['invalid']:,}", f"{line['tokens']:,}",
-            f"{line['usd']:.4f}", f"{line['first'][:10]} to {line['last'][:10]}",
-            ", ".join(f"{line[kind]:,} {kind}" for kind in INVALID_KINDS if line[kind]),
+    if records:
+        judge = [verdicts["model"], verdicts["server"]]
+        said = verdicts["why"].where(verdicts["why"] != "", verdicts["verdict"])
+        took = verdicts.groupby(judge).agg(
+            verdicts=("key", "count"),
+            input_tokens=("input_tokens", "sum"),
+            output_tokens=("output_tokens", "sum"),
+            usd=("usd", "sum"),
+            first=("asked_at", "min"),
+            last=("asked_at", "max"),
         )
-        for line in lines
-    ]  # fmt: skip
-    print(table([header, *cells]))
-    total = sum(line["usd"] for line in lines)
-    print(f"{sum(line['verdicts'] for line in lines):,} verdicts, {total:.4f} USD, in {path}")
+        print(pd.crosstab(judge, said).join(took).to_string())
+    usd = sum(record["usd"] for record in records)
+    print(f"{len(records):,} verdicts, {usd:.4f} USD, in {path}")
     if export:
         print(f"written to {export}")
     return 0
+
+
+def _record(question: Question, reply: Reply) -> dict[str, Any]:
+    """A verdict with all that was asked and replied."""
+    verdict, why = read_verdict(reply)
+    record = {"key": question.key, "item": question.item, "verdict": verdict, "why": why}
+    record |= {"text": reply.text, "reply_model": reply.model}
+    return record | asdict(reply) | question.asked
 
 
 def _remove_artifacts(why: str, model: str | None) -> None:

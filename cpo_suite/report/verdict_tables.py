@@ -21,8 +21,8 @@ from cpo.evaluation.intervals import (
     paired_difference,
     win_rate,
 )
+from cpo.evaluation.judge_prompts import INVALID_KINDS
 from cpo.evaluation.judging import Verdicts
-from cpo.evaluation.verdict_store import INVALID_KINDS
 from cpo_suite.paper import Row, continued_mle
 from cpo_suite.suite import Suite
 

@@ -333,7 +333,8 @@ def servers(settings: Profile, parts: Collection[str] = ("judge", "unhelpful")) 
 
     Those without their key are left out: that is a finding of `inputs`.
     """
-    from cpo.evaluation.chat import ChatError, ChatServer, likely_cause, try_out
+    from cpo.evaluation.asking import likely_cause, try_out
+    from cpo.evaluation.chat import ChatError, ChatServer
 
     findings: dict[tuple[str, str, str, str], Finding] = {}
     for part, server in _asked(settings).items():
