@@ -459,7 +459,7 @@ def test_what_passes_is_asked_again(server: ScriptedServer, fault: str) -> None:
         "truncated JSON": 'answered without a chat completion: {"choices": [{"message"',
         "HTML": "completion: <html>Bad gateway",
         "error body": "overloaded",
-        "empty choices": '"choices": []',
+        "empty choices": "'choices': []",
     }.items(),
 )
 def test_what_does_not_pass_ends_in_words(

@@ -171,6 +171,8 @@ class Session:
         outcome = self.send(question)
         if isinstance(outcome, str):
             raise ChatError(outcome + self.kept)
+        with self.lock:
+            self.replies += 1
         return outcome
 
     @property
@@ -179,7 +181,8 @@ class Session:
 
     def reserved(self, request: Any) -> float:
         """What a request may cost, in USD."""
-        question = json.loads(request.content)["messages"][0]["content"]
+        body = request.content  # empty where a redirection made it a GET
+        question = json.loads(body)["messages"][0]["content"] if body else ""
         return estimate(self.server, [question], self.reply_tokens).usd
 
     def before(self, request: Any) -> None:
@@ -203,9 +206,7 @@ class Session:
         the same: its reservation stands.
         """
         response.read()
-        final = bool(
-            _is_used_up(response) or fault_of_prompt(response.status_code, response.text)
-        )
+        final = bool(_is_used_up(response) or fault_of_prompt(response.status_code, response.text))
         with self.lock:
             self.answers += 1
             if response.status_code != 200:
@@ -239,8 +240,9 @@ class Session:
 
     def reply(self, question: str, response: Any) -> Reply:
         """The reply in a chat completion."""
-        completion, (message, finish_reason) = response.json(), read_completion(response.content)
-        read, usage = read_message(message, finish_reason), completion.get("usage") or {}
+        message, finish_reason = read_completion(response.content) or ({}, "")
+        read, completion = read_message(message, finish_reason), response.json()
+        usage = completion.get("usage") or {}
         tokens_in, tokens_out = (usage.get(f"{part}_tokens") for part in ("prompt", "completion"))
         if tokens_in is None:
             tokens_in = tokens_of(question)
@@ -249,7 +251,6 @@ class Session:
         usd = self.server.price(tokens_in, tokens_out)
         with self.lock:
             self.usd += usd - self.reserved(response.request)
-            self.replies += 1
             self.unusable = self.rejected = 0
         model = completion.get("model") or self.server.model
         seconds, asked_at = _took(response)

@@ -236,9 +236,10 @@ class Verdicts:
         """A line about the judging, then one per prompt: id, model_side, verdict, exchanged (null
         in one order), points (null where invalid), and `why` where the judge says: one text for
         each order."""
-        lines = [{name: getattr(self, name) for name in ("judge", "prompt", "judged", "marked")}]
+        about = ("judge", "prompt", "judged", "marked")
+        lines: list[dict[str, Any]] = [{name: getattr(self, name) for name in about}]
         for row, won in enumerate(self.points.tolist()):
-            line = {
+            line: dict[str, Any] = {
                 "id": self.ids[row],
                 "model_side": self.model_sides[row],
                 "verdict": self.verdicts[row],
