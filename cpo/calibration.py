@@ -198,8 +198,7 @@ def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
     step = training([[Group(row(2), [row(2)])]] * STEPS, "mle")
 
     def rate(steps: list[list[Group]], seconds: float) -> float:
-        timed = sum(map(_tokens, steps[1:])) / (STEPS - 1)
-        return timed / max(seconds - step, seconds / 4)
+        return _timed_tokens(steps) / max(seconds - step, seconds / 4)
 
     scorer = GroupScorer(network, shapes.precision)
     scored = iter(contrasts[1:])
@@ -214,7 +213,7 @@ def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
         training=rate(pairs, training(pairs, "mle")),
         packing=rate(packed, training(packed, "mle", fp32_head=False)),
         contrast=rate(contrasts, training(contrasts, "ranked_cpo")),
-        scoring=sum(map(_tokens, contrasts[1:])) / (STEPS - 1) / _mean(score, clock, STEPS - 1),
+        scoring=_timed_tokens(contrasts) / _mean(score, clock, STEPS - 1),
         decoding=_decoding(network, prompts, shapes.precision, clock),
         generate=_decoding(network, prompts, shapes.precision, clock, do_sample=True, top_p=0.9),
         step=step,
@@ -315,6 +314,11 @@ def _embedding(characters: int, precision: str, clock: Clock) -> float:
 
 def _tokens(groups: Sequence[Group]) -> int:
     return sum(len(one.prefix_ids) + sum(map(len, one.continuations)) for one in groups)
+
+
+def _timed_tokens(steps: Sequence[Sequence[Group]]) -> float:
+    """Of a step, on average; the first is left out, as it is in the seconds."""
+    return sum(map(_tokens, steps[1:])) / (len(steps) - 1)
 
 
 def _mean(work: Callable[[], object], clock: Clock, repetitions: int) -> float:

@@ -132,7 +132,9 @@ def measure(width: int) -> Measured:
     torch.set_num_threads(1)
     try:
         speeds = _gflops(TRIAL_WIDTH, [TRIAL_TOKENS] * REPETITIONS, device)
-        if speeds["bf16"] * HOPELESS > speeds["fp32"]:
+        if speeds["bf16"] * HOPELESS < speeds["fp32"]:
+            width = TRIAL_WIDTH
+        else:
             speeds = _gflops(width, range(TOKENS, TOKENS - REPETITIONS, -1), device)
     finally:
         torch.set_num_threads(threads)
@@ -151,8 +153,8 @@ def _gflops(width: int, tokens: Sequence[int], device: str) -> dict[str, float]:
     """Best GFLOP/s of a forward and a backward pass of so many tokens each time, by precision."""
     import torch
 
-    block = _block(width, device)
     with torch.random.fork_rng():
+        block = _block(width, device)
         inputs = torch.randn(max(tokens), width, device=device, dtype=torch.float32)
 
     def once(precision: str, rows: int) -> float:

@@ -45,7 +45,7 @@ def test_every_kind_of_work_is_timed_and_remembered(suite, monkeypatch):
     monkeypatch.setattr(calibration, "_measure", measured_again)
     again = StatedSuite(suite.profile, suite.store, suite.output)
     assert again.speeds == speeds
-    # Other lengths are another measurement.
+    # Another batch is another measurement.
     longer = load_profile("smoke", ["optimiser.precision=fp32", "reference.batch=4"])
     with pytest.raises(AssertionError, match="measured again"):
         _ = StatedSuite(longer, suite.store, suite.output).speeds
