@@ -10,7 +10,7 @@ from importlib import import_module
 
 import torch
 
-from benchmarks.lines import HEADER, machine, write
+from benchmarks.measurements import HEADER, machine, write
 
 # Each module has a `run` that prints its lines as they come and returns them.
 NAMES = ("steps", "memory", "sampling", "judging")

@@ -10,10 +10,10 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from cpo.dry_run import table
-from cpo.experiments import Suite
-from cpo.profiles import ROOT
-from cpo.store import Store
+from cpo_suite.profile import ROOT
+from cpo_suite.run.dry_run import table
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 WITHIN = 0.25  # what an estimate is meant to keep to
 

@@ -1,6 +1,6 @@
 """How fast verdicts come in: 1,000 of them, 8 at once, from a server that answers after 50 ms.
 
-Ideal are 1,000 / 8 x 50 ms = 6.25 s. `cpo` is `cpo.chat` with a durable `cpo.verdict_store`: every
+Ideal are 1,000 / 8 x 50 ms = 6.25 s. `cpo` is its chat client with a durable verdict store: every
 verdict is on the disk before its worker asks again. `openai` is its peer: the plain client in a
 `ThreadPoolExecutor(8)`, which stores nothing. They take turns in one process; the server is in
 another.
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import openai
 
-from benchmarks.lines import Line
-from cpo.chat import ChatServer, Reply, ask_all
-from cpo.verdict_store import Question, StoredVerdict, VerdictStore
+from benchmarks.measurements import Line
+from cpo.evaluation.chat import ChatServer, Reply, ask_all
+from cpo.evaluation.verdict_store import Question, StoredVerdict, VerdictStore
 from tests.chat_server import ChatServerProcess
 
 VERDICTS, CONCURRENCY, LATENCY, REPEATS = 1_000, 8, 0.05, 2

@@ -1,116 +1,223 @@
-"""What a benchmark gives: lines, each a ratio against a named peer measured in the same run."""
+"""How large the code is, and who imports whom: `python -m benchmarks.lines`, from the root.
+
+Prints lines of code by file and by budget, and the imports that go against `FLOORS`. A line of code
+has more than a comment or docstring in it. `tests/test_house.py` holds all of it.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+import ast
+import io
+import tokenize
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import torch
+ROOT = Path(__file__).parents[1]
 
-from cpo.machine import processor
+METHOD = (
+    "losses", "scoring", "negatives", "ranking", "generation", "training", "scheduled_sampling",
+    "ensembling", "plan",
+)  # fmt: skip
 
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "openai", "cpo-reference")
+# At most so many lines of code. The world is mostly vocabulary: no budget counts it.
+BUDGETS = {
+    "the method": 1000,  # the files of `METHOD`
+    "cpo": 2500,
+    "cpo_suite": 3000,  # without its world
+    "a file": 450,
+    "a function": 50,
+}
 
+# From the ground up: a module imports from its own floor and from lower ones. A name stands for the
+# module and, where it is a package, for all in it that no other name is closer to; but `cpo` and
+# `cpo_suite` stand for themselves alone, so that every new module is put on a floor.
+FLOORS = [
+    line.split()
+    for line in """\
+cpo.losses cpo.plan cpo.registry
+cpo.engine cpo.data cpo.models
+cpo.scoring
+cpo.generation cpo.negatives cpo.ranking cpo.scheduled_sampling cpo.ensembling
+cpo.training cpo.evaluation
+cpo
+cpo_suite.paper cpo_suite.comparison cpo_suite.profile cpo_suite.provenance cpo_suite.store \
+cpo_suite.world
+cpo_suite.corpora cpo_suite.estimate cpo_suite.precision cpo_suite.judges
+cpo_suite.calibration cpo_suite.artifacts
+cpo_suite.suite cpo_suite.launching
+cpo_suite.report
+cpo_suite.run cpo_suite.teaching
+cpo_suite cpo_suite.__main__
+""".splitlines()
+]
 
-@dataclass(frozen=True)
-class Line:
-    """One comparison. `ratio` says by how much `ours` is better than `peer`, above 1 if it is.
-
-    `ours` and `peer` are what was measured, each time, in `unit`; the ratio is that of their
-    medians, `low` and `high` its least and greatest value over all pairs of measurements. `bound`
-    is what counted operations allow, `target` what was aimed at.
-    """
-
-    benchmark: str
-    case: str
-    against: str
-    unit: str
-    ours: list[float]
-    peer: list[float]
-    more_is_better: bool = False
-    bound: float | None = None
-    target: float | None = None
-    notes: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def ratio(self) -> float:
-        return self._better(statistics.median(self.ours), statistics.median(self.peer))
-
-    @property
-    def low(self) -> float:
-        return min(self._better(one, other) for one in self.ours for other in self.peer)
-
-    @property
-    def high(self) -> float:
-        return max(self._better(one, other) for one in self.ours for other in self.peer)
-
-    def _better(self, ours: float, peer: float) -> float:
-        return ours / peer if self.more_is_better else peer / ours
-
-    def __str__(self) -> str:
-        medians = statistics.median(self.ours), statistics.median(self.peer)
-        measured = f"{medians[0]:9.3f} {medians[1]:9.3f} {self.unit:10}"
-        bound, target = (
-            f"{one:6.2f}" if one is not None else "     -" for one in (self.bound, self.target)
-        )
-        ratio = f"{self.ratio:6.2f} [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.case:44} {self.against:22} {measured} {ratio:22} {bound} {target}"
+_LAYOUT = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}  # fmt: skip
 
 
-HEADER = (
-    f"{'case':44} {'against':22} {'ours':>9} {'peer':>9} {'unit':10} {'ratio':>6} {'':15} "
-    f"{'bound':>6} {'target':>6}"
-)
+# --- Size -----------------------------------------------------------------------------------------
 
 
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def code_lines(source: str) -> set[int]:
+    """Numbers of the lines that hold code, from 1: no blank lines, comments and docstrings."""
+    numbers: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in _LAYOUT:
+            numbers.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            match node.body:
+                case [ast.Expr(ast.Constant(str())) as docstring, *_]:
+                    numbers.difference_update(
+                        range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1)
+                    )
+    return numbers
 
 
-def synchronise() -> None:
-    """Returns when the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+def function_lengths(source: str) -> dict[str, int]:
+    """Lines of code of each function, by name and line, functions within it included."""
+    code = code_lines(source)
     return {
-        "processor": processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "date": time.strftime("%Y-%m-%d"),
+        f"{node.name}:{node.lineno}": len(
+            code.intersection(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        )
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
 
 
-def write(name: str, lines: Sequence[Line], seconds: float) -> Path:
-    """`benchmarks/results/<name>.json`: the lines, and what they were measured on."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    rows = [
-        {**asdict(line), "ratio": line.ratio, "low": line.low, "high": line.high} for line in lines
+def sources(root: Path = ROOT) -> dict[str, str]:
+    """The text of every module of both packages, by path from the root."""
+    paths = [path for package in ("cpo", "cpo_suite") for path in (root / package).rglob("*.py")]
+    return {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
+
+
+def sizes(texts: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """For each of `BUDGETS` lines of code by file or function; of sums the parts.
+
+    Args:
+        texts: of modules, by path, as `sources` gives them.
+    """
+    counted = {path: text for path, text in texts.items() if "cpo_suite/world/" not in path}
+    files = {path: len(code_lines(text)) for path, text in counted.items()}
+    functions = {
+        f"{path}:{name}": length
+        for path, text in counted.items()
+        for name, length in function_lengths(text).items()
+    }
+    method = {f"cpo/{name}.py" for name in METHOD}
+    return {
+        "the method": {path: length for path, length in files.items() if path in method},
+        "cpo": {path: length for path, length in files.items() if path.startswith("cpo/")},
+        "cpo_suite": {p: length for p, length in files.items() if p.startswith("cpo_suite/")},
+        "a file": files,
+        "a function": functions,
+    }
+
+
+def over_budget(name: str, lengths: Mapping[str, int]) -> list[str]:
+    """What is larger than `BUDGETS[name]`, each with its size and what it may be; in the order of
+    size."""
+    if not name.startswith("a "):
+        lengths = {name: sum(lengths.values())}
+    return [
+        f"{part}: {length}, at most {BUDGETS[name]}"
+        for part, length in sorted(lengths.items(), key=lambda item: -item[1])
+        if length > BUDGETS[name]
     ]
-    record = {"machine": machine(), "seconds": round(seconds, 1), "lines": _rounded(rows)}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return path
 
 
-def _rounded(value: object) -> object:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+# --- Imports --------------------------------------------------------------------------------------
+
+
+def imports(texts: Mapping[str, str]) -> dict[str, set[str]]:
+    """For each module those of both packages that it imports, wherever in it that stands.
+
+    `from package import module` is an import of the module. Importing a module runs its packages'
+    `__init__` as well; that is no arrow.
+
+    Args:
+        texts: of modules, by path, as `sources` gives them.
+    """
+    modules = {_module(path): path for path in texts}
+    return {
+        module: {name for name in _imported(module, path, texts[path], modules) if name != module}
+        for module, path in modules.items()
+    }
+
+
+def _module(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _imported(module: str, path: str, text: str, modules: Mapping[str, str]) -> Iterator[str]:
+    package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            around = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(around if node.level else ()), *filter(None, [node.module])])
+            names = [
+                f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base
+                for alias in node.names
+            ]
+        else:
+            continue
+        yield from (name for name in names if name in modules)
+
+
+def floor_of(module: str) -> int:
+    """The floor of a module, an index into `FLOORS`; ValueError where none is its own."""
+    parts = module.split(".")
+    packages = [".".join(parts[:end]) for end in range(len(parts) - 1, 1, -1)]
+    for name in (module, *packages):
+        for floor, names in enumerate(FLOORS):
+            if name in names:
+                return floor
+    raise ValueError(f"{module} is on no floor: name it in FLOORS of benchmarks/lines.py")
+
+
+def upward(graph: Mapping[str, set[str]]) -> list[str]:
+    """Imports from a higher floor, and so every import of `cpo_suite` in `cpo`."""
+    return [
+        f"{module} imports {imported}, which is above it"
+        for module, below in sorted(graph.items())
+        for imported in sorted(below)
+        if floor_of(imported) > floor_of(module)
+    ]
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[str]:
+    """A circle of imports, if there is one, as `a -> b -> a`."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [" -> ".join(reversed(error.args[1]))]
+    return []
+
+
+# --- The table ------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Lines by file, by budget, and what is over a budget or against the floors."""
+    texts = sources()
+    measured, graph = sizes(texts), imports(texts)
+    for path, text in texts.items():
+        longest = max(function_lengths(text).values(), default=0)
+        print(f"{len(code_lines(text)):6}  {path}, longest function {longest}")
+    for name, most in BUDGETS.items():
+        lengths = measured[name].values()
+        size = max(lengths) if name.startswith("a ") else sum(lengths)
+        print(f"{size:6}  {name}, at most {most}")
+    for name in BUDGETS:
+        print(*over_budget(name, measured[name]), sep="\n")
+    print(*upward(graph), *circles(graph), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import Line, device
+from benchmarks.measurements import Line, device
 from benchmarks.shapes import LARGE_VOCABULARY, K, precision, random_groups
 from benchmarks.steps import PlainRepetition
-from cpo.costs import training_memory_gb
-from cpo.logprobs import GroupScorer, collate_groups
+from cpo.engine.memory import keep_freed_memory
 from cpo.losses import cpo_loss
-from cpo.memory import keep_freed_memory
-from cpo.profiles import load_profile
+from cpo.scoring import GroupScorer, collate_groups
+from cpo_suite.estimate import training_memory_gb
+from cpo_suite.profile import load_profile
 
 LENGTHS = [(128, 128), (512, 64)]
 TARGET = 4.0
@@ -47,7 +47,7 @@ def megabytes(kind: str, prefix: int, length: int, count: int) -> float:
 
     def step(p: int, size: int) -> None:
         groups = random_groups(LARGE_VOCABULARY, p, size, count)
-        batch = {name: one.to(device()) for name, one in collate_groups(groups).items()}
+        batch = collate_groups(groups, device())
         logps = scorer(**batch)
         cpo_loss(logps, logps.detach(), 5.0).backward()
         optimizer.step()
@@ -71,7 +71,7 @@ def planned_megabytes(tokens: int) -> float:
         "optimiser.micro_batch_tokens": tokens,
     }
     given = [f"{key}={value}" for key, value in overrides.items()]
-    return training_memory_gb(load_profile("paper", given, substitute=False), "llama") * 1e9 / 2**20
+    return training_memory_gb(load_profile("paper", given), "llama") * 1e9 / 2**20
 
 
 def _reset_peak() -> int:

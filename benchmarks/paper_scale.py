@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from benchmarks.lines import RESULTS, device, machine
+from benchmarks.measurements import RESULTS, device, machine
 from benchmarks.shapes import Shape, precision, random_groups
 from benchmarks.steps import matrix_rate, seconds_of
-from cpo.costs import SCORING_SPEEDUP
-from cpo.logprobs import GroupScorer
-from cpo.profiles import Profile, load_profile
+from cpo.scoring import GroupScorer
+from cpo_suite.estimate import SCORING_SPEEDUP
+from cpo_suite.profile import Profile, load_profile
 
 BATCH, PREFIX, LENGTH, MICRO_BATCH = 64, 128, 128, 4
 # For the estimate: what an H200's data sheet says of dense bf16 products, and the share of it that
@@ -115,7 +115,7 @@ def main() -> None:
             steps.append(step)
             print(f"{shape.name:14} K = {k:2}: {taken:6.2f} s a step of {BATCH}, "
                   f"{taken / 3.6:5.2f} h for 1,000")  # fmt: skip
-    of_rows = hours(load_profile("paper", substitute=False), seconds)
+    of_rows = hours(load_profile("paper"), seconds)
     for row, taken in of_rows.items():
         print(f"{row:20} {taken:6.2f} h")
     print(f"{'all trainings':20} {sum(of_rows.values()):6.2f} h on one GPU")

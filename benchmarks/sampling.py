@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.lines import Line, device, synchronise
+from benchmarks.measurements import Line, device, synchronise
 from benchmarks.shapes import (
     LARGE_VOCABULARY,
     SMALL_VOCABULARY,
@@ -22,8 +22,8 @@ from benchmarks.shapes import (
     precision,
     random_groups,
 )
+from cpo.engine.memory import keep_freed_memory
 from cpo.generation import generate, up_to_eos
-from cpo.memory import keep_freed_memory
 from cpo.negatives import AUTOREGRESSIVE_TOP_K
 
 PROMPTS, PREFIX, NEGATIVES, LONGEST, REPEATS = 2, 128, 11, 128, 2

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.lines import device
-from cpo.logprobs import Group
-from cpo.precision import Precision, measure
+from benchmarks.measurements import device
+from cpo.engine.precision import Precision, measure
+from cpo.scoring import Group
 
 K = 12  # candidates, as in the paper: the ground truth and 11 negatives
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
-from benchmarks.lines import Line, device, synchronise
+from benchmarks.measurements import Line, device, synchronise
 from benchmarks.shapes import (
     LARGE_VOCABULARY,
     PREFIX_AND_LENGTH,
@@ -33,9 +33,9 @@ from benchmarks.shapes import (
     product_dtype,
     random_groups,
 )
-from cpo.logprobs import Group, GroupScorer, collate_groups
-from cpo.memory import keep_freed_memory
-from cpo.training import PlannedExamples, SequenceTrainer, TrainingExample, TrainingSettings
+from cpo.engine.memory import keep_freed_memory
+from cpo.scoring import Group, GroupScorer, collate_groups
+from cpo.training import SequenceTrainer, TrainingExample, TrainingSettings
 
 # Steps, of which the first warms up. Fewer where there are many cases, and of what takes ten times
 # as long, so that all is measured within a quarter of an hour.
@@ -131,9 +131,9 @@ def seconds_of(
     if objective != "mle":
         reference_logps = []
         for start in range(0, count, micro_batch):
-            part = collate_groups(groups[start : start + micro_batch])
+            part = collate_groups(groups[start : start + micro_batch], device())
             with torch.inference_mode():
-                logps = scorer(**{name: one.to(device()) for name, one in part.items()})
+                logps = scorer(**part)
             reference_logps += logps.tolist()
     examples = [
         TrainingExample(group, (True,) * len(group.continuations), logps)
@@ -146,11 +146,12 @@ def seconds_of(
     with tempfile.TemporaryDirectory() as folder, _quietly():
         SequenceTrainer(
             scorer,
-            PlannedExamples(examples * steps, count),
+            examples * steps,
             settings,
             args=TrainingArguments(
                 **_arguments(folder, micro_batch, steps, remove_unused_columns=False),
                 gradient_accumulation_steps=count // micro_batch,
+                train_sampling_strategy="sequential",
             ),
             callbacks=[clock],
         ).train()

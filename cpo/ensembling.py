@@ -19,16 +19,16 @@ def interpolate(mle: Any, cpo: Any, alpha: float) -> Any:
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: an ensemble lies between its ends, 0 and 1")
-    ours, theirs = dict(cpo.named_parameters()), dict(mle.named_parameters())
-    shapes = {name: value.shape for name, value in ours.items()}
-    if shapes != {name: value.shape for name, value in theirs.items()}:
+    weights, of_mle = dict(cpo.named_parameters()), dict(mle.named_parameters())
+    shapes = {name: value.shape for name, value in weights.items()}
+    if shapes != {name: value.shape for name, value in of_mle.items()}:
         raise ValueError(
             "the two models have different parameters: they must share one architecture"
         )
     with torch.no_grad():
-        for name, parameter in ours.items():
+        for name, parameter in weights.items():
             if alpha == 1:
-                parameter.copy_(theirs[name])
+                parameter.copy_(of_mle[name])
             elif alpha > 0:
-                parameter.mul_(1 - alpha).add_(theirs[name], alpha=alpha)
+                parameter.mul_(1 - alpha).add_(of_mle[name], alpha=alpha)
     return cpo

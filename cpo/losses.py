@@ -62,11 +62,9 @@ def ranked_cpo_loss(
     """
     rewards = implicit_rewards(policy_logps, reference_logps, beta)
     usable = _checked_mask(rewards, mask)
-    # A huge finite number instead of -inf: the tail may hold masked columns only, and -inf - (-inf)
-    # is NaN.
+    # Not -inf: a tail may hold masked columns only, and -inf - (-inf) is NaN.
     rewards = rewards.masked_fill(~usable, torch.finfo(rewards.dtype).min / 4)
-    # logsumexp over j >= k for every k at once: a running logsumexp from the last column to the
-    # first.
+    # logsumexp over j >= k for every k at once: a running logsumexp from the last column.
     log_tail_sums = rewards.flip(-1).logcumsumexp(-1).flip(-1)
     log_factors = (rewards - log_tail_sums).masked_fill(~usable, 0.0)
     return -log_factors.sum(-1).mean()  # eq. 2, as in eq. 6
@@ -109,11 +107,8 @@ def ranking_nce_loss(policy_logps: Tensor, beta: float, mask: Tensor | None = No
     Raises:
         ValueError: as `cpo_loss`.
     """
-    if beta <= 0:
-        raise ValueError(f"beta must be positive, not {beta}")
-    return -_log_softmax_of_first(
-        beta * policy_logps, mask
-    ).mean()  # eq. 1 with r_j = beta log pi_theta
+    # eq. 1 with r_j = beta log pi_theta(y_j | x)
+    return cpo_loss(policy_logps, torch.zeros_like(policy_logps), beta, mask)
 
 
 def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:

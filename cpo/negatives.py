@@ -1,9 +1,9 @@
-"""The four ways of making negatives, and their mixtures (section 3 of the paper, its distribution
-A).
+"""The kinds of negatives and their mixtures: section 3 of the paper, its distribution A.
 
-A sampler draws candidates for planned rows; `draw_negatives` asks the samplers of a mixture, draws
-again what equals the ground truth or an earlier negative of its prefix, a bounded number of times,
-and masks what is still missing. All of it is drawn offline, from the reference, on the batch plan.
+A sampler draws candidates for the rows of a training schedule. `draw_negatives` asks the samplers
+of a mixture, draws again what equals the ground truth or an earlier negative of its prefix, a
+bounded number of times, and masks what is still missing. All of it is drawn offline, from the
+reference.
 """
 
 from __future__ import annotations
@@ -15,34 +15,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpo.engine.processes import process_count, shared_out
+from cpo.engine.progress import progress_bar
 from cpo.generation import generate, ids_without_token
-from cpo.logprobs import Group, GroupScorer, collate_groups
-from cpo.own_code import check_name, identity
 from cpo.plan import stream_seed
-from cpo.processes import process_count, shared_out
-from cpo.profiles import NEGATIVE_KINDS
-from cpo.progress import progress_bar
+from cpo.registry import Registry
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 Continuation = tuple[int, ...]
 
 MEANFIELD_SHARE = 0.15  # section 4: "we always randomly swap 15% tokens"
 AUTOREGRESSIVE_TOP_K = 50  # section 3
-DRAWS = 4  # the first draw and three more for what teaches nothing
+DRAWS = 4  # the first, and three more for degenerate negatives
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The planned rows a sampler draws for, in plan order, and what it may draw with.
+class PlannedRows:
+    """The rows of a training schedule, in its order, and what a sampler may draw with.
 
-    `prefixes` and `continuations` are ids, N = steps x batch of each; rows `[i * batch, (i + 1) *
-    batch)` are one global batch. `has_eos` says which continuations end in EOS; `unhelpful` are
-    responses that somebody wrote for DPO, one a row, None where there is none. Those of the project
-    do without `tokenizer`; one of your own may need texts.
+    Attributes:
+        prefixes, continuations: token ids, N = steps x batch of each; a continuation ends in EOS
+            unless it was capped.
+        batch: rows `[i * batch, (i + 1) * batch)` are one global batch.
+        model: the reference, a causal language model.
+        max_continuation_tokens: the bound on what AN samples.
+        unhelpful: responses written for DPO, one a row, None where there is none.
+        precision: fp32 or bf16, in which the model runs.
+        micro_batch, generation_batch: rows that are scored, and sequences that are sampled, at
+            once.
+        tokenizer: for samplers that need texts; with it, no id that it lacks is drawn.
     """
 
     prefixes: Sequence[Sequence[int]]
     continuations: Sequence[Continuation]
-    has_eos: Sequence[bool]
     batch: int
     model: Any
     eos_token_id: int
@@ -56,60 +61,38 @@ class Planned:
     def body(self, row: int) -> Continuation:
         """The ground truth's tokens without its EOS: y_1 .. y_T."""
         ids = self.continuations[row]
-        return ids[:-1] if self.has_eos[row] else ids
+        return ids[:-1] if ids and ids[-1] == self.eos_token_id else ids
 
     def ids_without_token(self) -> list[int]:
         """Ids of the model that its tokenizer does not know; none where no tokenizer is given."""
         return [] if self.tokenizer is None else ids_without_token(self.model, self.tokenizer)
 
 
-# (planned rows, {row: how many}, seed) -> {row: candidates}; fewer candidates than asked is
-# allowed.
-Sampler = Callable[[Planned, Mapping[int, int], int], Mapping[int, Sequence[Continuation]]]
+Wanted = Mapping[int, int]  # {row: how many}
+Drawn = dict[int, list[Continuation]]  # {row: candidates}; fewer than wanted is allowed
+# (planned, wanted, seed) -> drawn
+Sampler = Callable[[PlannedRows, Wanted, int], Mapping[int, Sequence[Continuation]]]
 
-SAMPLERS: dict[str, Sampler] = {}
+SAMPLERS: Registry[Sampler] = Registry("kind of negative")
 
 
 def register(name: str) -> Callable[[Sampler], Sampler]:
     """Make a sampler known by name, as `@register("AN")`; a mixture then counts it as `{AN: 3}`.
 
-    A name of your own may be registered again, and stands for the new function then.
-
     Raises:
-        OwnCodeError: the name is one of the project's.
+        RegistryError: the name is one of the project's.
     """
-    check_name(name, SAMPLERS, "sampler")
-
-    def add(sampler: Sampler) -> Sampler:
-        SAMPLERS[name] = sampler
-        NEGATIVE_KINDS.add(name)
-        return sampler
-
-    return add
-
-
-def sampler_identity(name: str) -> str:
-    """What names a sampler in a recipe: its name here, the hash of its source if defined elsewhere.
-
-    Raises:
-        KeyError: no sampler is registered by this name.
-        OwnCodeError: as `own_code.identity`.
-    """
-    if name not in SAMPLERS:
-        raise KeyError(f"no negative sampler '{name}'; registered: {', '.join(SAMPLERS)}")
-    return identity(name, SAMPLERS[name])
+    return SAMPLERS.register(name)
 
 
 @register("AN")
-def autoregressive(
-    planned: Planned, wanted: Mapping[int, int], seed: int
-) -> dict[int, list[Continuation]]:
+def autoregressive(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """AN: sampled from pi_ref given the prefix, top-k with k = 50, temperature 1 (section 3).
 
     EOS stands only where the model emitted it. Rows that want the same number are decoded together.
     """
     never = planned.ids_without_token()
-    drawn: dict[int, list[Continuation]] = {}
+    drawn: Drawn = {}
     for count in sorted(set(wanted.values())):
         rows = [row for row, number in wanted.items() if number == count]
         continuations = generate(
@@ -134,9 +117,7 @@ def autoregressive(
 
 
 @register("BN")
-def batch_negatives(
-    planned: Planned, wanted: Mapping[int, int], seed: int
-) -> dict[int, list[Continuation]]:
+def batch_negatives(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """BN: continuations of other prefixes of the same global batch, without replacement (section
     3).
 
@@ -154,9 +135,7 @@ def batch_negatives(
 
 
 @register("MN")
-def meanfield(
-    planned: Planned, wanted: Mapping[int, int], seed: int
-) -> dict[int, list[Continuation]]:
+def meanfield(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """MN: 15 % of y_1's tokens, each resampled once from pi_ref(. | x, y_<t) (section 3).
 
     `max(1, round(0.15 T))` positions, uniformly, EOS excluded, all from one teacher-forced pass
@@ -167,28 +146,27 @@ def meanfield(
     never = planned.ids_without_token()
     rows = list(wanted)
 
-    def resampled(start: int) -> list[tuple[int, list[Continuation]]]:
+    def resampled(start: int) -> Drawn:
         part = rows[start : start + planned.micro_batch]
         bodies = [planned.body(row) for row in part]
         groups = [
             Group(planned.prefixes[row], [body]) for row, body in zip(part, bodies, strict=True)
         ]
-        batch = {name: one.to(planned.model.device) for name, one in collate_groups(groups).items()}
+        batch = collate_groups(groups, planned.model.device)
         logits = scorer.next_token_logits(**batch).cpu()
         logits[:, never] = -torch.inf
         generator = torch.Generator().manual_seed(stream_seed(seed, start))
-        ends = torch.tensor([len(body) for body in bodies]).cumsum(0).tolist()
-        found = []
-        for row, body, end in zip(part, bodies, ends, strict=True):
-            own, rest = logits[end - len(body) : end], planned.continuations[row][len(body) :]
-            draws = [_resample(body, own, generator) + rest for _ in range(wanted[row])]
-            found.append((row, draws))
+        drawn = {}
+        logits_by_row = logits.split([len(body) for body in bodies])
+        for row, body, own in zip(part, bodies, logits_by_row, strict=True):
+            end = planned.continuations[row][len(body) :]  # EOS, or nothing
+            drawn[row] = [_resample(body, own, generator) + end for _ in range(wanted[row])]
         bar.update(len(part) * process_count())
-        return found
+        return drawn
 
     with progress_bar(len(rows), "resampling MN", "prompt") as bar, torch.inference_mode():
         parts = shared_out(range(0, len(rows), planned.micro_batch), resampled)
-    return dict(pair for part in parts for pair in part)
+    return {row: draws for part in parts for row, draws in part.items()}
 
 
 def _resample(body: Continuation, logits: Tensor, generator: torch.Generator) -> Continuation:
@@ -204,9 +182,7 @@ def _resample(body: Continuation, logits: Tensor, generator: torch.Generator) ->
 
 
 @register("TN")
-def truncation(
-    planned: Planned, wanted: Mapping[int, int], seed: int
-) -> dict[int, list[Continuation]]:
+def truncation(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """TN: y_1 cut after 1 .. T - 1 of its T tokens, uniformly, and EOS appended (section 3).
 
     The cuts of one draw differ from each other. A one-token response has no truncation.
@@ -221,9 +197,7 @@ def truncation(
 
 
 @register("UN")
-def unhelpful(
-    planned: Planned, wanted: Mapping[int, int], seed: int
-) -> dict[int, list[Continuation]]:
+def unhelpful(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """UN: the unhelpful response that was written for the row, DPO's rejected one (section 4).
 
     A row for which none could be written has no candidate.
@@ -250,6 +224,15 @@ class DrawReport:
     first_equal_to_truth: int = 0
     first_duplicates: int = 0
 
+    def count(self, is_truth: bool, is_duplicate: bool, is_first: bool) -> None:
+        """Count one candidate."""
+        self.drawn += 1
+        self.equal_to_truth += is_truth
+        self.duplicates += is_duplicate
+        self.first_drawn += is_first
+        self.first_equal_to_truth += is_first and is_truth
+        self.first_duplicates += is_first and is_duplicate
+
 
 @dataclass
 class DrawnNegatives:
@@ -262,75 +245,73 @@ class DrawnNegatives:
     reports: dict[str, DrawReport] = field(default_factory=dict)
 
 
-def draw_negatives(planned: Planned, mixture: Mapping[str, int], seed: int) -> DrawnNegatives:
+def draw_negatives(
+    planned: PlannedRows | Mapping[str, Any], mixture: Mapping[str, int], seed: int
+) -> DrawnNegatives:
     """Fill the columns of a mixture such as `{"BN": 3, "MN": 5, "TN": 3}` for every planned row.
 
-    A candidate equal to the ground truth, or to an earlier negative of its prefix, teaches nothing:
+    A candidate equal to the ground truth, or to an earlier negative of its prefix, is degenerate:
     it is drawn again, up to three times, then its column is masked (and holds an empty
     continuation).
 
+    Args:
+        planned: the rows, or the fields of `PlannedRows` by name.
+        mixture: how many negatives of each kind.
+
     Raises:
-        KeyError: a kind that is not registered.
+        RegistryError: a kind that is not registered.
         ValueError: a count below 1, or more BN than a global batch has other rows.
     """
+    if not isinstance(planned, PlannedRows):
+        planned = PlannedRows(**planned)
     for kind, count in mixture.items():
-        sampler_identity(kind)
+        SAMPLERS.check(kind)
         if count < 1:
             raise ValueError(f"{kind}: {count} negatives asked for; leave the kind out instead")
     if mixture.get("BN", 0) >= planned.batch:
         raise ValueError(
             f"{mixture['BN']} BN need a global batch of more than {planned.batch}: raise the batch"
         )
-    rows = range(len(planned.continuations))
-    chosen: list[dict[str, list[Continuation]]] = [{kind: [] for kind in mixture} for _ in rows]
-    known = [{planned.continuations[row]} for row in rows]
-    reports = {kind: DrawReport() for kind in mixture}
+    known = [{truth} for truth in planned.continuations]
+    result = DrawnNegatives(
+        kinds=["truth", *(kind for kind, count in mixture.items() for _ in range(count))],
+        candidates=[[truth] for truth in planned.continuations],
+        mask=[[True] for _ in planned.continuations],
+    )
     for kind, count in mixture.items():
-        report = reports[kind]
-        report.asked = count * len(rows)
-        for draw in range(DRAWS):
-            wanted = {
-                row: count - len(chosen[row][kind])
-                for row in rows
-                if len(chosen[row][kind]) < count
-            }
-            if not wanted:
-                break
-            # Streams of their own for each kind and draw, so that a mixture's other counts change
-            # nothing.
-            drawn = SAMPLERS[kind](planned, wanted, stream_seed(seed, kind, draw))
-            for row, candidates in drawn.items():
-                for candidate in candidates:
-                    is_truth = candidate == planned.continuations[row]
-                    is_duplicate = not is_truth and candidate in known[row]
-                    report.drawn += 1
-                    report.equal_to_truth += is_truth
-                    report.duplicates += is_duplicate
-                    if draw == 0:
-                        report.first_drawn += 1
-                        report.first_equal_to_truth += is_truth
-                        report.first_duplicates += is_duplicate
-                    if not is_truth and not is_duplicate:
-                        known[row].add(candidate)
-                        chosen[row][kind].append(candidate)
-        report.masked = sum(count - len(chosen[row][kind]) for row in rows)
-    return _columns(planned, mixture, chosen, reports)
-
-
-def _columns(
-    planned: Planned,
-    mixture: Mapping[str, int],
-    chosen: list[dict[str, list[Continuation]]],
-    reports: dict[str, DrawReport],
-) -> DrawnNegatives:
-    kinds = ["truth", *(kind for kind, count in mixture.items() for _ in range(count))]
-    result = DrawnNegatives(kinds, [], [], reports)
-    for truth, own in zip(planned.continuations, chosen, strict=True):
-        candidates, mask = [truth], [True]
-        for kind, count in mixture.items():
-            missing = count - len(own[kind])
-            candidates += [*own[kind], *[()] * missing]
-            mask += [True] * len(own[kind]) + [False] * missing
-        result.candidates.append(candidates)
-        result.mask.append(mask)
+        report = result.reports[kind] = DrawReport(asked=count * len(known))
+        # A stream for each kind and draw: a mixture's other counts change nothing.
+        streams = [stream_seed(seed, kind, draw) for draw in range(DRAWS)]
+        drawn = _distinct(planned, SAMPLERS[kind], count, streams, known, report)
+        for row, negatives in enumerate(drawn):
+            missing = count - len(negatives)
+            report.masked += missing
+            result.candidates[row] += [*negatives, *[()] * missing]
+            result.mask[row] += [True] * len(negatives) + [False] * missing
     return result
+
+
+def _distinct(
+    planned: PlannedRows,
+    sampler: Sampler,
+    count: int,
+    streams: Sequence[int],
+    known: list[set[Continuation]],
+    report: DrawReport,
+) -> list[list[Continuation]]:
+    """Up to `count` negatives for each row, none among the row's `known` candidates, by one draw
+    for each of the random streams; adds them to `known`, and counts in the report."""
+    negatives: list[list[Continuation]] = [[] for _ in known]
+    for draw, stream in enumerate(streams):
+        wanted = {row: count - len(own) for row, own in enumerate(negatives) if len(own) < count}
+        if not wanted:
+            break
+        for row, candidates in sampler(planned, wanted, stream).items():
+            for candidate in candidates:
+                is_truth = candidate == planned.continuations[row]
+                is_duplicate = not is_truth and candidate in known[row]
+                report.count(is_truth, is_duplicate, is_first=draw == 0)
+                if candidate not in known[row]:
+                    known[row].add(candidate)
+                    negatives[row].append(candidate)
+    return negatives

@@ -1,5 +1,4 @@
-"""The order tau of equation 2: the ground truth first, then by cosine similarity to it (section
-3)."""
+"""The order tau of equation 2 (section 3): the ground truth, then by cosine similarity to it."""
 
 from __future__ import annotations
 
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpo import machine
-from cpo.processes import shared_out
+from cpo.engine import machine
+from cpo.engine.processes import shared_out
 
 Embed = Callable[[Sequence[str]], Tensor]
 
@@ -52,9 +51,7 @@ def minilm(precision: str) -> Embed:
     hub."""
     from sentence_transformers import SentenceTransformer
 
-    encoder: Any = SentenceTransformer(
-        str(_minilm_folder() or HUB_NAME), device=machine.device()
-    )
+    encoder: Any = SentenceTransformer(str(_minilm_folder() or HUB_NAME), device=machine.device())
 
     def embed(texts: Sequence[str]) -> Tensor:
         device = encoder.device.type
@@ -62,10 +59,10 @@ def minilm(precision: str) -> Embed:
             torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
             torch.inference_mode(),
         ):
-            found = encoder.encode(
+            embeddings = encoder.encode(
                 list(texts), batch_size=256, convert_to_tensor=True, show_progress_bar=False
             )
-        return found.float().cpu()
+        return embeddings.float().cpu()
 
     return embed
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cpo.logprobs import GroupScorer
+from cpo.scoring import GroupScorer
 
 
 class ScheduledSamplingScorer(GroupScorer):
     """Scores ground truths on inputs that are partly the model's own samples.
 
-    The first of `passes` passes sees the ground truth. Each samples a token for every place of the
-    continuation from what it expects there, and puts it into the next pass's input with
-    `probability`, by a fresh draw for each place; places before the pass's number stay as they are,
-    since what they were sampled from has come to rest. The last input is then scored against the
-    ground truth. Samples carry no gradient, and neither do the passes that make them.
+    The first of `passes` passes sees the ground truth. Each samples a token for every position of
+    the continuation from what it expects there, and puts it into the next pass's input with
+    `probability`, by a fresh draw for each position. Positions before the pass's number stay as
+    they are, since what they were sampled from has come to rest. The last input is then scored
+    against the ground truth. Samples carry no gradient, and neither do the passes that make them.
 
     Only continuation tokens are replaced, and only while training: in evaluation mode, and at
     probability 0, this is a `GroupScorer`. Draws come from torch's global generator, whose state a
@@ -37,23 +37,18 @@ class ScheduledSamplingScorer(GroupScorer):
         continuation_mask: Tensor,
     ) -> Tensor:
         """`[B, K]`: sums of the ground truths' token log-probabilities given the mixed inputs."""
-        inputs = continuation_ids
-        if self.training:
-            with torch.no_grad():
-                for number in range(self.passes):
-                    given = (prefix_ids, prefix_mask, inputs, continuation_mask)
-                    logits = self.next_token_logits(*given)
-                    inputs = self._mixed(
-                        inputs, continuation_ids, continuation_mask, logits, number
-                    )
-        return self.token_logps(
-            prefix_ids, prefix_mask, continuation_ids, continuation_mask, inputs
-        ).sum(-1)
+        gold, mask = continuation_ids, continuation_mask
+        inputs = gold
+        with torch.no_grad():
+            for number in range(self.passes if self.training else 0):
+                logits = self.next_token_logits(prefix_ids, prefix_mask, inputs, mask)
+                inputs = self._mixed(inputs, gold, mask, logits, number)
+        return self.token_logps(prefix_ids, prefix_mask, gold, mask, inputs).sum(-1)
 
     def _mixed(
         self, inputs: Tensor, gold: Tensor, mask: Tensor, logits: Tensor, number: int
     ) -> Tensor:
-        """The next pass's input: `where(rand < p, sampled, gold)` from place `number` onwards."""
+        """The next pass's input: `where(rand < p, sampled, gold)` from position `number` on."""
         sampled = torch.multinomial(logits.softmax(-1), 1)[:, 0]
         sampled = torch.zeros_like(gold).masked_scatter(mask, sampled)
         chosen = torch.rand(gold.shape, device=gold.device) < self.probability

@@ -1,7 +1,7 @@
-"""One `transformers.Trainer` subclass for MLE, CPO and their relatives, on a fixed batch plan.
+"""One `transformers.Trainer` subclass for MLE, CPO and their relatives, on a fixed schedule.
 
 Every objective sees the same thing: groups of K continuations scored to `[B, K]` by one module. MLE
-is a group of one. The trainer reads the plan in order; checkpoints, exact resume and mixed
+is a group of one. The trainer reads the schedule in order; checkpoints, exact resume and mixed
 precision are transformers' own.
 """
 
@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,36 +18,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from cpo import losses, machine
-from cpo.logprobs import Group, GroupScorer, collate_groups, order_by_length
-from cpo.model_folders import ModelFolderError, load_model
-from cpo.own_code import check_name, identity
-from cpo.processes import (
-    from_main_process,
-    is_main_process,
-    process_count,
-    wait_for_everyone,
+from cpo import losses
+from cpo.engine import machine
+from cpo.engine.callbacks import (
+    Progress,
+    TimedCheckpoints,
+    Watcher,
+    last_good_checkpoint,
 )
-from cpo.profiles import CONTRASTIVE_OBJECTIVES, NEXT_TOKEN_OBJECTIVES
-from cpo.progress import progress_bar
+from cpo.engine.processes import from_main_process, is_main_process, process_count
+from cpo.models.folders import ModelFolderError, load_model
+from cpo.registry import Registry
 from cpo.scheduled_sampling import ScheduledSamplingScorer
-from cpo.store import checksums_of, damaged_file, write_atomically
+from cpo.scoring import Group, GroupScorer, collate_groups, order_by_length
 
+# A loss that compares continuations: (policy_logps, reference_logps, beta, mask) -> scalar mean.
 Objective = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
-# Objectives that compare continuations: (policy_logps, reference_logps, beta, mask) -> mean loss.
-# MLE and PSS compare nothing and stand apart in `SequenceTrainer.compute_loss`.
-OBJECTIVES: dict[str, Objective] = {
-    "cpo": losses.cpo_loss,
-    "ranked_cpo": losses.ranked_cpo_loss,
-    "dpo": losses.dpo_loss,
-    "ranking_nce": lambda policy, reference, beta, mask: losses.ranking_nce_loss(
-        policy, beta, mask
-    ),
-}
+# Objectives that compare nothing: a mean over the tokens of the ground truth.
+NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
+
+OBJECTIVES: Registry[Objective] = Registry(
+    "objective",
+    {
+        "cpo": losses.cpo_loss,
+        "ranked_cpo": losses.ranked_cpo_loss,
+        "dpo": losses.dpo_loss,
+        "ranking_nce": lambda policy, reference, beta, mask: losses.ranking_nce_loss(
+            policy, beta, mask
+        ),
+    },
+    reserved=NEXT_TOKEN_OBJECTIVES,
+)
 
 # Of them those to which the order of the columns, best first, means something.
 RANKED_OBJECTIVES = {"ranked_cpo"}
@@ -62,11 +64,7 @@ FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
 # e ** 2,000 times the reference's probability has left it for good.
 EXPLODED_REWARD = 1e4
 
-CHECKSUMS = "sha256.json"
-
-# Told of every step of every training in this process: what is trained, how many steps it has, and
-# its log so far, a dict a step; such as what draws curves in a notebook.
-Watcher = Callable[[str, int, Sequence[Mapping[str, float]]], None]
+# Told of every step of every training in this process, such as what draws curves in a notebook.
 WATCHERS: list[Watcher] = []
 
 
@@ -74,22 +72,19 @@ def register_objective(name: str, ranked: bool = False) -> Callable[[Objective],
     """Make a loss known by name, as `@register_objective("hinge")`; a row then trains with it.
 
     The loss takes `(policy_logps, reference_logps, beta, mask)` as `losses.cpo_loss` does, and
-    returns a scalar, the mean over the rows that it is given. A name of your own may be registered
-    again, and stands for the new function then.
+    returns a scalar, the mean over the rows that it is given.
 
     Args:
         ranked: give it the columns in the order of the ranking, best first, and not as drawn.
 
     Raises:
-        OwnCodeError: the name is one of the project's.
+        RegistryError: the name is one of the project's.
     """
-    check_name(name, OBJECTIVES | dict.fromkeys(NEXT_TOKEN_OBJECTIVES, losses.cpo_loss), "loss")
+    register = OBJECTIVES.register(name)
 
     def add(objective: Objective) -> Objective:
-        OBJECTIVES[name] = objective
-        CONTRASTIVE_OBJECTIVES.add(name)
         (RANKED_OBJECTIVES.add if ranked else RANKED_OBJECTIVES.discard)(name)
-        return objective
+        return register(objective)
 
     return add
 
@@ -98,15 +93,9 @@ def objective_identity(name: str) -> str:
     """What names an objective in a recipe: its name, with the hash of its source if it is yours.
 
     Raises:
-        KeyError: no objective is registered by this name.
-        OwnCodeError: as `own_code.identity`.
+        RegistryError: no objective is registered by this name, or as `registry.identity`.
     """
-    if name in NEXT_TOKEN_OBJECTIVES:
-        return name
-    if name not in OBJECTIVES:
-        known = ", ".join((*NEXT_TOKEN_OBJECTIVES, *OBJECTIVES))
-        raise KeyError(f"no objective '{name}'; known: {known}")
-    named = identity(name, OBJECTIVES[name])
+    named = OBJECTIVES.identity(name)
     # Which order of the columns it sees is said beside the function, not in it.
     return f"{named}:ranked" if named != name and name in RANKED_OBJECTIVES else named
 
@@ -117,8 +106,8 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """One planned row: a prefix, its K continuations (best first for the ranked objective), and
-    their reference log-probabilities. For MLE, K = 1 and there is no reference."""
+    """A row of the schedule: a prefix, its K continuations (best first for the ranked objective),
+    and their reference log-probabilities. For MLE, K = 1 and there is no reference."""
 
     group: Group
     mask: Sequence[bool] = (True,)
@@ -155,47 +144,24 @@ class TrainingSettings:
     description: str = "training"
 
 
-class PlannedExamples(Dataset[dict[str, Any]]):
-    """The planned rows, `steps x batch` of them, in order of length within each global batch.
-
-    The number of continuation tokens of the whole global batch travels with each row, so that a
-    mean over the tokens of the global batch needs no exchange between micro-batches or processes.
-    """
-
-    def __init__(self, examples: Sequence[TrainingExample], batch: int) -> None:
-        if len(examples) % batch:
-            raise ValueError(f"{len(examples)} planned rows are not whole batches of {batch}")
-        self.examples = examples
-        self.batch = batch
-        self.order = order_by_length([example.group for example in examples], batch)
-        tokens = [len(example.group.continuations[0]) for example in examples]
-        self.batch_tokens = [
-            sum(tokens[start : start + batch]) for start in range(0, len(examples), batch)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "example": self.examples[self.order[index]],
-            "batch_tokens": self.batch_tokens[index // self.batch],
-        }
-
-
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A micro-batch: the tensors of `collate_groups`, `reference_logps` and `mask` `[B, K]`."""
     examples: list[TrainingExample] = [row["example"] for row in rows]
     batch: dict[str, Any] = collate_groups([example.group for example in examples])
     if examples[0].reference_logps:
-        batch["reference_logps"] = torch.tensor([list(one.reference_logps) for one in examples])
+        batch["reference_logps"] = torch.tensor([list(row.reference_logps) for row in examples])
     batch["mask"] = torch.tensor([list(example.mask) for example in examples])
     batch["batch_tokens"] = rows[0]["batch_tokens"]
     return batch
 
 
 class SequenceTrainer(Trainer):
-    """Trains a `GroupScorer` on planned examples with one of the objectives."""
+    """Trains a `GroupScorer` on `steps x batch` examples with one of the objectives.
+
+    The examples are read in order, those of a global batch by length. The number of ground-truth
+    tokens of its whole global batch travels with each, so that a mean over them needs no exchange
+    between micro-batches or processes. `args` has to ask for sequential sampling.
+    """
 
     # compute_loss already divides by the whole global batch; micro-batches are added, not averaged.
     loss_is_scaled_for_ga = True
@@ -203,17 +169,29 @@ class SequenceTrainer(Trainer):
     def __init__(
         self,
         scorer: GroupScorer,
-        examples: PlannedExamples,
+        examples: Sequence[TrainingExample],
         settings: TrainingSettings,
         args: TrainingArguments,
-        **kwargs: Any,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.settings = settings
+        self.examples, self.settings = examples, settings
         self.sums: dict[str, Tensor] = {}
         self.step_began = 0.0
+        tokens = [len(example.group.continuations[0]) for example in examples]
+        starts = range(0, len(examples), settings.batch)
+        sums = [sum(tokens[start : start + settings.batch]) for start in starts]
+        order = order_by_length([example.group for example in examples], settings.batch)
+        rows: Any = [
+            {"example": examples[row], "batch_tokens": sums[row // settings.batch]} for row in order
+        ]
         super().__init__(
-            model=scorer, args=args, train_dataset=examples, data_collator=collate, **kwargs
+            model=scorer,
+            args=args,
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=list(callbacks),
         )
+        self.remove_callback(PrinterCallback)
         if self.accelerator.ddp_handler is not None:
             # Processes exchange gradients where they stand, not in a second copy of all of them.
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
@@ -232,53 +210,36 @@ class SequenceTrainer(Trainer):
         mask, batch_tokens = inputs.pop("mask"), inputs.pop("batch_tokens")
         reference_logps = inputs.pop("reference_logps", None)
         policy_logps: Tensor = model(**inputs)
-        mle_loss = -policy_logps[:, 0].sum() / batch_tokens
-        if self.settings.objective in NEXT_TOKEN_OBJECTIVES:
-            loss = mle_loss
-        else:
-            objective = OBJECTIVES[self.settings.objective]
-            beta = self.settings.beta
-            share = len(policy_logps) / self.settings.batch
-            loss = objective(policy_logps, reference_logps, beta, mask)
-            if loss.dim():
-                raise TrainingError(
-                    f"the objective '{self.settings.objective}' returned a tensor of shape "
-                    f"{tuple(loss.shape)}: the mean over its rows is wanted, a scalar"
-                )
-            loss = loss * share
-            with torch.no_grad():
-                self._count(policy_logps.detach(), reference_logps, mask, share)
-                expected = objective(reference_logps, reference_logps, beta, mask) * share
-                self._add("loss_at_reference", expected)
-                self._add("contrastive_loss", loss.detach())
-            if self.settings.mle_weight:
-                loss = loss + self.settings.mle_weight * mle_loss
-        self._add("loss", loss.detach())
+        loss = -policy_logps[:, 0].sum() / batch_tokens  # L_MLE
+        if self.settings.objective not in NEXT_TOKEN_OBJECTIVES:
+            contrastive = self._contrastive_loss(policy_logps, reference_logps, mask)
+            weight = self.settings.mle_weight
+            loss = contrastive + weight * loss if weight else contrastive
+        self._add({"loss": loss.detach()})
         return loss * self.accelerator.num_processes
 
-    def _count(
-        self, policy_logps: Tensor, reference_logps: Tensor, mask: Tensor, share: float
-    ) -> None:
-        """Rewards, margins, accuracy and log-probabilities, means over the global batch's
-        examples."""
-        rewards = losses.implicit_rewards(policy_logps, reference_logps, self.settings.beta)
-        negatives = mask[:, 1:]
-        count = negatives.sum(-1).clamp(min=1)
-        rejected = rewards[:, 1:].masked_fill(~negatives, 0.0).sum(-1) / count
-        rejected_logps = policy_logps[:, 1:].masked_fill(~negatives, 0.0).sum(-1) / count
-        best = rewards[:, 1:].masked_fill(~negatives, -math.inf).amax(-1)
-        for name, values in {
-            "reward_chosen": rewards[:, 0],
-            "reward_rejected": rejected,
-            "margin": rewards[:, 0] - rejected,
-            "accuracy": (rewards[:, 0] > best).float(),
-            "logps_chosen": policy_logps[:, 0],
-            "logps_rejected": rejected_logps,
-        }.items():
-            self._add(name, values.mean() * share)
+    def _contrastive_loss(
+        self, policy_logps: Tensor, reference_logps: Tensor, mask: Tensor
+    ) -> Tensor:
+        """The micro-batch's share of the objective; adds up what the log says of it."""
+        objective, beta = OBJECTIVES[self.settings.objective], self.settings.beta
+        loss = objective(policy_logps, reference_logps, beta, mask)
+        if loss.dim():
+            raise TrainingError(
+                f"the objective '{self.settings.objective}' returned a tensor of shape "
+                f"{tuple(loss.shape)}: the mean over its rows is wanted, a scalar"
+            )
+        share = len(policy_logps) / self.settings.batch
+        with torch.no_grad():
+            means = reward_means(policy_logps.detach(), reference_logps, beta, mask)
+            means["loss_at_reference"] = objective(reference_logps, reference_logps, beta, mask)
+            means["contrastive_loss"] = loss.detach()
+            self._add({name: mean * share for name, mean in means.items()})
+        return loss * share
 
-    def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
+    def _add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Transformers' log line with the means of the step in it, and its seconds; refuses a
@@ -294,50 +255,44 @@ class SequenceTrainer(Trainer):
         super().log(logs, start_time)
 
     def _check(self, step: dict[str, float]) -> None:
-        number = self.state.global_step
-        rewards = [abs(step.get(f"reward_{one}", 0.0)) for one in ("chosen", "rejected")]
-        if not math.isfinite(step["loss"]) or not max(rewards) <= EXPLODED_REWARD:
+        """Raises `TrainingError` where the numbers of a step say that the training is broken."""
+        number, name = self.state.global_step, self.settings.description
+        reward = max(abs(step.get(f"reward_{kind}", 0.0)) for kind in ("chosen", "rejected"))
+        if not math.isfinite(step["loss"]) or not reward <= EXPLODED_REWARD:
             raise TrainingError(
-                f"{self.settings.description}: the loss is {step['loss']} at step {number}, with "
-                f"rewards of up to {max(rewards):.3g}. The step's examples are in "
-                f"{self._save_batch(number)}: look at them, or lower the learning rate or beta."
+                f"{name}: the loss is {step['loss']} at step {number}, with rewards of up to "
+                f"{reward:.3g}. The step's examples are in {self._save_batch(number)}: look at "
+                "them, or lower the learning rate or beta."
             )
-        if number == 1 and "loss_at_reference" in step:
-            gap = abs(step["contrastive_loss"] - step["loss_at_reference"])
-            bound = FIRST_LOSS_BOUND[self.settings.precision]
-            if gap > bound and self.settings.objective != "ranking_nce":
-                raise TrainingError(
-                    f"{self.settings.description}: the first loss is "
-                    f"{step['contrastive_loss']:.4f}, but a policy that equals its reference has "
-                    f"{step['loss_at_reference']:.4f} "
-                    f"(ln K, or ln K! when ranked, if nothing is masked). Their distance {gap:.2g} "
-                    f"is above {bound:g}: policy and reference were not scored alike. Look for "
-                    "dropout or other randomness left on, and for reference values of another "
-                    "model, text or precision."
-                )
+        if number > 1 or "loss_at_reference" not in step:
+            return
+        first, expected = step["contrastive_loss"], step["loss_at_reference"]
+        bound = FIRST_LOSS_BOUND[self.settings.precision]
+        if abs(first - expected) > bound and self.settings.objective != "ranking_nce":
+            raise TrainingError(
+                f"{name}: the first loss is {first:.4f}, but a policy that equals its reference "
+                f"has {expected:.4f} (ln K, or ln K! when ranked, if nothing is masked). Their "
+                f"distance {abs(first - expected):.2g} is above {bound:g}: policy and reference "
+                "were not scored alike. Look for dropout or other randomness left on, and for "
+                "reference values of another model, text or precision."
+            )
 
     def _save_batch(self, number: int) -> Path:
         """The global batch of a step as JSON lines beside the checkpoints, for a person to see."""
-        planned: Any = self.train_dataset
-        size = self.settings.batch
-        path = Path(str(self.args.output_dir)) / f"batch-{number}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = planned.examples[(number - 1) * size : number * size]
-        lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in rows]
+        path = Path(str(self.args.output_dir), f"batch-{number}.jsonl")
         if is_main_process():
-            path.write_text("".join(lines), encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = self.settings.batch
+            rows = map(dataclasses.asdict, self.examples[(number - 1) * size : number * size])
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        planned: Any = self.train_dataset
-        return SequentialSampler(planned)  # the plan is the order
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
         # The inner model's own format: a from_pretrained folder, tied weights stored once.
         if state_dict is not None:  # gathered from processes that share the model out
-            state_dict = {name.removeprefix("model."): one for name, one in state_dict.items()}
+            state_dict = {name.removeprefix("model."): state_dict[name] for name in state_dict}
         self._inner().save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -354,47 +309,26 @@ class SequenceTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model).model
 
 
-class _Progress(TrainerCallback):
-    """A sparse progress bar, and a checkpoint every so many minutes."""
-
-    def __init__(self, settings: TrainingSettings) -> None:
-        self.settings = settings
-        self.saved = time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = progress_bar(state.max_steps, self.settings.description)
-        self.bar.update(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(1)
-        minutes = (time.monotonic() - self.saved) / 60
-        due = minutes >= self.settings.checkpoint_minutes
-        # By one clock: all processes save together or none does.
-        if state.global_step < state.max_steps and from_main_process(lambda: due):
-            control.should_save = True
-            self.saved = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for watcher in list(WATCHERS) if is_main_process() else []:
-            try:
-                watcher(self.settings.description, state.max_steps, state.log_history)
-            except Exception as error:  # a picture is not worth a training
-                WATCHERS.remove(watcher)
-                warnings.warn(f"not watched any further: {error!r}", stacklevel=2)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seal the checkpoint with checksums; only then the one before it goes."""
-        wait_for_everyone()  # each process writes the state of its random numbers
-        if not is_main_process():
-            return
-        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_atomically(newest / CHECKSUMS, json.dumps(checksums_of(newest)))
-        for older in Path(args.output_dir).glob("checkpoint-*"):
-            if older != newest:
-                shutil.rmtree(older)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
+def reward_means(
+    policy_logps: Tensor, reference_logps: Tensor, beta: float, mask: Tensor
+) -> dict[str, Tensor]:
+    """Rewards, margin, accuracy and log-probabilities of ground truth (chosen) and negatives
+    (rejected): scalars, means over the rows of `[B, K]`, column 0 the ground truth."""
+    rewards = losses.implicit_rewards(policy_logps, reference_logps, beta)
+    negatives = mask[:, 1:]
+    count = negatives.sum(-1).clamp(min=1)
+    rejected = rewards[:, 1:].masked_fill(~negatives, 0.0).sum(-1) / count
+    rejected_logps = policy_logps[:, 1:].masked_fill(~negatives, 0.0).sum(-1) / count
+    best = rewards[:, 1:].masked_fill(~negatives, -math.inf).amax(-1)
+    values = {
+        "reward_chosen": rewards[:, 0],
+        "reward_rejected": rejected,
+        "margin": rewards[:, 0] - rejected,
+        "accuracy": (rewards[:, 0] > best).float(),
+        "logps_chosen": policy_logps[:, 0],
+        "logps_rejected": rejected_logps,
+    }
+    return {name: value.mean() for name, value in values.items()}
 
 
 def train(
@@ -404,19 +338,20 @@ def train(
     output: Path,
     partial: Path,
 ) -> list[dict[str, float]]:
-    """Train `model` in place on `steps x batch` planned examples and save it under `output`.
+    """Train `model` in place on `steps x batch` examples and save it under `output`.
 
     `output` becomes a `from_pretrained` folder with `history.jsonl`, one line a step. Unfinished
     work is kept under `partial` and taken up from there, to the same final weights.
+
+    Returns:
+        The history: a dict of numbers a step.
 
     Raises:
         ValueError: the number of examples is not `steps x batch`, or the objective is unknown.
         TrainingError: the loss is not finite or no scalar, a reward has exploded, or the first loss
             is not its value for policy = reference.
     """
-    known = (*NEXT_TOKEN_OBJECTIVES, *OBJECTIVES)
-    if settings.objective not in known:
-        raise ValueError(f"unknown objective '{settings.objective}'; known: {', '.join(known)}")
+    OBJECTIVES.check(settings.objective)
     if len(examples) != settings.steps * settings.batch:
         raise ValueError(
             f"the plan is {settings.steps} steps of {settings.batch}, "
@@ -431,25 +366,20 @@ def train(
         )
     trainer = SequenceTrainer(
         scorer,
-        PlannedExamples(examples, settings.batch),
+        examples,
         settings,
-        args=_training_arguments(settings, partial),
-        callbacks=[_Progress(settings)],
+        _training_arguments(settings, partial),
+        [
+            Progress(settings.description, WATCHERS),
+            TimedCheckpoints(settings.checkpoint_minutes),
+        ],
     )
-    # Our one bar replaces the two that transformers draws.
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in (
-            "ProgressCallback",
-            "NotebookProgressCallback",
-            "PrinterCallback",
-        ):
-            trainer.remove_callback(callback)
-    trainer.train(resume_from_checkpoint=from_main_process(lambda: _last_good_checkpoint(partial)))
+    trainer.train(resume_from_checkpoint=from_main_process(lambda: last_good_checkpoint(partial)))
     trainer.save_model(str(output))
     history = [line for line in trainer.state.log_history if "loss" in line]
     if is_main_process():
-        with open(output / "history.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in history)
+        lines = [json.dumps(line) + "\n" for line in history]
+        (output / "history.jsonl").write_text("".join(lines), encoding="utf-8")
     return history
 
 
@@ -463,11 +393,8 @@ def micro_batch(batch: int, longest: int, tokens: int, processes: int = 1) -> in
     if batch % processes:
         raise ValueError(f"a global batch of {batch} cannot be shared out among {processes}")
     share = batch // processes
-    return max(
-        size
-        for size in range(1, share + 1)
-        if share % size == 0 and (size == 1 or size * longest <= tokens)
-    )
+    divisors = [size for size in range(1, share + 1) if share % size == 0]
+    return max((size for size in divisors if size * longest <= tokens), default=1)
 
 
 def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArguments:
@@ -486,6 +413,7 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
         max_grad_norm=settings.clip,
         logging_steps=1,
         logging_nan_inf_filter=False,
+        train_sampling_strategy="sequential",  # the schedule is the order
         save_strategy="no",
         seed=settings.seed,
         use_cpu=not cuda,
@@ -498,20 +426,3 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
     # On several GPUs one process would wrap the model for all of them, and read so many batches.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
-
-
-def _last_good_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that agrees with its checksums, which are written last."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in reversed(found):
-        try:
-            checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            damage = "was not written to its end"
-        else:
-            damage = damaged_file(path, checksums)
-        if not damage:
-            return str(path)
-        print(f"{path.name} is not used: {damage}", flush=True)
-        shutil.rmtree(path)
-    return None

@@ -1,9 +1,9 @@
-"""Sphinx's settings for the site, whose pages `cpo/site.py` gathers."""
+"""Sphinx's settings for the site, whose pages `cpo_suite/report/site.py` gathers."""
 
 project = "CPO"
 author = "The CPO reference implementation maintainers"
 language = "en"
-extensions = ["myst_nb", "cpo.site"]
+extensions = ["myst_nb", "cpo_suite.report.formulas"]
 exclude_patterns = ["figures"]  # files that pages link to; their tables in Markdown are no pages
 
 # Notebooks: outputs as the run left them. Where an output has both, a picture instead of the live
@@ -15,7 +15,7 @@ nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 myst_update_mathjax = False
-html_math_renderer = "mathml"  # of cpo.site: Sphinx's own fetches MathJax from another host
+html_math_renderer = "mathml"  # of report.formulas: Sphinx's own fetches MathJax from another host
 
 html_theme = "furo"
 html_title = "Contrastive Preference Optimization"

@@ -20,7 +20,7 @@ def continuation_logp(logits: torch.Tensor, ids: torch.Tensor, prefix_length: in
 # %% check
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 # Two tokens in the vocabulary. After the first id the model gives them 1/2 and 1/2, after the
 # second 1/4 and 3/4. What it says after the last one predicts nothing that is here.

@@ -19,7 +19,7 @@ def truncation_logps(token_logps: torch.Tensor, eos_logps: torch.Tensor) -> torc
 # %% check
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cpo.logprobs import Group, GroupScorer, collate_groups
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 # By hand: after "a" (-1), EOS costs -3 there; after "a b" (-1 - 2), EOS costs -0.5.
 found = truncation_logps(torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([-9.0, -3.0, -0.5]))
@@ -89,10 +89,10 @@ assert found == expected, f"cpo.ranking says {expected}, not {found}"
 # %% stub
 import torch
 
-from cpo.negatives import Planned
+from cpo.negatives import PlannedRows
 
 
-def rotations(planned: Planned, wanted: dict[int, int], seed: int) -> dict[int, list[tuple]]:
+def rotations(planned: PlannedRows, wanted: dict[int, int], seed: int) -> dict[int, list[tuple]]:
     """For each row of `wanted` as many rotations of its ground truth, or as many as there are."""
     # solution
     generator = torch.Generator().manual_seed(seed)
@@ -109,10 +109,9 @@ def rotations(planned: Planned, wanted: dict[int, int], seed: int) -> dict[int, 
 # %% check
 from cpo.negatives import draw_negatives, register
 
-planned = Planned(
+planned = PlannedRows(
     prefixes=[(1,), (2,), (3,)],
     continuations=[(11, 12, 13, 14, 0), (21, 22), (31, 0)],  # the second has no EOS
-    has_eos=[True, False, True],
     batch=3,
     model=None,
     eos_token_id=0,

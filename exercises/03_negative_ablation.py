@@ -20,7 +20,7 @@ def half_widths(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 
 # %% check
-from cpo.intervals import paired_difference
+from cpo.evaluation.statistics import paired_difference
 
 # By hand: the differences 0, 1, 0, 0 have variance 1/4, so 1.96 * sqrt(1/4 / 4) = 0.49.
 # Alone, the variances are 1/3 and 1/4: 1.96 * sqrt((1/3 + 1/4) / 4) = 0.7485.

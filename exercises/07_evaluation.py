@@ -6,8 +6,8 @@
 # win rates of the two add up to?
 
 # %% stub
-from cpo.judge_prompts import Verdict
-from cpo.judging import Judged
+from cpo.evaluation.judge_prompts import Verdict
+from cpo.evaluation.judging import Judged
 
 
 def shortest(example: Judged, response_a: str, response_b: str) -> Verdict:
@@ -22,9 +22,9 @@ def shortest(example: Judged, response_a: str, response_b: str) -> Verdict:
 # %% check
 import numpy as np
 
-from cpo.comparing import flip_rate
 from cpo.data import Example
-from cpo.judging import RuleJudge, judge_responses
+from cpo.evaluation.judging import RuleJudge, judge_responses
+from cpo.evaluation.statistics import flip_rate
 
 recorded = ["Paris.", "Four legs.", "It is a moth.", "In the year 310.", "No.", "Seven."]
 answers = ["Paris, of course.", "Four.", "It is a mouse", "310.", "No!", "Seven!"]
@@ -124,7 +124,7 @@ def without_noise(measured: float, flips: float) -> float:
 # %% check
 import numpy as np
 
-from cpo.comparing import flip_rate
+from cpo.evaluation.statistics import flip_rate
 
 assert without_noise(0.06, 0.0) == 0.06, "a judge that never flips has no noise"
 # noise 0.4: c = 0.8, f = 2 * 0.8 * 0.2 = 0.32, and the difference is 0.6 of the true one.

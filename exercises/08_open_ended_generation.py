@@ -113,7 +113,8 @@ assert sorted(steps, reverse=True) == steps, f"further apart has to be less alik
 # length and style stay as they are. What should the oracle say of each part of its grade? And
 # MAUVE?
 #
-# `cpo.world.tables` has `KIND`, from a word to its kind, and `WORDS`, from a kind to all its words.
+# `cpo_suite.world.tables` has `KIND`, from a word to its kind, and `WORDS`, from a kind to all its
+# words.
 
 
 # %% stub
@@ -123,7 +124,7 @@ def spoilt(text: str, subject: str, seed: int) -> str:
     import random
     import re
 
-    from cpo.world.tables import KIND, WORDS
+    from cpo_suite.world.tables import KIND, WORDS
 
     draw = random.Random(seed)
 
@@ -140,9 +141,9 @@ def spoilt(text: str, subject: str, seed: int) -> str:
 # %% check
 import re
 
-from cpo.world import WorldArticle, oracle_parts, oracle_score
-from cpo.world.oracle import world_facts
-from cpo.world.tables import KIND
+from cpo_suite.world import WorldArticle, oracle_parts, oracle_score
+from cpo_suite.world.oracle import world_facts
+from cpo_suite.world.tables import KIND
 
 # An article on the town of Tolan, all of it true in the world number 0.
 truth = world_facts(0).values["Tolan"]

@@ -24,7 +24,7 @@ def shares(record: dict[str, Any]) -> dict[str, float]:
 import json
 import math
 
-from cpo.profiles import ROOT
+from cpo_suite.profile import ROOT
 
 made = [("model", 30.0), ("verdicts", 10.0), ("base_model", 100.0), ("model", 60.0)]
 found = shares({"artifacts": [{"stage": stage, "seconds": took} for stage, took in made]})
@@ -73,7 +73,7 @@ def room(parts: dict[str, Array]) -> dict[str, float]:
 
 
 # %% check
-from cpo.world import score_of
+from cpo_suite.world import score_of
 
 names = ("right", "complete", "to_the_point", "well_formed")
 # Two answers, one right and incomplete, the other complete and wrong: both have the grade 0.
@@ -106,7 +106,7 @@ for place, name in enumerate(names):
 # two weak parts gains little from mending one.
 
 # %% exercise: Twelve looks at once | hard | 40 minutes
-# Section 3 in a few lines. You are given measured differences and their standard errors; each
+# Section 2 in a few lines. You are given measured differences and their standard errors; each
 # difference is taken as normally distributed around the true one. Say of each whether "CPO is
 # better" `holds`, `fails` or is `undecided`, with intervals adjusted after Holm for their number
 # $m$:
@@ -146,7 +146,8 @@ def decisions(differences: Sequence[float], errors: Sequence[float]) -> list[str
 # %% check
 import numpy as np
 
-from cpo.claims import decide, holm_levels
+from cpo.evaluation.statistics import holm_levels
+from cpo_suite.report.claims import decide
 
 normal = NormalDist()
 
@@ -165,7 +166,7 @@ found = decisions(*with_p(0.04, 0.01, 0.03))
 assert found == ["undecided", "holds", "undecided"], f"p = 0.04, 0.01, 0.03: {found}"
 assert decisions([-9.0, 9.0], [1.0, 1.0]) == ["fails", "holds"], "below 0 it fails"
 
-# Against cpo.claims, on twelve differences of which most are 0; and how often anything is
+# Against the suite's own, on twelve differences of which most are 0; and how often anything is
 # decided where all are 0, which may be in 5 % of the runs.
 random, errors = np.random.default_rng(0), [1.0] * 12
 for differences in random.normal([3.0, -3.0, 2.5] + [0.0] * 9, size=(200, 12)).tolist():

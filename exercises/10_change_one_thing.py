@@ -32,12 +32,12 @@ def repetition(planned, wanted, seed):
 
 
 # %% check
-from cpo.negatives import Planned
+from cpo.negatives import PlannedRows
 
 truths = [(5, 6, 7, 8, 0), (5, 0), (5, 6, 5, 6)]  # 0 is EOS; the last one has none
-plan = Planned(
-    prefixes=[(1,)] * 3, continuations=truths, has_eos=[True, True, False], batch=3,
-    model=None, eos_token_id=0, max_continuation_tokens=9,
+plan = PlannedRows(
+    prefixes=[(1,)] * 3, continuations=truths, batch=3, model=None, eos_token_id=0,
+    max_continuation_tokens=9,
 )  # fmt: skip
 found = repetition(plan, {0: 20, 1: 20, 2: 20}, seed=0)
 # Spans of two or more of 5 6 7 8: three of two tokens, two of three, one of four.
@@ -55,7 +55,7 @@ assert any(few[0] != other for other in few[2:]), "another seed draws others"
 
 # %% note
 # To see its row: `@register("RN")` above the function, `suite.add_row("own/RNR", like="f1b/TNR",
-# negatives={"RN": 4})`, and `figures.table(suite, "own")`. Would you expect more of it than of SN?
+# negatives={"RN": 4})`, and `tables.table(suite, "own")`. Would you expect more of it than of SN?
 # The measure `repeated_4grams` of the reference says how much there is to gain.
 
 # %% exercise: The squared link | medium | 15 minutes
@@ -114,7 +114,7 @@ assert rows.grad[~mask].abs().sum() == 0, "what is masked has no gradient"
 # `is_fair`: whether exchanging the sides exchanges a judge's verdict on each of the given pairs.
 
 # %% stub
-from cpo.metrics import repeated_ngrams
+from cpo.evaluation.metrics import repeated_ngrams
 
 
 def less_repetitive(example, response_a, response_b):

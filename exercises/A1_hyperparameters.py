@@ -30,7 +30,7 @@ def winners(trials: pd.DataFrame) -> pd.DataFrame:
 # %% check
 import math
 
-from cpo.profiles import ROOT
+from cpo_suite.profile import ROOT
 
 rows = [
     ("MLE", 1e-5, math.nan, 0.25), ("MLE", 1e-6, math.nan, 0.20), ("MLE", 1e-4, math.nan, 0.25),

@@ -18,7 +18,7 @@ Such a file has the notebook's name, a docstring, and for each exercise these ce
     # What stands below the folded solution. May be left out.
 
 The notebook shows the stub without the lines of the solution, runs the check inside
-`cpo.course.exercise`, and folds the solution away. An exercise stands alone: it imports what it
+`course.exercise`, and folds the solution away. An exercise stands alone: it imports what it
 uses, and asks for nothing that the notebook made. What only the solution needs is imported in it;
 imports at the beginning of a check go above the `with`.
 """
@@ -86,7 +86,7 @@ class Exercise:
     def check_cell(self) -> str:
         """The cell that a learner runs to check the one above."""
         imports: list[str] = []
-        ours, lines = ["from cpo.course import exercise"], self.check.splitlines()
+        ours, lines = ["from cpo_suite.teaching.course import exercise"], self.check.splitlines()
         while lines and (not lines[0] or lines[0].startswith(("import ", "from "))):
             line = lines.pop(0)
             (ours if line.startswith("from cpo") else imports).append(line)

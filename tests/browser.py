@@ -27,7 +27,7 @@ import psutil
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright
 from playwright.sync_api import TimeoutError as NotInTime
 
-from cpo.profiles import ROOT
+from cpo_suite.profile import ROOT
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 LOCAL = re.compile(r"(file|data|blob):|(https?|wss?)://(127\.0\.0\.1|localhost)[:/]")

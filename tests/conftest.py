@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cpo import calibration, precision
+from cpo.engine import precision
+from cpo_suite import calibration
 
 PARAMETERS = 'profile = "tiny"\noverrides = []\noutput = ""'
 

@@ -23,8 +23,8 @@ from browser import (
 )
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from cpo import site
-from cpo.profiles import ROOT
+from cpo_suite.profile import ROOT
+from cpo_suite.report import site
 
 pytestmark = pytest.mark.browser
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from cpo import calibration, training
-from cpo.experiments import Suite
-from cpo.profiles import load_profile
-from cpo.stated import StatedSuite
-from cpo.store import Store
+from cpo import training
+from cpo_suite import calibration
+from cpo_suite.estimate import Speeds
+from cpo_suite.profile import load_profile
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 
 @pytest.fixture
@@ -25,12 +26,14 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.setattr(calibration, "LARGEST_STEP", 256)
     monkeypatch.setattr(calibration, "DECODED_ROWS", 4)
     profile = load_profile("smoke", ["optimiser.precision=fp32"])
-    return StatedSuite(profile, Store(tmp_path), tmp_path)
+    return Suite.stated(profile, Store(tmp_path), tmp_path)
 
 
 def test_every_kind_of_work_is_timed_and_remembered(suite, monkeypatch):
-    speeds = suite.speeds
-    assert speeds.keys() == suite.profile.models.keys()
+    def all_speeds(of: Suite) -> dict[str, Speeds]:
+        return {name: of.estimate.speeds(name) for name in of.profile.models}
+
+    speeds = all_speeds(suite)
     for one in speeds.values():
         rates = dataclasses.asdict(one).values()
         assert all(math.isfinite(rate) and rate > 0 for rate in rates)
@@ -43,12 +46,12 @@ def test_every_kind_of_work_is_timed_and_remembered(suite, monkeypatch):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(calibration, "_measure", measured_again)
-    again = StatedSuite(suite.profile, suite.store, suite.output)
-    assert again.speeds == speeds
-    # Another batch is another measurement.
+    again = Suite.stated(suite.profile, suite.store, suite.output)
+    assert all_speeds(again) == speeds
+    # Other lengths are another measurement.
     longer = load_profile("smoke", ["optimiser.precision=fp32", "reference.batch=4"])
     with pytest.raises(AssertionError, match="measured again"):
-        _ = StatedSuite(longer, suite.store, suite.output).speeds
+        all_speeds(Suite.stated(longer, suite.store, suite.output))
 
 
 def test_timing_leaves_no_trace(suite):
@@ -65,7 +68,7 @@ def test_timing_leaves_no_trace(suite):
         expected = [random.random(), np.random.random(), torch.rand(1).item()]
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(1)
-        _ = suite.speeds
+        suite.estimate.speeds("gpt2")
         assert [random.random(), np.random.random(), torch.rand(1).item()] == expected
         assert not seen and list(training.WATCHERS) == [watcher]
     finally:
@@ -77,12 +80,12 @@ def test_several_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     shared = load_profile("smoke", ["processes.count=2"])
     assert calibration._threads(shared) == 4
-    two_machines = ["processes.count=2", "processes.options=['--num_machines=2']"]
+    two_machines = ["processes.count=2", "processes.machines=2"]
     assert calibration._threads(load_profile("smoke", two_machines)) == 8
 
 
 def test_a_profile_for_other_hardware_states_its_speeds(tmp_path):
-    paper = StatedSuite(load_profile("paper"), Store(tmp_path), tmp_path)
+    paper = Suite.stated(load_profile("paper"), Store(tmp_path), tmp_path)
     model = paper.profile.models["gpt2"]
     assert not calibration.measurable(paper.profile, model)
-    assert paper.speeds["gpt2"].training == model.training_tokens_per_second
+    assert paper.estimate.speeds("gpt2").training == model.training_tokens_per_second

@@ -21,9 +21,9 @@ import openai
 import pytest
 from chat_server import Answer, ScriptedServer, question_of
 
-from cpo import chat as chat_module
-from cpo.chat import ChatError, ChatServer, Reply, _retry_after, ask_all, estimate
-from cpo.profiles import Server
+from cpo.evaluation import chat as chat_module
+from cpo.evaluation.chat import ChatError, ChatServer, Reply, _retry_after, ask_all, estimate
+from cpo_suite.profile import Server
 
 KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-secret-of-the-test"
 QUOTING = {"message": f"no: {KEY}"}  # servers that refuse may quote the key
@@ -545,7 +545,8 @@ def test_retry_after_is_the_least_pause(server: ScriptedServer, header: str, val
 
 
 def test_retry_after_as_servers_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpo.chat.time.time", lambda: 784111777.0)  # Sun, 06 Nov 1994 08:49:37 GMT
+    # Sun, 06 Nov 1994 08:49:37 GMT
+    monkeypatch.setattr("cpo.evaluation.chat.time.time", lambda: 784111777.0)
     for value, seconds in {
         "12": 12.0, "0.5": 0.5, "-3": 0.0, "soon": 0.0, "nan": 0.0, "": 0.0,
         "Sun, 06 Nov 1994 08:50:07 GMT": 30.0, "Sun, 06 Nov 1994 08:00:00 GMT": 0.0,

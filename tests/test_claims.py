@@ -8,13 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpo import claims
-from cpo.claims import Outcome, bootstrap_difference, combined, decide, holm_levels, p_value
-from cpo.comparison import Comparison
-from cpo.figures import claims_frame
-from cpo.intervals import Estimate
-from cpo.paper import ROWS
-from cpo.profiles import ProfileError, load_profile
+from cpo.evaluation.statistics import Estimate, holm_levels
+from cpo_suite.comparison import Comparison
+from cpo_suite.paper import ROWS
+from cpo_suite.profile import ProfileError, load_profile
+from cpo_suite.report import claims
+from cpo_suite.report.claims import (
+    Outcome,
+    bootstrap_difference,
+    claims_frame,
+    combined,
+    decide,
+    p_value,
+)
 
 
 def test_comparisons_are_read():
@@ -40,7 +46,7 @@ def test_a_profile_with_an_unknown_row_in_a_claim_is_refused():
 
 
 def test_every_profile_names_comparisons_of_its_own_rows():
-    for name in ("smoke", "paper"):
+    for name in ("smoke", "tiny", "paper"):
         profile = load_profile(name)
         assert sorted(profile.claims) == list(range(1, 13))
         for texts in profile.claims.values():
@@ -139,7 +145,7 @@ def test_the_frame_shows_the_comparison_that_decided():
 
 
 def test_rows_without_a_continued_mle_row_do_not_exist():
-    from cpo.paper import continued_mle
+    from cpo_suite.paper import continued_mle
 
     for row in ROWS.values():
         mle = continued_mle(row)

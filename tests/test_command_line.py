@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cpo import runner
-from cpo.__main__ import main
+from cpo.evaluation.verdict_store import INVALID_KINDS
+from cpo_suite.__main__ import main
+from cpo_suite.run import command_line, runner
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +27,22 @@ def notebooks(make_notebook, tmp_path, artifacts, monkeypatch):
     [
         (["run", "--profile", "tinny"], "unknown profile 'tinny'. Did you mean 'tiny'?"),
         (["run", "--profile", "none.yaml"], "no profile file"),
-        (["run", "--set", "sedes=3"], "--set sedes: unknown key or notebook parameter."),
-        (["run", "--set", "sedes=3"], "Did you mean 'seeds'?"),
+        (["run", "--set", "sedes=3"], "unknown key 'sedes'. Did you mean 'seeds'?"),
+        (["--set", "sedes=3"], "unknown key 'sedes'. Did you mean 'seeds'?"),
         (["run", "--set", "continuation.betta=3"], "Did you mean 'beta'?"),
         (["run", "--set", "seeds=three"], "seeds: Input should be a valid integer"),
-        (["run", "--set", "seeds"], "--set takes key=value, not 'seeds'"),
+        (["run", "--set", "seeds"], "an override is dotted.key=value, not 'seeds'"),
         (["run", "--only", "30"], "unknown notebook '30'"),
         (["run", "--from", "03_ablaton"], "Did you mean '03_ablation'?"),
         (["run", "--onyl", "03"], "unknown argument '--onyl'. Did you mean '--only'?"),
         (["run", "--profile"], "expected one argument"),
         (["rnu"], "invalid choice: 'rnu'"),
-        ([], "required: command"),
+        (["verdicts", "--forget", "none"], "invalid choice: 'none'"),
+        (["diff", "figures/tiny"], "required: after"),
+        (["lab"], "`./run_all.sh lab` starts it"),
         (["site", "--profile", "tinny"], "unknown profile 'tinny'. Did you mean 'tiny'?"),
         (["doctor", "--profile", "smal"], "unknown profile 'smal'. Did you mean 'small'?"),
-        (["run", "--profile", "small"], "environment variable CPO_DATA: not set. Set it, as in"),
+        (["run", "--profile", "small"], "not set: `CPO_DATA=/path ./run_all.sh --profile small`"),
         (["run", "--profile", "small", "--dry-run", "--only", "9"], "unknown notebook '9'"),
     ],
 )
@@ -73,6 +76,10 @@ def test_a_hub_that_cannot_be_reached_is_said_before_anything_runs(capsys, monke
         assert f"{name} from the hub: not reachable (ConnectionError)" in said
     assert "--set models.gpt2.pretrained=/path" in said
     assert not artifacts.exists()
+
+
+def test_the_kinds_of_invalid_verdicts_are_those_of_the_store():
+    assert set(command_line.INVALID_KINDS) == set(INVALID_KINDS)
 
 
 def test_profiles_are_listed_with_what_they_need(capsys):

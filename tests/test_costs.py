@@ -8,17 +8,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from cpo import costs
-from cpo.costs import Planned
-from cpo.logprobs import Group, GroupScorer, collate_groups
-from cpo.profiles import load_profile
-from cpo.stated import StatedSuite
-from cpo.store import Store
+from cpo.engine.files import MANIFEST
+from cpo.scoring import Group, GroupScorer, collate_groups
+from cpo_suite import estimate
+from cpo_suite.estimate import Planned
+from cpo_suite.profile import load_profile
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 
 def plan(folder: Path, *overrides: str) -> dict[str, Planned]:
     """The paper's artifacts by name, without its data or models."""
-    suite = StatedSuite(load_profile("paper", overrides), Store(folder), folder)
+    suite = Suite.stated(load_profile("paper", overrides), Store(folder), folder)
     return {item.name: item for item in suite.plan()}
 
 
@@ -32,7 +33,7 @@ def test_what_is_shared_out_takes_less_time_and_no_fewer_gpu_hours(tmp_path):
     shared = eight["model t2/MixNR/0"]
     # An eighth of the time, but for half a second, 8e-9 s for each of 3.43e9 weights, the launch.
     fixed = 0.5 + 8e-9 * 3.43e9
-    expected = (shared.alone - fixed) / 8 + fixed + costs.LAUNCH_SECONDS
+    expected = (shared.alone - fixed) / 8 + fixed + estimate.LAUNCH_SECONDS
     assert shared.seconds == pytest.approx(expected)
     assert shared.gpu_hours == pytest.approx(8 * expected / 3600)
     # Measures and ensembles are made by one process, wherever.
@@ -43,8 +44,8 @@ def test_what_is_shared_out_takes_less_time_and_no_fewer_gpu_hours(tmp_path):
 
 def test_a_training_is_counted_by_its_tokens_and_steps(tmp_path):
     one = plan(tmp_path, "processes.count=1")
-    suite = StatedSuite(load_profile("paper"), Store(tmp_path), tmp_path)
-    prefix, continuation = costs._mean_tokens(suite)["instructions"]
+    suite = Suite.stated(load_profile("paper"), Store(tmp_path), tmp_path)
+    prefix, continuation = suite.estimate.tokens("instructions")
     # 1,000 steps of 64 prefixes and 12 continuations each, and 900 tokens for the step itself.
     tokens = 1000 * (64 * (prefix + 12 * continuation) + 900)
     expected = tokens / 6060 + 0.5 + 8e-9 * 3.43e9
@@ -75,11 +76,12 @@ def test_decoding_is_counted_by_its_way(tmp_path):
         ("{max_completion_tokens: 4000, reasoning_effort: low}", 4000),
     ],
 )
-def test_a_judge_s_replies_are_as_long_as_its_parameters_allow(parameters, reply):
+def test_a_judge_s_replies_are_as_long_as_its_parameters_allow(parameters, reply, tmp_path):
     judge = "{kind: openai, orders: 2, server: {model: m, usd_per_million_output: 5.0, "
     judge += f"usd_per_million_input: 1.0, parameters: {parameters}}}}}"
     profile = load_profile("smoke", [f"judge={judge}"])
-    cost = costs.judging_cost(profile, prompts=100, prefix=30, continuation=50)
+    planner = Suite.stated(profile, Store(tmp_path), tmp_path).estimate
+    cost = planner.judging(profile.judge, prompts=100, prefix=30, continuation=50)
     # Both orders of 100 prompts; 60 tokens of template, the prefix and two responses.
     assert cost.requests == 200
     assert cost.tokens == 200 * (60 + 30 + 2 * 50 + reply)
@@ -87,9 +89,10 @@ def test_a_judge_s_replies_are_as_long_as_its_parameters_allow(parameters, reply
 
 
 def test_what_is_made_costs_nothing_more(tmp_path):
-    suite = StatedSuite(load_profile("paper"), Store(tmp_path), tmp_path)
-    recipe = suite.reference_recipe("gpt2", "reference")
-    suite.store.get_or_make(recipe, lambda folder: None)
+    suite = Suite.stated(load_profile("paper"), Store(tmp_path), tmp_path)
+    built = suite.store.path(suite.reference_artifact("gpt2", "reference"))
+    built.mkdir(parents=True)
+    (built / MANIFEST).write_text("{}")
     made = {item.name: item for item in suite.plan()}["reference/gpt2"]
     assert made.made and (made.seconds, made.alone, made.gpu_hours) == (0, 0, 0)
 
@@ -125,8 +128,8 @@ def test_activations_are_those_that_a_backward_pass_keeps(name, precision):
         f"optimiser.micro_batch_tokens={tokens}",
         f"optimiser.precision={precision}",
     ]
-    planned = costs._activations_gb(load_profile("paper", overrides), name) * 1e9
+    planned = estimate._activations_gb(load_profile("paper", overrides), name) * 1e9
     if precision == "bf16":  # the copies of the layers' matrices
         matrices = (12 if name == "gpt2" else 4 + 3 * 688 / width) * width**2 * layers
-        planned += costs.BYTES_OF_COPY * matrices
+        planned += estimate.BYTES_OF_COPY * matrices
     assert logps.requires_grad and sum(kept.values()) == pytest.approx(planned, rel=0.25)

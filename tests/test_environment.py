@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cpo import doctor
-from cpo.profiles import ROOT
+from cpo_suite.profile import ROOT
+from cpo_suite.run import doctor
 
 SCRIPT = ROOT / "run_all.sh"
 PROMISED = [
@@ -85,17 +85,18 @@ def test_conda_installs_the_same_pins(project, locked):
 
 
 def test_the_installed_versions_are_the_locked_ones():
-    findings = {item.what: item for item in doctor._packages()}
-    assert findings["Python"].ok
-    assert findings["packages"].ok, findings["packages"].detail
+    [packages] = doctor._packages()
+    assert packages.ok, packages.detail
 
 
 def test_the_doctor_names_a_version_that_differs(monkeypatch):
-    real = doctor.version
-    monkeypatch.setattr(doctor, "version", lambda name: "0.1" if name == "torch" else real(name))
-    finding = next(item for item in doctor._packages() if item.what == "packages")
+    real = doctor.package_version
+    changed = {"torch": "0.1+cpu", "numpy": None}
+    monkeypatch.setattr(doctor, "package_version", lambda name: changed.get(name, real(name)))
+    [finding] = doctor._packages()
     assert not finding.ok
-    assert re.fullmatch(r"torch 0\.1 instead of [\d.]+", finding.detail)
+    expected = r"numpy absent instead of [\d.]+; torch 0\.1 instead of [\d.]+"
+    assert re.fullmatch(expected, finding.detail)
     assert "requirements.lock" in finding.remedy
 
 
@@ -116,9 +117,9 @@ def test_the_doctor_finds_everything_that_is_missing_at_once(monkeypatch, tmp_pa
 def test_the_doctor_asks_the_hub_only_for_what_a_profile_takes_from_it(monkeypatch, tmp_path):
     asked = []
 
-    def hub(kind: str, name: str, key: str) -> doctor.Finding:
+    def hub(kind: str, name: str, key: str, longest: int | None) -> list[doctor.Finding]:
         asked.append((kind, name))
-        return doctor.Finding(name, False, "not reachable", f"--set {key}=/path")
+        return [doctor.Finding(name, False, "not reachable", f"--set {key}=/path")]
 
     monkeypatch.setattr(doctor, "_reach", hub)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -152,8 +153,9 @@ def test_the_scripts_are_executable_and_parse(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-def test_help_works_from_anywhere_and_installs_nothing(tmp_path):
-    done = start("help", cwd=tmp_path, VIRTUAL_ENV=str(tmp_path))
+@pytest.mark.parametrize("asked", [["help"], ["--help"], ["-h"], ["doctor", "--help"]])
+def test_help_works_from_anywhere_and_installs_nothing(asked, tmp_path):
+    done = start(*asked, cwd=tmp_path, VIRTUAL_ENV=str(tmp_path))
     assert done.returncode == 0
     for word in ("--profile", "--set", "--dry-run", "--from", "--only", "lab", "test", "doctor"):
         assert word in done.stdout
@@ -163,11 +165,12 @@ def test_help_works_from_anywhere_and_installs_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profle", "tiny"], "unknown argument '--profle'"),
+        (["--profle", "tiny"], "unknown argument '--profle'. Did you mean '--profile'?"),
         (["run", "tiny"], "unknown argument 'tiny'"),
-        (["train"], "unknown command 'train'"),
-        (["--profile"], "--profile needs a value"),
-        (["--dry-run", "--only"], "--only needs a value"),
+        (["train"], "invalid choice: 'train' (choose from 'run', 'lab'"),
+        (["--profile"], "argument --profile: expected one argument"),
+        (["--dry-run", "--only"], "argument --only: expected one argument"),
+        (["verdicts", "--forget", "none"], "invalid choice: 'none'"),
     ],
 )
 def test_unknown_arguments_are_refused_before_anything_is_installed(arguments, message, tmp_path):
@@ -184,7 +187,8 @@ def environment(tmp_path) -> Path:
     (prefix / "bin").mkdir(parents=True)
     python = prefix / "bin" / "python"
     python.write_text(
-        f'#!/bin/bash\ncase "$*" in\n  *sys.exit*) exec {sys.executable} "$@" ;;\n'
+        f'#!/bin/bash\ncase "$*" in\n'
+        f'  *sys.exit* | *command_line.py*) exec {sys.executable} "$@" ;;\n'
         f'  *"import torch"*) [[ -z ${{NO_TORCH:-}} ]]; exit ;;\nesac\n'
         f'echo "$@" >>"{tmp_path}/calls"\n'
         f'[[ "$*" != *"${{FAIL_AT:-nothing}}"* ]]\n'
@@ -209,20 +213,20 @@ def test_an_environment_is_installed_into_once(environment, tmp_path):
     assert "install" in made[0] and "-r" in made[0] and "requirements.lock" in made[0]
     assert "--no-deps" in made[1] and "-e" in made[1]
     assert "ipykernel install --sys-prefix --name cpo" in made[2]
-    assert made[3:] == ["-m cpo run --profile smoke --set seeds=2"]
+    assert made[3:] == ["-m cpo_suite --profile smoke --set seeds=2"]
     second = start("doctor", VIRTUAL_ENV=str(environment))
     assert second.stdout == ""
-    assert calls(tmp_path) == ["-m cpo doctor"]
+    assert calls(tmp_path) == ["-m cpo_suite doctor"]
 
 
 def test_an_interrupted_installation_is_done_again(environment, tmp_path):
     broken = start("profiles", VIRTUAL_ENV=str(environment), FAIL_AT="ipykernel")
     assert broken.returncode != 0
-    assert not [call for call in calls(tmp_path) if call.startswith("-m cpo")]
+    assert not [call for call in calls(tmp_path) if call.startswith("-m cpo_suite")]
     assert start("profiles", VIRTUAL_ENV=str(environment)).returncode == 0
     again = calls(tmp_path)
     assert "requirements.lock" in again[0]
-    assert again[-1] == "-m cpo profiles"
+    assert again[-1] == "-m cpo_suite profiles"
 
 
 CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
@@ -255,7 +259,7 @@ def test_without_a_gpu_the_cpu_build_is_tried_first(environment, tmp_path, syste
     assert "--timeout 10 --retries 1" in made[0]  # where it is not reached, seconds are lost
     # The lock is installed all the same, from the default index.
     assert "requirements.lock" in made[1] and "index-url" not in made[1]
-    assert made[-1] == "-m cpo profiles"
+    assert made[-1] == "-m cpo_suite profiles"
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import linecache
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cpo import course, negatives
+from cpo import negatives
+from cpo_suite.teaching import course
 from exercises.build import Exercise, read_exercises, section, with_exercises
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +40,7 @@ def twice(x: int) -> int:
 # %% check
 import math
 
-from cpo import course
+from cpo_suite.teaching import course
 
 for x in (1, math.pi):
     assert twice(x) == x + x, "twice is x and x again"
@@ -51,8 +53,7 @@ for x in (1, math.pi):
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What exercises draw, set and register for the whole process is taken back."""
-    monkeypatch.setattr(negatives, "SAMPLERS", dict(negatives.SAMPLERS))
-    monkeypatch.setattr(negatives, "NEGATIVE_KINDS", set(negatives.NEGATIVE_KINDS))
+    monkeypatch.setattr(negatives, "SAMPLERS", copy(negatives.SAMPLERS))
     with torch.random.fork_rng():
         yield
     torch.set_default_dtype(torch.float32)
@@ -136,7 +137,8 @@ def test_a_source_becomes_cells(tmp_path: Path) -> None:
         'def twice(x: int) -> int:\n    """2x."""\n    raise NotImplementedError("your turn")'
     )
     assert check["source"] == (
-        "import math\n\nfrom cpo import course\nfrom cpo.course import exercise\n\n"
+        "import math\n\nfrom cpo_suite.teaching import course\n"
+        "from cpo_suite.teaching.course import exercise\n\n"
         'with exercise("00.1"):\n    for x in (1, math.pi):\n'
         '        assert twice(x) == x + x, "twice is x and x again"'
     )

@@ -10,13 +10,13 @@ import torch
 from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file
 
-from cpo import claims
 from cpo.data import DataError
-from cpo.experiments import Suite, score_groups
-from cpo.intervals import Estimate
-from cpo.logprobs import Group
-from cpo.paper import ROWS
-from cpo.store import Store
+from cpo.evaluation.statistics import Estimate
+from cpo.scoring import Group, score_groups
+from cpo_suite.paper import ROWS
+from cpo_suite.report import claims
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 SMALL = [
     "models.llama.pretraining.steps=3",
@@ -52,7 +52,7 @@ def test_a_row_is_made_once_and_found_again(suite):
     assert (first.path / "manifest.json").stat().st_mtime_ns == made
     # The rows of tables that share a training share its artifact; another objective does not.
     assert suite.model("t2/MixN").path != first.path
-    assert suite.negatives_recipe(ROWS["t2/MixN"]).key == suite.negatives_recipe(
+    assert suite.negatives_artifact(ROWS["t2/MixN"]).key == suite.negatives_artifact(
         ROWS["t2/MixNR/0"]
     ).key
 
@@ -91,7 +91,7 @@ def test_mle_and_cpo_rows_see_the_same_planned_prompts(suite):
     known = {one.prefix_ids for one in rows}
     negatives = suite.negatives("t2/MixNR/0")
     assert len(negatives) == 3 * 8 and all(tuple(p) in known for p in negatives.prefixes)
-    mle, cpo = suite.model("t2/MLE2").recipe, suite.model("t2/MixNR/0").recipe
+    mle, cpo = suite.model("t2/MLE2").artifact, suite.model("t2/MixNR/0").artifact
     for field in ("start", "examples", "steps", "batch", "seed"):
         assert getattr(mle, field) == getattr(cpo, field)
 
@@ -127,13 +127,13 @@ def test_profiles_with_other_models_share_a_store_and_never_an_answer_to_other_p
     # The same models in another order leave the same prompts.
     models = dict(reversed(both.profile.models.items()))
     swapped = Suite(both.profile.model_copy(update={"models": models}), suite.store, suite.output)
-    keys = {each.verdicts_recipe("reference/llama").key for each in (both, swapped, alone)}
+    keys = {each.verdicts_artifact("reference/llama").key for each in (both, swapped, alone)}
     assert len(keys) == 2
 
 
 def test_answers_to_other_prompts_are_refused(suite):
     suite.generations("reference/llama")
-    recipe = suite.generations_recipe_of("reference/llama", None, 0, "test")
+    recipe = suite.generations_artifact("reference/llama", None, 0, "test")
     path = suite.store.path(recipe) / "generations.jsonl"
     kept = path.read_text()
     try:
@@ -163,8 +163,7 @@ def test_the_plan_names_everything_once_and_knows_what_is_made(suite):
     later = by_name["model t1/ANR"]
     assert not later.made and later.seconds > 0 and later.disk_gb > 0
     for row in suite.profile.trained_rows:
-        recipe = suite.generations_recipe(suite.model_recipe(row), row.decoding, 0, row.task)
-        assert recipe.key in keys, row.id
+        assert suite.generations_artifact(row.id).key in keys, row.id
 
 
 def test_what_is_not_there_is_refused_by_name(suite):
@@ -176,11 +175,11 @@ def test_what_is_not_there_is_refused_by_name(suite):
 
 def test_settings_that_matter_change_the_key_and_sizes_of_work_do_not(suite):
     row = ROWS["t2/MixNR/0"]
-    key = suite.model_recipe(row).key
+    key = suite.model_artifact(row).key
 
     def key_with(*overrides: str) -> str:
         other = Suite.open("smoke", [*SMALL, *overrides], suite.output)
-        return other.model_recipe(row).key
+        return other.model_artifact(row).key
 
     assert key_with("continuation.beta=0.7") != key
     assert key_with("continuation.steps.long=4") != key
@@ -228,7 +227,7 @@ def test_a_row_without_an_unhelpful_response_is_masked(suite):
 
 def test_pss_is_a_training_of_its_own_from_the_same_reference(suite):
     mle, pss = (suite.model(row) for row in ("t2/MLE2", "t2/PSS"))
-    assert pss.recipe.start == mle.recipe.start and pss.recipe.steps == mle.recipe.steps
+    assert pss.artifact.start == mle.artifact.start and pss.artifact.steps == mle.artifact.steps
     # The targets are the same, some inputs are the model's own: the loss is another one.
     assert suite.history("t2/PSS")[0]["loss"] != suite.history("t2/MLE2")[0]["loss"]
 

@@ -12,10 +12,10 @@ from architectures import CONFIGURATIONS, VOCABULARY, toy_model
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from cpo.forward_pass import ModelError, forward_pass_of
+from cpo.engine.forward_pass import ModelError, forward_pass_of
+from cpo.evaluation.metrics import last_token_features
 from cpo.generation import generate, ids_without_token
-from cpo.logprobs import Group, GroupScorer, collate_groups
-from cpo.metrics import last_token_features
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

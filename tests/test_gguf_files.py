@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from stand_ins import gguf_folder, llama_folder, write_gguf
 from test_model_folders import change, suite_of  # noqa: F401 - a fixture
 
-from cpo import doctor, gguf_files
-from cpo.model_folders import ModelFolderError, faults, fetched, load_model, load_tokenizer
+from cpo.models import gguf as gguf_files
+from cpo.models.folders import ModelFolderError, faults, fetched, load_model, load_tokenizer
+from cpo_suite.run import doctor
 
 IDS = torch.tensor([[1, 300, 7, 42, 300, 9, 11, 320]])
 
@@ -81,7 +82,7 @@ def test_a_suite_unpacks_a_file_once(tmp_path, suite_of, capsys):  # noqa: F811
     assert suite.base_model("llama").path == base.path and not capsys.readouterr().out
     # Another content is another model, whatever it is called.
     write_gguf(tmp_path / "source", folder / "model.gguf", "Q8_0")
-    suite._base_recipes.clear()
+    suite._base_artifacts.clear()
     assert suite.base_model("llama").path != base.path
 
 

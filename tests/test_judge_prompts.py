@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpo.data import Example
-from cpo.judge_prompts import (
+from cpo.evaluation.judge_prompts import (
     holds_markers,
     judge_prompt,
     parse_verdict,

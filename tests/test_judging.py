@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpo import judging
 from cpo.data import Example
-from cpo.judging import JudgeError, Verdicts
-from cpo.world import build_world, oracle_score
+from cpo.evaluation import judging
+from cpo.evaluation.judging import JudgeError, Verdicts
+from cpo_suite.world import build_world, oracle_score
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def plain(name: str, recorded: str = "recorded") -> Example:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, judging.Rule]:
     """The registry, put back after the test."""
-    rules = dict(judging.RULES)
+    rules = copy(judging.RULES)
     monkeypatch.setattr(judging, "RULES", rules)
     return rules
 

@@ -27,12 +27,12 @@ KILLS = int(os.environ.get("CPO_KILLS", "2"))
 TAKEN_OVER = ("world", "base_model")
 
 CELLS = (
-    "from cpo import figures\n"
-    "from cpo.experiments import Suite\n"
+    "from cpo_suite.report import tables\n"
+    "from cpo_suite.suite import Suite\n"
     "suite = Suite.open(profile, overrides, output)",
     "rows = ('t2/MLE2', 't2/MixNR/0', 't2/ANR')\nfor row in rows:\n    suite.model(row)",
     "for row in rows:\n    suite.generations(row)",
-    "figures.measures_frame(suite, rows).to_csv(suite.output / 'measures.csv', index=False)",
+    "tables.measures_frame(suite, rows).to_csv(suite.output / 'measures.csv', index=False)",
 )
 
 SETTINGS = (
@@ -45,7 +45,8 @@ SETTINGS = (
 COMMAND = """
 import sys
 from pathlib import Path
-from cpo import __main__ as command, runner
+from cpo_suite import __main__ as command
+from cpo_suite.run import runner
 settled = runner.run_suite
 def on_these(*given):
     return settled(*given, notebooks_dir=Path(sys.argv[1]), plan=lambda *_: [])

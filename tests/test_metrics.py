@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from cpo import metrics
-from cpo.intervals import MetricError
+from cpo.evaluation import metrics
+from cpo.evaluation.statistics import MetricError
 
 # --- Texts ----------------------------------------------------------------------------------------
 
@@ -29,10 +29,6 @@ def test_word_f1_by_hand() -> None:
     assert metrics.word_f1("The cat, the sat.", "the CAT ran") == pytest.approx(4 / 7)
     assert metrics.word_f1("same words", "words same") == 1
     assert metrics.word_f1("", "something") == 0
-
-
-def test_lengths() -> None:
-    assert metrics.lengths([[1, 2], [], [3]]).tolist() == [2, 0, 1]
 
 
 # --- MAUVE ----------------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ from stand_ins import gguf_folder, gpt2_folder, llama_folder, write_dolly
 from test_experiments import SMALL
 from transformers import AutoModelForCausalLM
 
-from cpo import data, doctor, model_folders
-from cpo.experiments import Suite
-from cpo.model_folders import ModelFolderError, faults, load_tokenizer, missing_weights
-from cpo.store import Store
+from cpo import data
+from cpo.models import folders as model_folders
+from cpo.models.folders import ModelFolderError, faults, load_tokenizer, missing_weights
+from cpo_suite.run import doctor
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 
 def gpt2_shards(folder: Path) -> Path:

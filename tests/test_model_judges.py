@@ -8,6 +8,7 @@ import os
 import random
 import re
 import warnings
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,18 +19,18 @@ import torch
 from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file, save_file
 
-from cpo import comparing, judging, model_judges
-from cpo.__main__ import main
-from cpo.chat import ChatError, ChatServer
 from cpo.data import Example
-from cpo.intervals import win_rate
-from cpo.judge_prompts import judge_prompt
-from cpo.judging import JudgeError, Pair
-from cpo.model_folders import ModelFolderError
-from cpo.model_judges import ChatJudge, LocalJudge, judge_identity, judge_of
-from cpo.profiles import Judge as Settings
-from cpo.profiles import Server
-from cpo.verdict_store import VerdictStore
+from cpo.evaluation import judging, model_judges, statistics
+from cpo.evaluation.chat import ChatError, ChatServer
+from cpo.evaluation.judge_prompts import judge_prompt
+from cpo.evaluation.judging import JudgeError, Pair
+from cpo.evaluation.model_judges import ChatJudge, LocalJudge, judge_identity, judge_of
+from cpo.evaluation.statistics import win_rate
+from cpo.evaluation.verdict_store import VerdictStore
+from cpo.models.folders import ModelFolderError
+from cpo_suite.__main__ import main
+from cpo_suite.profile import Judge as Settings
+from cpo_suite.profile import Server
 
 KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-planted-in-the-test"
 
@@ -113,7 +114,7 @@ def test_both_orders_ask_twice_and_count_the_flips(tmp_path: Path) -> None:
     assert len(server.requests) == 20
     # A judge who always says A prefers nobody: every prompt is half a point, every winner flips.
     assert verdicts.points.tolist() == [0.5] * 10
-    assert comparing.flip_rate(*verdicts.by_order).value == 1
+    assert statistics.flip_rate(*verdicts.by_order).value == 1
     path = tmp_path / "verdicts.jsonl"
     verdicts.to_jsonl(path)
     assert judging.Verdicts.from_jsonl(path) == verdicts
@@ -344,13 +345,13 @@ def test_a_scripted_judges_biases_are_recovered(tmp_path: Path) -> None:
         verdicts = judging.judge_responses(
             chat_judge(server, tmp_path / "sided"), prompts, list(texts.values()), orders=2
         )
-    pick = comparing.pick_a([*verdicts.verdicts, *verdicts.exchanged])
+    pick = statistics.pick_a([*verdicts.verdicts, *verdicts.exchanged])
     assert pick.low <= 0.6 <= pick.high
     # Exchanging the sides cancels it: nobody is preferred.
     rate = win_rate(verdicts.points)
     assert rate.low <= 0.5 <= rate.high
     # Independent coins: the winner changes where both orders say the same letter, .36 + .16.
-    flips = comparing.flip_rate(*verdicts.by_order)
+    flips = statistics.flip_rate(*verdicts.by_order)
     assert flips.low <= 0.52 <= flips.high
 
     def by_length(request: dict[str, Any]) -> str:
@@ -364,7 +365,7 @@ def test_a_scripted_judges_biases_are_recovered(tmp_path: Path) -> None:
         )
     lengths = [len(text) for text in texts.values()]
     recorded = [len(one.continuation) for one in prompts]
-    longer = comparing.longer_wins(verdicts.points, lengths, recorded)
+    longer = statistics.longer_wins(verdicts.points, lengths, recorded)
     assert longer.low <= 0.8 <= longer.high
 
 
@@ -627,7 +628,7 @@ def test_all_that_determines_verdicts_names_them(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_rule_from_elsewhere_is_named_by_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "RULES", dict(judging.RULES))
+    monkeypatch.setattr(judging, "RULES", copy(judging.RULES))
 
     @judging.register_judge("shortest")
     def shortest(example: Any, response_a: str, response_b: str) -> Any:

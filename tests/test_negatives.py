@@ -11,10 +11,11 @@ from models import EOS, VOCABULARY, tiny_model
 from scipy.stats import chisquare
 
 from cpo import negatives
-from cpo.negatives import Planned, draw_negatives, register, sampler_identity
+from cpo.negatives import SAMPLERS, PlannedRows, draw_negatives, register
+from cpo.registry import RegistryError
 
 
-def planned(rows: int = 8, batch: int = 4, seed: int = 0, **changes) -> Planned:
+def planned(rows: int = 8, batch: int = 4, seed: int = 0, **changes) -> PlannedRows:
     generator = torch.Generator().manual_seed(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
@@ -24,13 +25,12 @@ def planned(rows: int = 8, batch: int = 4, seed: int = 0, **changes) -> Planned:
     fields = {
         "prefixes": [ids(2, 6) for _ in range(rows)],
         "continuations": [(*ids(3, 12), EOS) for _ in range(rows)],
-        "has_eos": [True] * rows,
         "batch": batch,
         "model": tiny_model("llama").eval(),
         "eos_token_id": EOS,
         "max_continuation_tokens": 12,
     }
-    return Planned(**{**fields, **changes})
+    return PlannedRows(**{**fields, **changes})
 
 
 def test_an_stays_within_the_top_k_and_ends_only_in_its_own_eos(monkeypatch):
@@ -60,7 +60,7 @@ class Tokens:
 def test_negatives_hold_no_id_that_the_tokenizer_does_not_know(kind):
     plan = planned(continuations=[(5, 6, 7, 8, EOS)] * 8, tokenizer=Tokens())
     plan.model.lm_head.weight.data *= 0.01  # nearly uniform over 64 ids, 24 of them unknown
-    draws = negatives.SAMPLERS[kind](plan, dict.fromkeys(range(8), 20), 0)
+    draws = SAMPLERS[kind](plan, dict.fromkeys(range(8), 20), 0)
     assert all(token < 40 for group in draws.values() for ids in group for token in ids)
 
 
@@ -160,7 +160,7 @@ def test_a_one_token_response_has_no_truncation_and_is_masked():
 
 
 def test_a_response_capped_without_eos_keeps_its_last_token():
-    plan = planned(rows=1, batch=1, continuations=[(5, 6)], has_eos=[False], prefixes=[(3,)])
+    plan = planned(rows=1, batch=1, continuations=[(5, 6)], prefixes=[(3,)])
     assert plan.body(0) == (5, 6)
     assert negatives.truncation(plan, {0: 1}, 0)[0] == [(5, EOS)]
     assert all(len(ids) == 2 for ids in negatives.meanfield(plan, {0: 5}, 0)[0])
@@ -176,6 +176,12 @@ def test_a_mixture_fills_its_columns_with_distinct_candidates():
         usable = [ids for ids, used in zip(candidates, mask, strict=True) if used]
         assert candidates[0] == truth and len(set(usable)) == len(usable)
         assert all(ids == () for ids, used in zip(candidates, mask, strict=True) if not used)
+
+
+def test_the_fields_of_the_rows_by_name_will_do():
+    plan = planned()
+    fields = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+    assert draw_negatives(fields, {"TN": 2}, 0) == draw_negatives(plan, {"TN": 2}, 0)
 
 
 def test_the_same_seed_draws_the_same_and_counts_of_other_kinds_do_not_matter():
@@ -201,9 +207,9 @@ def test_draws_equal_to_the_truth_are_drawn_again_counted_and_finally_masked():
 
     try:
         drawn = draw_negatives(planned(rows=2, batch=2), {"stubborn": 2}, seed=0)
-        identity = sampler_identity("stubborn")
+        identity = SAMPLERS.identity("stubborn")
     finally:
-        del negatives.SAMPLERS["stubborn"]
+        del SAMPLERS["stubborn"]
     assert calls[0] == {0: 2, 1: 2} and calls[1] == {0: 2, 1: 2} and len(calls) == 4
     assert drawn.mask == [[True, False, False], [True, True, False]]
     report = drawn.reports["stubborn"]
@@ -211,7 +217,7 @@ def test_draws_equal_to_the_truth_are_drawn_again_counted_and_finally_masked():
     assert report.first_equal_to_truth == 4 and report.equal_to_truth == 4 + 6
     assert report.duplicates == 1 + 1 + 1 and report.masked == 3
     # A sampler from outside the package enters a recipe by the hash of its source.
-    assert identity.startswith("stubborn:") and sampler_identity("AN") == "AN"
+    assert identity.startswith("stubborn:") and SAMPLERS.identity("AN") == "AN"
 
 
 @settings(max_examples=20, deadline=None)
@@ -221,8 +227,7 @@ def test_bn_never_have_an_equal_prefix(seed, batch):
     prefixes = [(int(torch.randint(1, 4, (1,), generator=generator)),) for _ in range(2 * batch)]
     continuations = [(row + 1, EOS) for row in range(2 * batch)]
     plan = planned(
-        rows=2 * batch, batch=batch, prefixes=prefixes, continuations=continuations,
-        has_eos=[True] * 2 * batch,
+        rows=2 * batch, batch=batch, prefixes=prefixes, continuations=continuations
     )
     drawn = negatives.batch_negatives(plan, dict.fromkeys(range(2 * batch), batch), seed)
     for row, candidates in drawn.items():
@@ -232,7 +237,7 @@ def test_bn_never_have_an_equal_prefix(seed, batch):
 
 
 def test_bad_mixtures_are_refused():
-    with pytest.raises(KeyError, match="no negative sampler 'XN'"):
+    with pytest.raises(RegistryError, match="unknown kind of negative 'XN'.* Known: AN, BN"):
         draw_negatives(planned(), {"XN": 1}, 0)
     with pytest.raises(ValueError, match="raise the batch"):
         draw_negatives(planned(batch=4), {"BN": 4}, 0)

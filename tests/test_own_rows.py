@@ -17,16 +17,19 @@ import torch
 from test_experiments import SMALL
 from test_negatives import planned
 
-from cpo import figures, judging, losses, negatives, profiles, training
-from cpo.costs import Cost, Planned
-from cpo.dry_run import own_rows
-from cpo.experiments import Suite
-from cpo.launching import LaunchError, launch
+from cpo import losses, negatives, training
+from cpo.evaluation import judging
 from cpo.negatives import register
-from cpo.own_code import OwnCodeError
-from cpo.profiles import ROOT, Profile, ProfileError
-from cpo.store import Store
+from cpo.registry import RegistryError
 from cpo.training import TrainingError, register_objective
+from cpo_suite.estimate import Cost, Planned
+from cpo_suite.launching import LaunchError, launch
+from cpo_suite.profile import ROOT, Profile, ProfileError
+from cpo_suite.report import tables
+from cpo_suite.report.announcement import announce
+from cpo_suite.run.dry_run import own_rows
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 SAMPLER = """
     from cpo.negatives import register
@@ -44,7 +47,7 @@ SAMPLER = """
 def registries():
     """What a test registers is forgotten after it."""
     known: list[Any] = [negatives.SAMPLERS, judging.RULES, training.OBJECTIVES]
-    known += [profiles.NEGATIVE_KINDS, profiles.CONTRASTIVE_OBJECTIVES, training.RANKED_OBJECTIVES]
+    known.append(training.RANKED_OBJECTIVES)
     before = [one.copy() for one in known]
     yield
     for one, kept in zip(known, before, strict=True):
@@ -81,7 +84,7 @@ def sampler_from(folder: Path, monkeypatch, source: str = SAMPLER) -> str:
 
 def test_a_sampler_of_ones_own_goes_the_whole_way(suite, tmp_path, monkeypatch):
     sampler_from(tmp_path, monkeypatch)
-    before = figures.table(suite, "f1b")
+    before = tables.table(suite, "f1b")
     row = suite.add_row("own/XNR", like="f1b/TNR", negatives={"XN": 2})
     assert (row.objective, row.reference, row.steps) == (
         "ranked_cpo",
@@ -94,27 +97,27 @@ def test_a_sampler_of_ones_own_goes_the_whole_way(suite, tmp_path, monkeypatch):
     eos = drawn.tokenizer.eos_token_id
     assert first == (truth[0], eos) and second == (*truth[:2], eos)
 
-    own = figures.table(suite, "own").set_index("row")
+    own = tables.table(suite, "own").set_index("row")
     assert list(own.index) == ["own/XNR"] and own.loc["own/XNR", "n"] == 12
     assert 0 <= own.loc["own/XNR", "ours"] <= 1
     # The paper's tables are what they were.
-    assert figures.table(suite, "f1b").equals(before)
+    assert tables.table(suite, "f1b").equals(before)
     assert "own/XNR" in {item.name.split(" ")[-1] for item in suite.plan()}
-    assert "Everything" in figures.announce(suite, ["own/XNR"])
+    assert "Everything" in announce(suite, ["own/XNR"])
 
 
 def test_the_same_source_finds_the_artifact_and_another_makes_another(suite, tmp_path, monkeypatch):
     def key(source: str) -> str:
         sampler_from(tmp_path, monkeypatch, source)
         suite.add_row("own/XNR", like="f1b/TNR", negatives={"XN": 2})
-        return suite.model_recipe(suite.row("own/XNR")).key
+        return suite.model_artifact(suite.row("own/XNR")).key
 
     first = key(SAMPLER)
     assert key("# moved down by a line\n" + textwrap.dedent(SAMPLER)) == first
     assert key(SAMPLER.replace("range(1, count + 1)", "range(2, count + 2)")) != first
     assert key(SAMPLER) == first
     # Rows of the paper do not know of it.
-    assert suite.negatives_recipe(suite.row("f1b/TNR")).mixture == {"TN": 2}
+    assert suite.negatives_artifact(suite.row("f1b/TNR")).mixture == {"TN": 2}
 
 
 def test_a_loss_of_ones_own_is_trained_with(suite):
@@ -125,16 +128,16 @@ def test_a_loss_of_ones_own_is_trained_with(suite):
 
     register_twice(2)
     row = suite.add_row("own/twice", like="f1b/BNR", objective="twice")
-    recipe = suite.model_recipe(row)
+    recipe = suite.model_artifact(row)
     assert recipe.objective.startswith("twice:") and recipe.beta == 0.5
     # Two BN and the truth, none masked: twice ln 3.
     assert suite.negatives("own/twice").mask.all()
     assert suite.history("own/twice")[0]["loss"] == pytest.approx(2 * math.log(3), abs=1e-4)
-    assert suite.negatives_recipe(row).key == suite.negatives_recipe(suite.row("f1b/BNR")).key
+    assert suite.negatives_artifact(row).key == suite.negatives_artifact(suite.row("f1b/BNR")).key
     register_twice(3)
-    assert suite.model_recipe(row).key != recipe.key
+    assert suite.model_artifact(row).key != recipe.key
     register_twice(2)
-    assert suite.model_recipe(row).key == recipe.key
+    assert suite.model_artifact(row).key == recipe.key
 
 
 def test_a_ranked_loss_sees_the_best_first(suite):
@@ -143,11 +146,11 @@ def test_a_ranked_loss_sees_the_best_first(suite):
 
     register_objective("again", ranked=True)(again)
     row = suite.add_row("own/again", like="f1b/BNR", objective="again")
-    ranked = suite.model_recipe(row).key
+    ranked = suite.model_artifact(row).key
     ours, theirs = ([step["loss"] for step in suite.history(one)] for one in (row.id, "f1b/BNR"))
     assert ours == theirs
     register_objective("again")(again)
-    assert suite.model_recipe(row).key != ranked
+    assert suite.model_artifact(row).key != ranked
     # In columns as drawn the order is another one, and so is what it learns from the first step.
     assert suite.history(row.id)[-1]["loss"] != theirs[-1]
 
@@ -171,10 +174,10 @@ def test_another_judge_keeps_the_rows(suite, tmp_path, monkeypatch):
         return "A" if len(response_a) < len(response_b) else "B"
 
     judged = suite.judged_by("shortest")
-    frame = figures.table(judged, "own")
+    frame = tables.table(judged, "own")
     assert frame["row"].tolist() == ["own/XNR"] and frame["judge"].tolist() == ["shortest"]
-    assert figures.table(suite, "own")["judge"].tolist() == ["oracle"]
-    assert judged.verdicts_recipe("own/XNR").judge["kind"].startswith("shortest:")
+    assert tables.table(suite, "own")["judge"].tolist() == ["oracle"]
+    assert judged.verdicts_artifact("own/XNR").judge["kind"].startswith("shortest:")
     with pytest.raises(judging.JudgeError, match="Did you mean 'shortest'"):
         suite.judged_by("shortes")
 
@@ -207,7 +210,7 @@ def test_names_of_the_project_cannot_be_registered():
         ("mle", register_objective),
         ("cpo", register_objective),
     ):
-        with pytest.raises(OwnCodeError, match=f"'{name}' already"):
+        with pytest.raises(RegistryError, match=f"'{name}' already"):
             decorate(name)
 
 
@@ -228,7 +231,7 @@ def test_other_processes_are_not_asked_for_what_a_notebook_defines(suite, tmp_pa
     sampler.__module__ = "__main__"  # as in a notebook
     suite.add_row("own/XNR", like="f1b/TNR", negatives={"XN": 2})
     with pytest.raises(LaunchError, match="XN of this notebook .* set processes.count to 1"):
-        launch(suite.profile, tmp_path, ("negatives", "own/XNR"), "0" * 16, tmp_path)
+        launch(suite.profile, tmp_path, suite.negatives_artifact(suite.row("own/XNR")))
     assert not list(tmp_path.iterdir())
 
 
@@ -267,7 +270,7 @@ def test_a_dry_run_counts_a_notebooks_own_rows_by_what_they_are_like():
 def slips(tmp_path, monkeypatch):
     """The sampler of notebook 10, and its lines."""
     cells = json.loads((ROOT / "notebooks" / "10_change_one_thing.ipynb").read_text())["cells"]
-    source = next(cell["source"] for cell in cells if cell["id"] == "sampler")
+    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "sampler")
     (tmp_path / "slips.py").write_text(
         "from collections import defaultdict\nimport torch\nfrom cpo.negatives import register\n"
         + source
@@ -283,7 +286,6 @@ def test_the_notebooks_sampler_is_short_and_does_what_it_says(slips):
     plan = planned(
         rows=4, batch=4, prefixes=[(1,)] * 4,
         continuations=[(1, 2, 3, 4, 0), (1, 2, 5, 4, 0), (7, 8, 9, 0), (1, 2, 6)],
-        has_eos=[True, True, True, False],
     )  # fmt: skip
     drawn = sampler(plan, dict.fromkeys(range(4), 3), seed=0)
     # Between "1 2" and "4" stand 3 and 5; 6 stands between "1 2" and an end. The first tokens, 1 of
@@ -297,7 +299,7 @@ def test_the_notebooks_sampler_changes_one_token_and_only_by_its_seed(slips):
     bodies = torch.randint(1, 4, (30, 8), generator=generator).tolist()
     plan = planned(
         rows=30, batch=10, prefixes=[(1,)] * 30,
-        continuations=[(*body, 0) for body in bodies], has_eos=[True] * 30,
+        continuations=[(*body, 0) for body in bodies],
     )  # fmt: skip
     first, second, other = (sampler(plan, dict.fromkeys(range(30), 4), seed) for seed in (0, 0, 1))
     assert first == second != other

@@ -16,8 +16,8 @@ import pytest
 from chat_server import ScriptedServer, question_of
 from stand_ins import gpt2_folder, llama_folder, write_articles, write_dolly
 
-from cpo.chat import TRIAL
-from cpo.profiles import ROOT, load_profile
+from cpo.evaluation.chat import TRIAL
+from cpo_suite.profile import ROOT, load_profile
 
 KEY = "CPO_TEST_KEY"
 SIZES = (
@@ -71,7 +71,7 @@ def run_paper(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
             given += [f"{part}.server.base_url={server.url}"]
             given += [f"{part}.server.api_key_variable={KEY}"]
         return subprocess.run(
-            [sys.executable, "-m", "cpo", "run", "--profile", "paper", *arguments]
+            [sys.executable, "-m", "cpo_suite", "run", "--profile", "paper", *arguments]
             + [part for one in given for part in ("--set", one)],
             env={**os.environ, KEY: "sk-1", "CPO_ARTIFACTS": str(folder / "artifacts")},
             stdout=subprocess.PIPE,

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpo import machine, precision
-from cpo.precision import Measured
-from cpo.profiles import ROOT, Profile, load_profile
-from cpo.stated import StatedSuite
-from cpo.store import Store
+from cpo.engine import machine, precision
+from cpo.engine.precision import Measured
+from cpo_suite import precision as profile_precision
+from cpo_suite.profile import ROOT, Profile, load_profile
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 NO_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 MEASURE = """
 import torch
-from cpo import precision
+from cpo.engine import precision
 measured = precision.measure(768)
 print(torch.ops.mkldnn._is_mkldnn_bf16_supported(), measured.fp32, measured.bf16, measured.faster)
 """
@@ -73,10 +74,11 @@ def answers(monkeypatch: pytest.MonkeyPatch, *speeds: tuple[float, float]) -> li
 
 def test_it_is_measured_once_for_each_kind_of_machine(tmp_path, monkeypatch):
     left = answers(monkeypatch, (100, 200), (100, 50))
-    assert [precision.measured(smoke(), tmp_path).faster for _ in range(2)] == ["bf16", "bf16"]
+    for _ in range(2):
+        assert profile_precision.measured(smoke(), tmp_path).faster == "bf16"
     assert len(left) == 1
     monkeypatch.setattr(machine, "fingerprint", lambda: "another processor")
-    assert precision.measured(smoke(), tmp_path).faster == "fp32"
+    assert profile_precision.measured(smoke(), tmp_path).faster == "fp32"
     monkeypatch.undo()  # what is known of the first is still known
     assert len(json.loads((tmp_path / "machine.json").read_text())) == 2
 
@@ -100,15 +102,16 @@ def test_it_is_measured_at_the_width_of_the_profile_s_widest_model(tmp_path, mon
 
     monkeypatch.setattr(precision, "measure", measure)
     for overrides in ([], ["models.llama.width=640"], ["models.llama.width=640"]):
-        precision.measured(smoke(*overrides), tmp_path)
+        profile_precision.measured(smoke(*overrides), tmp_path)
     own = max(model.known_width for model in smoke().models.values())
     assert own and widths == [own, 640]
-    assert "at width 640" in str(precision.measured(smoke("models.llama.width=640"), tmp_path))
+    wide = smoke("models.llama.width=640")
+    assert "at width 640" in str(profile_precision.measured(wide, tmp_path))
     # Of a model from elsewhere a profile may say no width.
     paper = load_profile("paper", ["models.gpt2.width=null"])
-    precision.measured(paper, tmp_path)
+    profile_precision.measured(paper, tmp_path)
     assert widths[-1] == 3200
-    precision.measured(load_profile("paper", ["models.llama.width=null"]), tmp_path)
+    profile_precision.measured(load_profile("paper", ["models.llama.width=null"]), tmp_path)
     assert widths[-1] == 1600
 
 
@@ -116,7 +119,8 @@ def test_it_is_measured_at_the_width_of_the_profile_s_widest_model(tmp_path, mon
 def test_a_damaged_file_is_measured_again(tmp_path, monkeypatch, damage):
     (tmp_path / "machine.json").write_text(damage)
     answers(monkeypatch, (100, 200))
-    assert [precision.measured(smoke(), tmp_path).faster for _ in range(2)] == ["bf16", "bf16"]
+    for _ in range(2):
+        assert profile_precision.measured(smoke(), tmp_path).faster == "bf16"
 
 
 def smoke(*overrides: str) -> Profile:
@@ -125,42 +129,42 @@ def smoke(*overrides: str) -> Profile:
 
 def test_recipes_name_the_precision_and_never_auto(tmp_path, monkeypatch):
     answers(monkeypatch, (100, 200))
-    suite = StatedSuite(smoke(), Store(tmp_path), tmp_path)
+    suite = Suite.stated(smoke(), Store(tmp_path), tmp_path)
     assert suite.profile.optimiser.precision == "bf16"
-    assert suite.base_recipe("llama").describe()["precision"] == "bf16"
+    assert suite.base_artifact("llama").describe()["precision"] == "bf16"
     for name in ("bf16", "fp32"):  # obeyed, and nothing is measured
-        named = StatedSuite(smoke(f"optimiser.precision={name}"), Store(tmp_path), tmp_path)
+        named = Suite.stated(smoke(f"optimiser.precision={name}"), Store(tmp_path), tmp_path)
         assert named.profile.optimiser.precision == name
-        same = named.base_recipe("llama").key == suite.base_recipe("llama").key
+        same = named.base_artifact("llama").key == suite.base_artifact("llama").key
         assert same == (name == "bf16")
 
 
 def test_a_profile_for_gpus_is_planned_in_bf16_where_there_are_none(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "device", lambda: "cpu")
-    paper = load_profile("paper", substitute=False)
-    assert precision.resolved(paper, tmp_path).optimiser.precision == "bf16"
-    assert "none here" in precision.statement(paper, tmp_path)
+    paper = load_profile("paper")
+    assert profile_precision.resolved(paper, tmp_path).optimiser.precision == "bf16"
+    assert "none here" in profile_precision.statement(paper, tmp_path)
     assert not (tmp_path / "machine.json").exists()
 
 
 def test_the_much_slower_precision_is_taken_and_warned_of(tmp_path, monkeypatch):
     answers(monkeypatch, (100, 1))
     slow = smoke("optimiser.precision=bf16")
-    assert precision.resolved(slow, tmp_path) == slow
-    said = precision.statement(slow, tmp_path)
+    assert profile_precision.resolved(slow, tmp_path) == slow
+    said = profile_precision.statement(slow, tmp_path)
     measured_as = "a core of this processor, at width 1024: 100 GFLOP/s in fp32, 1 in bf16"
     assert said.startswith(f"precision: bf16 ({measured_as})")
     assert "100 times as slow" in said and said.count("\n") == 1
     for taken in (smoke(), smoke("optimiser.precision=fp32")):
-        assert "slow" not in precision.statement(taken, tmp_path)
+        assert "slow" not in profile_precision.statement(taken, tmp_path)
     # From twice as slow on.
     answers(monkeypatch, (100, 51))
-    assert "slow" not in precision.statement(slow, Path(tmp_path / "another"))
+    assert "slow" not in profile_precision.statement(slow, Path(tmp_path / "another"))
 
 
 def test_the_record_says_what_was_asked_taken_and_measured(tmp_path, monkeypatch):
     answers(monkeypatch, (100, 30.04))
-    assert precision.record(smoke(), tmp_path) == {
+    assert profile_precision.record(smoke(), tmp_path) == {
         "asked": "auto",
         "taken": "fp32",
         "device": "one",
@@ -174,4 +178,4 @@ def test_apples_gpu_is_left_alone_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     answers(monkeypatch, (100, 50))
     assert machine.device() == "cpu"
-    assert "mps" in precision.statement(smoke(), tmp_path)
+    assert "mps" in profile_precision.statement(smoke(), tmp_path)

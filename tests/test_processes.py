@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import pytest
 from safetensors.torch import load_file
 from test_experiments import SMALL
 
-from cpo.experiments import Suite
-from cpo.launching import LaunchError, launch
-from cpo.profiles import Processes
-from cpo.store import Store
+from cpo.negatives import SAMPLERS
+from cpo_suite.launching import LaunchError
+from cpo_suite.profile import Processes
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
 
 TESTS = str(Path(__file__).parent)
 
@@ -27,7 +29,7 @@ def run_in(count: int, script: str, folder: Path) -> str:
     """Run a script in `count` processes; returns what they printed."""
     path = folder / "script.py"
     header = f"import sys; sys.path.insert(0, {TESTS!r})\n"
-    footer = "\nfrom cpo.processes import leave_together\nleave_together()\n"
+    footer = "\nfrom cpo.engine.processes import leave_together\nleave_together()\n"
     path.write_text(header + textwrap.dedent(script) + footer)
     command = [sys.executable]
     if count > 1:
@@ -49,7 +51,7 @@ def test_items_are_shared_out_and_come_back_in_order(tmp_path):
     script = """
         import os
         from pathlib import Path
-        from cpo.processes import from_main_process, is_main_process, shared_out
+        from cpo.engine.processes import from_main_process, is_main_process, shared_out
         done = []
         squares = shared_out(range(7), lambda one: done.append(one) or one * one)
         rank = os.environ["RANK"]
@@ -69,8 +71,8 @@ TRAINING = """
     import torch
     from models import tiny_model
     from test_training import random_groups, settings
-    from cpo.logprobs import GroupScorer, collate_groups
-    from cpo.processes import process_count
+    from cpo.scoring import GroupScorer, collate_groups
+    from cpo.engine.processes import process_count
     from cpo.training import TrainingExample, train
     objective, dtype = {objective!r}, torch.{dtype}
     model = tiny_model("gpt2").to(dtype)
@@ -119,16 +121,16 @@ def test_two_processes_resume_from_their_common_checkpoint(tmp_path):
     script = training("mle", "float64", minutes=1e-6)
     # Both stop with the step after which the tenth checkpoint stands.
     stop = """
-    from cpo import training
-    from cpo.processes import leave_together
-    sealed, saves = training._Progress.on_save, []
+    from cpo.engine.callbacks import TimedCheckpoints
+    from cpo.engine.processes import leave_together
+    sealed, saves = TimedCheckpoints.on_save, []
     def stopping(self, args, state, control, **kwargs):
         sealed(self, args, state, control, **kwargs)
         saves.append(state.global_step)
         if len(saves) == 10:
             leave_together()
             raise SystemExit(0)
-    training._Progress.on_save = stopping
+    TimedCheckpoints.on_save = stopping
     """
     run_in(2, textwrap.dedent(stop) + textwrap.dedent(script), tmp_path)
     partial = tmp_path / "mle-2-partial"
@@ -181,7 +183,7 @@ def test_a_row_is_made_alike_by_two_processes(suites, capfd):
     np.testing.assert_allclose(
         *([line["loss"] for line in suite.history(row)] for suite in suites), rtol=1e-4
     )
-    assert one.model(row).recipe.key == two.model(row).recipe.key
+    assert one.model(row).artifact.key == two.model(row).artifact.key
     assert len(two.generations(row)) == 12
     assert (
         sum(a == b for a, b in zip(one.generations(row), two.generations(row), strict=True)) >= 11
@@ -192,12 +194,33 @@ def test_a_row_is_made_alike_by_two_processes(suites, capfd):
     }
 
 
-def test_processes_that_fail_say_why_and_leave_nothing(suites, tmp_path):
+BROKEN = """
+from cpo.negatives import register
+
+@register("XF")
+def broken(planned, wanted, seed):
+    raise RuntimeError("the sampler broke")
+"""
+
+
+def test_processes_that_fail_say_why_and_leave_nothing(suites, tmp_path, monkeypatch):
     two = suites[1]
-    recipe = two.generations_recipe_of("t2/PSS", None, 0, "test")
-    with pytest.raises(LaunchError, match="should have been made before"):
-        launch(two.profile, two.store.root, ("generations", "t2/PSS"), recipe.key, tmp_path)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "broken_sampler.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    import_module("broken_sampler")
+    before = two.profile
+    try:
+        two.add_row("own/XF", like="t2/ANR", negatives={"XF": 1})
+        artifact = two.negatives_artifact(two.row("own/XF"))
+        with pytest.raises(LaunchError, match="the sampler broke"):
+            two.store.get(artifact)
+    finally:
+        two.profile = before
+        SAMPLERS.pop("XF")
+    assert two.store.find(artifact) is None
+    assert not list(two.store.path(artifact).parent.glob(".*"))
+    assert not list((two.store.root / "partial").glob("*.job.json"))
 
 
 @pytest.mark.slow
@@ -211,10 +234,8 @@ def test_several_nodes_are_reached_by_a_command_in_front(suites, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--num_machines=2", "--rdzv_backend=c10d", "--main_process_ip=127.0.0.1"]
-    nodes = Processes(
-        count=2, before=["bash", str(both)], options=[*options, f"--main_process_port={port}"]
-    )
+    options = ["--rdzv_backend=c10d", "--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
+    nodes = Processes(count=2, machines=2, before=["bash", str(both)], options=options)
     one, two = suites
     # Figures' rows have an artifact of their own: made by nobody yet.
     profile = two.profile.model_copy(update={"processes": nodes})

@@ -12,11 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo import profiles
-from cpo.profiles import (
+from cpo_suite import profile as profiles
+from cpo_suite.profile import (
     ROOT,
     ProfileError,
     load_profile,
+    missing_paths,
     parse_value,
     profile_names,
     with_absolute_paths,
@@ -25,7 +26,7 @@ from cpo.profiles import (
 
 @pytest.mark.parametrize("name", profile_names())
 def test_every_profile_is_valid_and_named_as_its_file(name):
-    profile = load_profile(name, substitute=False)
+    profile = load_profile(name)
     assert profile.name == name
     assert profile.trained_rows
 
@@ -54,6 +55,73 @@ def test_the_paper_profile_has_the_papers_settings():
     assert {count for name, count in counts.items() if name.endswith("-ablation")} == {4}
     assert (counts["AN"], counts["MixN"], counts["BN-articles"], counts["UN"]) == (11, 11, 4, 1)
     assert paper.negatives["MixN"] == {"BN": 3, "MN": 5, "TN": 3}
+
+
+ALL_ROWS = [
+    "t1/MLE", "t1/PSS", "t1/DPO", "t1/ANR", "t1/MixNR/0", "t1/MixNR/0.5", "t1/MixNR/0.7",
+    "t1/MixNR/0.9", "t2/MLE1", "t2/PSS", "t2/DPO", "t2/ANR", "t2/AN", "t2/MLE2", "t2/MixNR/0",
+    "t2/MixNR/0.1", "t2/MixNR/0.3", "t2/MixNR/0.5", "t2/MixNR/0.7", "t2/MixNR/0.9", "t2/MixN",
+    "t3/MLE", "t3/BNR/0", "t3/BNR/0.5", "t3/BNR/0.7", "t3/BNR/0.9", "t4/MLE", "t4/BNR/0",
+    "t4/BNR/0.1", "t4/BNR/0.3", "t4/BNR/0.5", "t4/BNR/0.7", "t4/BNR/0.9", "f1a/MLE/greedy",
+    "f1a/ANR/greedy", "f1a/MLE/top_p", "f1a/ANR/top_p", "f1a/MLE/top_k", "f1a/ANR/top_k",
+    "f1a/MLE/beam", "f1a/ANR/beam", "f1b/MLE", "f1b/BNR", "f1b/TNR", "f1b/MNR", "f1b/ANR",
+    "f1b/MixNR", "x/MixNR+MLE/0.5", "x/NCE", "x/ANR/K2", "x/ANR/K5", "x/small/MLE", "x/small/ANR",
+]  # fmt: skip
+CLAIMS = {
+    1: ("t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "t2/MixNR/0.1 > t2/MLE2"),
+    2: (
+        "t1/ANR > t1/DPO", "t1/ANR > t1/PSS", "t2/MixNR/0.1 > t2/DPO", "t2/MixNR/0.1 > t2/PSS",
+    ),
+    3: (
+        "f1a/ANR/greedy > f1a/MLE/greedy", "f1a/ANR/top_p > f1a/MLE/top_p",
+        "f1a/ANR/top_k > f1a/MLE/top_k", "f1a/ANR/beam > f1a/MLE/beam",
+    ),
+    4: ("t2/ANR > t2/AN", "t2/MixNR/0 > t2/MixN"),
+    5: ("f1b/BNR ~ f1b/TNR", "f1b/BNR >= f1b/MNR", "f1b/TNR >= f1b/MNR"),
+    6: (
+        "best(t1/MixNR) >= ends(t1/MixNR)", "best(t2/MixNR) >= ends(t2/MixNR)",
+        "best(t3/BNR) >= ends(t3/BNR)",
+    ),
+    7: (
+        "t1/MixNR/0.9 - t1/MixNR/0 > t2/MixNR/0.9 - t2/MixNR/0",
+        "t3/BNR/0.9 - t3/BNR/0 > t2/MixNR/0.9 - t2/MixNR/0",
+    ),
+    8: ("t4/BNR/0.3 > t4/MLE",),
+    9: ("overhead t2/MixNR/0",),
+    10: ("f1b/ANR > f1b/BNR", "f1b/ANR > f1b/TNR", "f1b/ANR > f1b/MNR"),
+    11: ("t2/ANR > x/ANR/K5", "x/ANR/K5 > x/ANR/K2"),
+    12: ("t2/ANR - t2/MLE1 > x/small/ANR - x/small/MLE",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "by_gpt2"),
+    [
+        ("smoke", (), False),
+        ("tiny", (), False),
+        ("paper", ("x/small/",), True),
+        ("small", ("t1/", "f1a/", "f1b/", "x/"), True),
+    ],
+)
+def test_a_profile_trains_the_papers_rows_but_those_it_leaves_out(name, left_out, by_gpt2):
+    profile = load_profile(name)
+    rows = [row for row in ALL_ROWS if not row.startswith(left_out)]
+    assert list(profile.rows) == [row.id for row in profile.trained_rows] == rows
+    # Without the smaller Llama the gain is held against GPT2-XL's.
+    twelfth = {12: ("t2/ANR - t2/MLE1 > t1/ANR - t1/MLE",)} if by_gpt2 else {}
+    assert profile.claims == CLAIMS | twelfth
+
+
+def test_rows_and_claims_are_left_out_and_added_by_override():
+    own = "own_rows.own/A={id: own/A, model: llama, objective: cpo, steps: short, negatives: AN}"
+    profile = load_profile("tiny", ["leaves_out=[t2/MixNR, t3, x]", own, "claims.9=[]"])
+    left_out = ("t2/MixNR/", "t3/", "x/")
+    assert list(profile.rows) == [r for r in ALL_ROWS if not r.startswith(left_out)] + ["own/A"]
+    assert profile.trained_rows[-1].id == "own/A"
+    assert profile.claims == CLAIMS | {9: ()}
+    # What is named is trained, and nothing else.
+    named = load_profile("small", ["rows=[t2/MLE2, t2/AN]"])
+    assert [row.id for row in named.trained_rows] == ["t2/AN", "t2/MLE2"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +177,7 @@ def every_group(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 
 # Groups whose keys a user chooses: any name is valid there.
 CONFIGURATIONS = {("models", name, "config") for name in ("gpt2", "llama", "llama_small")}
-FREE = {("decoding",), ("negatives",), ("claims",), *CONFIGURATIONS}
+FREE = {("decoding",), ("negatives",), *CONFIGURATIONS}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +220,11 @@ def test_an_unknown_key_anywhere_is_named_with_the_nearest(group, tmp_path):
         ("models.lama={}", "unknown key 'models.lama'. Did you mean 'llama'?"),
         ("models.llama.config={hidden_size: 8}", "`config` needs a `model_type`"),
         ("models.llama.pretrained=folder", "give either `pretrained` or `config`"),
-        ("decoding={}", "decoding: `greedy` is missing"),
+        ("decoding={}", "rows: t1/MLE needs decoding.greedy, which is missing"),
+        ("leaves_out=[t2, x/smal]", "leaves_out: unknown row 'x/smal'. Did you mean"),
+        ("claims.1=[t2/ANR]", "'t2/ANR' is no comparison: write `ROW > ROW`"),
+        ("claims.13=[]", "claims.13: Input should be less than or equal to 12"),
+        ("processes.machines=two", "processes.machines: Input should be a valid integer"),
         ("optimizer.precision=bf16", "unknown key 'optimizer'. Did you mean 'optimiser'?"),
         ("minutes.x=1", "'minutes' is one value, not a group of keys"),
         ("seeds", "an override is dotted.key=value, not 'seeds'"),
@@ -232,21 +304,6 @@ def test_every_mistake_is_said_at_once():
     assert "continuation.beta" in str(refused.value)
 
 
-def test_environment_variables_are_filled_in_or_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("CPO_DATA", "/somewhere")
-    profile = load_profile("small")
-    assert profile.instructions.path == "/somewhere"
-    monkeypatch.delenv("CPO_DATA")
-    monkeypatch.delenv("CPO_OTHER", raising=False)
-    other = "articles.path=${CPO_OTHER}/x.jsonl"
-    assert profiles.missing_environment("small", [other]) == ["CPO_DATA", "CPO_OTHER"]
-    with pytest.raises(ProfileError, match="variables CPO_DATA, CPO_OTHER"):
-        load_profile("small", [other])
-    assert load_profile("small", substitute=False).instructions.path == "${CPO_DATA}"
-    given = ["instructions.path=/a", "articles.path=/b"]  # then no variable is needed
-    assert load_profile("small", given).articles.path == "/b"
-
-
 # --- Paths ----------------------------------------------------------------------------------------
 
 
@@ -277,6 +334,7 @@ def with_paths(folder: Path, pair_file: str, model: str) -> Path:
 def test_a_path_is_that_beside_the_profile_from_every_folder(
     written, relative, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("CPO_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     path = with_paths(tmp_path / "own", written, written)
     (tmp_path / "own" / "there").mkdir()
@@ -286,9 +344,9 @@ def test_a_path_is_that_beside_the_profile_from_every_folder(
     for folder in ("own", "elsewhere"):
         monkeypatch.chdir(tmp_path / folder)
         for name in (path, os.path.relpath(path), tmp_path / "link" / "mine.yaml"):
-            read += [load_profile(name), load_profile(name, substitute=False)]
-    assert all(one == read[0] for one in read)
-    profile = read[0]
+            read += [(load_profile(name), missing_paths(name))]
+    assert all(pair == read[0] for pair in read)
+    profile, missing = read[0]
     expected = written if relative is None else str(tmp_path / relative)
     assert profile.models["gpt2"].pretrained == profile.judge.model == expected
     data = tmp_path / "own" / written if relative is None else tmp_path / relative
@@ -296,7 +354,8 @@ def test_a_path_is_that_beside_the_profile_from_every_folder(
     paths = {"instructions.path": str(data)}
     if relative is not None:
         paths |= {"models.gpt2.pretrained": expected, "judge.model": expected}
-    assert profile.paths == paths
+    assert missing.keys() == ({} if written == "there" else paths).keys()
+    assert all(missing[key].startswith(f"{paths[key]} does not exist") for key in missing)
 
 
 def test_a_path_of_an_override_is_from_where_it_was_typed(tmp_path, monkeypatch):
@@ -318,21 +377,46 @@ def test_a_path_of_an_override_is_from_where_it_was_typed(tmp_path, monkeypatch)
     assert load_profile(path, handed_on) == there
 
 
-def test_a_path_of_a_variable_is_whole_wherever_the_variable_stands(tmp_path, monkeypatch):
+def test_what_is_not_beside_the_profile_is_in_the_folder_of_data(tmp_path, monkeypatch):
+    path = with_paths(tmp_path / "own", "dolly/a.jsonl", "models/big")
+    data, beside = tmp_path / "data", tmp_path / "own"
+    for folder in (data / "dolly", data / "models" / "big"):
+        folder.mkdir(parents=True)
+    (data / "dolly" / "a.jsonl").touch()
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("CPO_DATA", "~/data")
-    monkeypatch.setenv("CPO_SIZE", "small")
-    path = with_paths(tmp_path / "own", "${CPO_DATA}/a.jsonl", "model-${CPO_SIZE}")
-    (tmp_path / "own" / "model-small").mkdir()
-    for folder in (tmp_path, tmp_path / "own"):
-        monkeypatch.chdir(folder)
+    for variable, current in ((str(data), beside), ("~/data", beside), ("data", tmp_path)):
+        monkeypatch.setenv("CPO_DATA", variable)
+        monkeypatch.chdir(current)
         profile = load_profile(path)
-        assert profile.instructions.path == str(tmp_path / "data" / "a.jsonl")
-        assert profile.models["gpt2"].pretrained == str(tmp_path / "own" / "model-small")
-    assert load_profile(path, substitute=False).instructions.path == "${CPO_DATA}/a.jsonl"
-    # What an override replaces needs no variable.
+        assert profile.instructions.path == str(data / "dolly" / "a.jsonl")
+        assert profile.models["gpt2"].pretrained == str(data / "models" / "big")
+        assert missing_paths(path) == {}
+    # An override is of the current folder alone.
+    override = "articles={source: jsonl, path: dolly/a.jsonl}"
+    assert load_profile(path, [override]).articles.path == str(tmp_path / "dolly" / "a.jsonl")
+    # The profile's own folder comes first.
+    (beside / "dolly").mkdir()
+    (beside / "dolly" / "a.jsonl").touch()
+    assert load_profile(path).instructions.path == str(beside / "dolly" / "a.jsonl")
+
+
+def test_data_that_are_nowhere_are_named_with_both_places(tmp_path, monkeypatch):
+    monkeypatch.setenv("CPO_DATA", str(tmp_path))
+    folder = ROOT / "profiles"
+    assert missing_paths("small") == {
+        f"{part}.path": f"{folder / name} does not exist, nor does {tmp_path / name}"
+        for part, name in (("instructions", "dolly"), ("articles", "wikipedia"))
+    }
     monkeypatch.delenv("CPO_DATA")
-    assert load_profile(path, ["instructions.path=/b"]).instructions.path == "/b"
+    assert load_profile("small").instructions.path == str(folder / "dolly")  # to look at
+    assert missing_paths("small", ["articles.path=/no/such.jsonl"]) == {
+        "instructions.path": f"{folder / 'dolly'} does not exist, nor does $CPO_DATA/dolly. "
+        "CPO_DATA, the folder of data, is not set: `CPO_DATA=/path ./run_all.sh --profile small`",
+        "articles.path": "/no/such.jsonl does not exist",
+    }
+    # What an override replaces needs no variable.
+    overrides = [f"{part}.path={tmp_path}" for part in ("instructions", "articles")]
+    assert missing_paths("small", overrides) == {}
 
 
 def test_columns_have_our_names(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cpo.replies import read_message
+from cpo.evaluation.replies import read_message
 
 THINKING = {"type": "thinking", "thinking": "Is it A?"}
 MISTRAL = {"type": "thinking", "thinking": [{"type": "text", "text": "Is it A?"}]}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from models import ARCHITECTURES, VOCABULARY, tiny_model
 
-from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.scheduled_sampling import ScheduledSamplingScorer
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 BATCH = collate_groups([Group([5, 6, 7], [[8, 9, 10, 11, 0]]), Group([3], [[4, 5, 0]])])
 

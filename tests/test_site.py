@@ -18,8 +18,8 @@ pytest.importorskip("myst_nb")
 
 from PIL import Image, PngImagePlugin  # noqa: E402
 
-from cpo import site  # noqa: E402
-from cpo.profiles import ROOT  # noqa: E402
+from cpo_suite.profile import ROOT  # noqa: E402
+from cpo_suite.report import formulas, site  # noqa: E402
 
 # A picture of one pixel.
 PIXEL = (
@@ -105,7 +105,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             new_markdown_cell(f"# 0{number} · {title}\n\nInline $\\pi_\\theta(y_1 \\dots y_K)$."),
             new_markdown_cell("## 1. The loss\n\n$$\\mathcal{L} = -\\log\\big(w_1\\big)$$"),
             new_code_cell("widget"),
-            new_code_cell('figures.save(figure, suite.output / "curve", "What is seen.")\nfigure'),
+            new_code_cell('plots.save(figure, suite.output / "curve", "What is seen.")\nfigure'),
             new_code_cell("another_figure", metadata={"mystnb": {"image": {"alt": "Bars."}}}),
             new_markdown_cell(EXERCISE),
         ]
@@ -145,10 +145,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "Caption of it.\n\n| row | ours |\n| --- | --- |\n| a | 0.471 |\n"
     )
     (run / "table1.csv").write_text("row,ours\na,0.471\n")
-    (run / "claims.csv").write_text(
-        "claim,verdict,comparison,effect,low,high,note\n"
-        "1,holds,t1/ANR > t1/MLE,0.1,0.05,0.15,\n2,not run,t1/ANR > t1/DPO,,,,\n"
-    )
     (root / "docs" / "more.md").write_text("# More\n\n[Report](../figures/trial/report.html)\n")
     (root / "README.md").write_text(
         "# Start\n\n![Curve](figures/trial/curve.png)\n\n## Links\n\n"
@@ -170,7 +166,10 @@ def built(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nothing_is_fetched_from_elsewhere_and_links_hold(built: Path) -> None:
     check_site(built)
     names = {path.relative_to(built).as_posix() for path in built.rglob("*.html")}
-    assert {"index.html", "results.html", "docs/more.html", "notebooks/02_not_run.html"} <= names
+    assert {"index.html", "docs/more.html", "notebooks/02_not_run.html"} <= names
+    # Results as files: tables as numbers, figures that print at any size.
+    for name in ("report.html", "table1.csv", "curve.pdf"):
+        assert (built / "figures" / "trial" / name).is_file()
     assert "left_from_before.html" not in names
     source = "".join(page.source for page in pages_of(built)).lower()
     assert "mathjax" not in source and "require.min.js" not in source
@@ -228,15 +227,6 @@ def test_solutions_are_folded(built: Path) -> None:
     source = (built / "notebooks" / "00_made_up.html").read_text()
     (folded,) = re.findall(r"<details>(.*?)</details>", source, re.DOTALL)  # not `<details open>`
     assert "<summary>Solution</summary>" in folded and "folded_away" in folded
-
-
-def test_results_page(built: Path) -> None:
-    page = Page(built / "results.html")
-    assert "CPO beats MLE continued for the same steps" in page.source
-    assert "0.100 [0.050,\u00a00.150]" in page.source and "0.471" in page.source
-    assert {"figures/trial/report.html", "figures/trial/table1.csv"} <= set(page.links)
-    assert "figures/trial/curve.pdf" in page.links
-    assert [image["alt"] for image in page.images] == ["What is seen."]
 
 
 def test_start_page_leads_to_pages_files_and_other_hosts(built: Path) -> None:
@@ -300,21 +290,21 @@ def test_the_page_to_cite_from_agrees_with_citation_cff() -> None:
 
 
 def test_mathml() -> None:
-    assert "<mi>β</mi>" in site.mathml(r"\beta") and "display" not in site.mathml(r"\beta")
-    assert 'display="block"' in site.mathml("x", block=True)
-    assert "…" in site.mathml(r"y_1 \dots y_K")
-    sized = site.mathml(r"\Big\{\big(x\big)\Big\}")
+    assert "<mi>β</mi>" in formulas.mathml(r"\beta") and "display" not in formulas.mathml(r"\beta")
+    assert 'display="block"' in formulas.mathml("x", block=True)
+    assert "…" in formulas.mathml(r"y_1 \dots y_K")
+    sized = formulas.mathml(r"\Big\{\big(x\big)\Big\}")
     assert re.findall(r'minsize="(.*?)".*?>(.)<', sized) == [
         ("1.623em", "{"), ("1.2em", "("), ("1.2em", ")"), ("1.623em", "}"),
     ]  # fmt: skip
     # A thin space beside the name of a function, as TeX has it, but none before a bracket.
-    spaced = site.mathml(r"\beta \log \frac{a}{b}")
+    spaced = formulas.mathml(r"\beta \log \frac{a}{b}")
     parts = re.findall(r"<(mi|mspace|mfrac)\b", spaced)
     assert parts[:5] == ["mi", "mspace", "mi", "mspace", "mfrac"]
     for tight in (r"-\log(x)", r"-\log\left(x\right)", r"\log_2(x)", r"\exp\!\big(r\big)"):
-        assert "mspace" not in site.mathml(tight)
+        assert "mspace" not in formulas.mathml(tight)
     with pytest.raises(ValueError, match=r"'\\\\unheardof x'.*Unknown"):
-        site.mathml(r"\unheardof x")
+        formulas.mathml(r"\unheardof x")
 
 
 def test_every_formula_of_the_notebooks_and_pages_can_be_drawn() -> None:
@@ -330,7 +320,7 @@ def test_every_formula_of_the_notebooks_and_pages_can_be_drawn() -> None:
     for token in (token for text in texts for token in parser.parse(text)):
         for part in [token, *(token.children or [])]:
             if part.type.startswith("math_"):
-                assert site.mathml(part.content, part.type == "math_block").startswith("<math")
+                assert formulas.mathml(part.content, part.type == "math_block").startswith("<math")
                 drawn += 1
     assert drawn > 100
 
@@ -342,9 +332,9 @@ def test_every_figure_of_the_notebooks_is_described() -> None:
         for cell in (one for one in cells if one["cell_type"] == "code"):
             code = "".join(cell["source"])
             drawn = re.search(
-                r"^\s*(plt\.show\(\)|display\(figures?\b.*|figure)$", code, re.MULTILINE
+                r"^\s*(plt\.show\(\)|display\((figure|plots|Image)\b.*|figure)$", code, re.MULTILINE
             )
             described = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt")
-            if drawn and "figures.save(" not in code and not described:
+            if drawn and "plots.save(" not in code and not described:
                 lacking.append(f"{path.stem}: {cell['id']}")
     assert not lacking

@@ -13,8 +13,8 @@ import nbformat
 import pytest
 from chat_server import ScriptedServer
 
-from cpo.chat import TRIAL
-from cpo.profiles import ROOT
+from cpo.evaluation.chat import TRIAL
+from cpo_suite.profile import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -25,7 +25,7 @@ KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-planted-in-the-smoke-test"
 def run(artifacts: Path, *arguments: str) -> str:
     command = arguments or ("run", "--profile", "smoke")
     done = subprocess.run(
-        [sys.executable, "-m", "cpo", *command],
+        [sys.executable, "-m", "cpo_suite", *command],
         env=os.environ | {"CPO_ARTIFACTS": str(artifacts), KEY_VARIABLE: KEY},
         cwd=artifacts.parent,
         stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -16,28 +17,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo.store import (
-    MANIFEST,
-    Recipe,
-    Store,
-    hash_file,
-    hash_folder,
-    how,
-    provenance,
-    write_atomically,
-)
+from cpo.engine.files import MANIFEST, hash_file, hash_folder, write_atomically
+from cpo_suite import provenance
+from cpo_suite.store import Artifact, Store, how, walk
+
+
+def nothing(folder: Path) -> None:
+    """Builds an empty artifact."""
 
 
 @dataclass(frozen=True)
-class Inner(Recipe):
+class Inner(Artifact):
     stage: ClassVar[str] = "inner"
     version: ClassVar[int] = 1
 
     size: int = 1
+    make: Callable[[Path], object] = how(default=nothing)
+
+    def build(self, folder: Path, store: Store) -> None:
+        self.make(folder)
 
 
 @dataclass(frozen=True)
-class Outer(Recipe):
+class Outer(Artifact):
     stage: ClassVar[str] = "outer"
     version: ClassVar[int] = 1
 
@@ -47,6 +49,10 @@ class Outer(Recipe):
     kinds: dict[str, int] | None = None
     name: str = "a"
     micro_batch: int = how(default=8)
+    make: Callable[[Path], object] = how(default=nothing)
+
+    def build(self, folder: Path, store: Store) -> None:
+        self.make(folder)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +103,10 @@ def test_an_artifact_is_made_once_and_found_again(tmp_path):
         (folder / "part" / "x.txt").write_text("content")
 
     assert store.find(Inner()) is None
-    with pytest.raises(FileNotFoundError, match="has not been made"):
+    with pytest.raises(FileNotFoundError, match="has not been built"):
         store.manifest(Inner())
-    path = store.get_or_make(Inner(), make)
-    assert store.get_or_make(Inner(), make) == path == store.find(Inner())
+    path = store.get(Inner(make=make))
+    assert store.get(Inner(make=make)) == path == store.find(Inner())
     assert len(calls) == 1
     manifest = store.manifest(Inner())
     # A field at its default stays out, so that a field added later does not rename older artifacts.
@@ -110,28 +116,47 @@ def test_an_artifact_is_made_once_and_found_again(tmp_path):
     assert manifest["seconds"] >= 0
 
 
-def test_seconds_and_gpus_are_an_artifact_s_own(tmp_path, monkeypatch):
-    store = Store(tmp_path)
+def test_what_an_artifact_needs_is_built_before_it_and_each_has_its_own_seconds(
+    tmp_path, monkeypatch
+):
+    store, order = Store(tmp_path), []
 
     def inner(folder: Path) -> None:
+        order.append("inner")
         time.sleep(0.2)
 
     def outer(folder: Path) -> None:
-        store.get_or_make(Inner(), inner)
+        order.append("outer")
         time.sleep(0.05)
-        store.get_or_make(Inner(2), inner)
 
-    provenance()  # is kept, and is to tell of this machine
+    provenance.provenance()  # is kept, and is to tell of this machine
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    store.get_or_make(Outer(), outer, processes=8)
-    parts = [store.manifest(Inner(size)) for size in (1, 2)]
-    assert all(0.2 <= one["seconds"] < 0.35 and one["gpus"] == 1 for one in parts)
-    whole = store.manifest(Outer())
-    assert 0.05 <= whole["seconds"] < 0.3  # not the 0.4 s of what it is made of
-    assert (whole["processes"], whole["gpus"]) == (8, 8)
+    whole = Outer(start=Inner(make=inner), make=outer)
+    assert walk(whole, whole.start) == [whole.start, whole]
+    store.get(whole)
+    assert order == ["inner", "outer"]
+    part = store.manifest(whole.start)
+    assert 0.2 <= part["seconds"] < 0.35 and (part["processes"], part["gpus"]) == (1, 1)
+    assert 0.05 <= store.manifest(whole)["seconds"] < 0.2
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    store.get_or_make(Inner(3), lambda folder: None, processes=2)
+    store.get(Inner(3))
     assert store.manifest(Inner(3))["gpus"] == 0
+
+
+def test_what_is_built_elsewhere_is_not_built_here(tmp_path):
+    store, asked = Store(tmp_path), []
+
+    def elsewhere(artifact: Artifact) -> bool:
+        asked.append(artifact)
+        if isinstance(artifact, Outer):
+            return False
+        Store(tmp_path).get(artifact)
+        return True
+
+    store.elsewhere = elsewhere
+    here = []
+    store.get(Outer(start=Inner(make=nothing), make=here.append))
+    assert asked == [Inner(), Outer()] and len(here) == 1 and store.find(Inner())
 
 
 def test_a_make_that_fails_leaves_only_its_partial_work(tmp_path):
@@ -144,11 +169,11 @@ def test_a_make_that_fails_leaves_only_its_partial_work(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.get_or_make(Inner(), fail)
+        store.get(Inner(make=fail))
     assert store.find(Inner()) is None
     assert [path.name for path in (tmp_path / "inner").iterdir()] == [f"{Inner().key}.lock"]
     assert (store.partial(Inner()) / "checkpoint").exists()
-    store.get_or_make(Inner(), lambda folder: None)
+    store.get(Inner())
     assert not store.partial(Inner()).exists()
 
 
@@ -156,7 +181,7 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path):
     store = Store(tmp_path)
     store.path(Inner()).mkdir(parents=True)
     (store.path(Inner()) / "stray").write_text("x")
-    path = store.get_or_make(Inner(), lambda folder: (folder / "x").write_text("y") and None)
+    path = store.get(Inner(make=lambda folder: (folder / "x").write_text("y")))
     assert sorted(item.name for item in path.iterdir()) == sorted([MANIFEST, "x"])
 
 
@@ -165,22 +190,22 @@ import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-from cpo.store import Recipe, Store
+from cpo_suite.store import Artifact, Store
 
 @dataclass(frozen=True)
-class Inner(Recipe):
+class Inner(Artifact):
     stage: ClassVar[str] = "inner"
     version: ClassVar[int] = 1
     size: int = 1
 
-def make(folder):
-    (folder / "first").write_text("x")
-    with open(sys.argv[2], "a") as calls:
-        calls.write("made\\n")
-    time.sleep(float(sys.argv[3]))
-    (folder / "second").write_text("x")
+    def build(self, folder, store):
+        (folder / "first").write_text("x")
+        with open(sys.argv[2], "a") as calls:
+            calls.write("made\\n")
+        time.sleep(float(sys.argv[3]))
+        (folder / "second").write_text("x")
 
-print(Store(sys.argv[1]).get_or_make(Inner(), make))
+print(Store(sys.argv[1]).get(Inner()))
 """
 
 
@@ -210,7 +235,7 @@ def test_kill_in_the_middle_leaves_nothing_and_the_next_call_makes_it(tmp_path):
         assert os.listdir(folder) == []  # nothing of the killed one
         (folder / "second").write_text("y")
 
-    path = store.get_or_make(Inner(), make)
+    path = store.get(Inner(make=make))
     assert sorted(os.listdir(path)) == sorted([MANIFEST, "second"])
     # No temporary folder stays beside it.
     assert sorted(os.listdir(tmp_path / "store" / "inner")) == [path.name, f"{path.name}.lock"]
@@ -241,13 +266,13 @@ def test_a_damaged_artifact_is_made_again_and_said(tmp_path, capsys, damage, sai
         made.append(folder)
         (folder / "a.txt").write_text("one")
 
-    folder = Store(tmp_path).get_or_make(Inner(), make)
-    assert Store(tmp_path).get_or_make(Inner(), make) == folder and len(made) == 1
+    folder = Store(tmp_path).get(Inner(make=make))
+    assert Store(tmp_path).get(Inner(make=make)) == folder and len(made) == 1
     damage(folder)
-    assert Store(tmp_path).get_or_make(Inner(), make) == folder and len(made) == 2
-    assert f"inner {Inner().key}: {said}; it is made again" in capsys.readouterr().out
+    assert Store(tmp_path).get(Inner(make=make)) == folder and len(made) == 2
+    assert f"inner {Inner().key}: {said}; it is built again" in capsys.readouterr().out
     assert (folder / "a.txt").read_text() == "one"
-    assert Store(tmp_path).get_or_make(Inner(), make) == folder and len(made) == 2
+    assert Store(tmp_path).get(Inner(make=make)) == folder and len(made) == 2
 
 
 def test_hashes_follow_names_and_contents(tmp_path):
@@ -271,7 +296,7 @@ def test_writing_replaces_whole_files(tmp_path):
 
 def test_a_manifest_names_no_host_and_no_folder(tmp_path):
     store = Store(tmp_path)
-    path = store.get_or_make(Inner(), lambda folder: None)
+    path = store.get(Inner())
     text = (path / MANIFEST).read_text()
     assert os.uname().nodename not in text
     assert str(tmp_path) not in text
@@ -279,22 +304,20 @@ def test_a_manifest_names_no_host_and_no_folder(tmp_path):
 
 
 def test_results_under_figures_do_not_make_a_checkout_unclean(tmp_path, monkeypatch):
-    from cpo import store
-
     def git(*arguments: str) -> None:
         who = ["-c", "user.name=x", "-c", "user.email=x@x"]
         subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     (tmp_path / "cpo").mkdir()
     (tmp_path / "figures").mkdir()
-    (tmp_path / "cpo" / "store.py").write_text("")
+    (tmp_path / "cpo" / "provenance.py").write_text("")
     git("init")
     git("add", ".")
     git("commit", "-m", "x")
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "cpo" / "store.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "cpo" / "provenance.py"))
     (tmp_path / "figures" / "table.csv").write_text("x")
-    revision = store.git_revision()
+    revision = provenance.git_revision()
     assert revision["clean"]
     assert len(revision["revision"]) == 40
     (tmp_path / "cpo" / "losses.py").write_text("x")
-    assert not store.git_revision()["clean"]
+    assert not provenance.git_revision()["clean"]

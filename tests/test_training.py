@@ -17,9 +17,8 @@ import torch
 from models import ARCHITECTURES, VOCABULARY, tiny_model
 from safetensors.torch import load_file, save_file
 
-from cpo.experiments import score_groups
-from cpo.logprobs import Group
-from cpo.store import checksums_of
+from cpo.engine.files import checksums_of
+from cpo.scoring import Group, score_groups
 from cpo.training import (
     OBJECTIVES,
     TrainingError,

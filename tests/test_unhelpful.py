@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from chat_server import Answer, ScriptedServer, question_of
 
-from cpo.chat import ChatServer
 from cpo.data import Example, render_prefix
-from cpo.unhelpful import UnhelpfulError, write_unhelpful
-from cpo.world import (
+from cpo.evaluation.chat import ChatServer
+from cpo.evaluation.unhelpful import UnhelpfulError, write_unhelpful
+from cpo_suite.world import (
     WorldExample,
     build_world,
     oracle,
@@ -25,7 +25,7 @@ from cpo.world import (
     score_of,
     unhelpful_answer,
 )
-from cpo.world.grammar import split_sentences
+from cpo_suite.world.grammar import split_sentences
 
 KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-secret-of-the-test"
 

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 from chat_server import Answer, ScriptedServer, question_of
 
-from cpo import verdict_store
-from cpo.chat import ChatServer, Reply, ask_all
-from cpo.verdict_store import Question, StoredVerdict, VerdictStore, VerdictStoreError
+from cpo.evaluation import verdict_store
+from cpo.evaluation.chat import ChatServer, Reply, ask_all
+from cpo.evaluation.verdict_store import Question, StoredVerdict, VerdictStore, VerdictStoreError
 
 QUESTION = Question(
     prompt="Which is better, A or B?",
@@ -408,7 +408,7 @@ FILLING = """
 import resource, sys
 from pathlib import Path
 from test_verdict_store import put
-from cpo.verdict_store import VerdictStore, VerdictStoreError
+from cpo.evaluation.verdict_store import VerdictStore, VerdictStoreError
 
 store = VerdictStore(Path(sys.argv[1]))
 for i in range(20):
@@ -475,7 +475,8 @@ def test_twenty_kills_lose_only_what_was_under_way(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     path, draw = tmp_path / "verdicts.sqlite", random.Random(0)
     context = multiprocessing.get_context("forkserver")  # which imports once, for all of them
-    context.set_forkserver_preload(["openai", "pytest", "cpo.chat", "cpo.verdict_store"])
+    own = ["cpo.evaluation.chat", "cpo.evaluation.verdict_store"]
+    context.set_forkserver_preload(["openai", "pytest", *own])
     asked_again: Counter[str] = Counter()
     kills_at_work = 0
     VerdictStore(path).close()

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpo.judging import Verdicts
-from cpo.paper import ROWS
-from cpo.profiles import Judge
-from cpo.verdict_tables import COLUMNS, verdicts_frame
+from cpo.evaluation.judging import Verdicts
+from cpo_suite.paper import ROWS
+from cpo_suite.profile import Judge
+from cpo_suite.report.verdict_tables import COLUMNS, verdicts_frame
 
 IDS = tuple(f"p{number}" for number in range(8))
 SIDES = ("A", "B") * 4

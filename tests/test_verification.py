@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cpo.data import Example, TokenizedExample, tokenize, train_tokenizer
 from cpo.generation import generate
-from cpo.logprobs import Group, GroupScorer, collate_groups
 from cpo.losses import cpo_loss, dpo_loss, ranked_cpo_loss, ranking_nce_loss
-from cpo.negatives import AUTOREGRESSIVE_TOP_K, Planned, autoregressive, meanfield
+from cpo.negatives import AUTOREGRESSIVE_TOP_K, PlannedRows, autoregressive, meanfield
 from cpo.ranking import rank_candidates
+from cpo.scoring import Group, GroupScorer, collate_groups
 
 # --- DPO against TRL ------------------------------------------------------------------------------
 
@@ -206,14 +206,13 @@ def test_gradients_are_those_of_finite_differences(loss: Callable, masked: bool)
 # --- Negatives at the paper's own settings --------------------------------------------------------
 
 
-def planned(model: Any, prefixes: list, continuations: list, **changes: Any) -> Planned:
+def planned(model: Any, prefixes: list, continuations: list, **changes: Any) -> PlannedRows:
     fields: dict[str, Any] = {
-        "has_eos": [ids[-1] == EOS for ids in continuations],
         "batch": len(prefixes),
         "eos_token_id": EOS,
         "max_continuation_tokens": 12,
     }
-    return Planned(prefixes, continuations, model=model, **{**fields, **changes})
+    return PlannedRows(prefixes, continuations, model=model, **{**fields, **changes})
 
 
 def test_mn_of_ragged_rows_have_the_marginals_of_their_own_softmax():

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cpo import vocabulary_head
-from cpo.vocabulary_head import token_logps
+from cpo.engine import vocabulary_head
+from cpo.engine.vocabulary_head import token_logps
 
 COUNT, WIDTH, VOCABULARY = 11, 6, 40
 

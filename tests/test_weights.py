@@ -19,7 +19,7 @@ from test_model_folders import change, lose_a_shard, stories
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cpo.model_folders import ModelFolderError, faults, load_model
+from cpo.models.folders import ModelFolderError, faults, load_model
 
 Weights = dict[str, Tensor]
 

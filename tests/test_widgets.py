@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from typing import Any
 
 import nbformat
-import numpy as np
 import pytest
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -20,26 +19,31 @@ ipywidgets = pytest.importorskip("ipywidgets")
 
 from models import tiny_model  # noqa: E402
 from PIL import Image  # noqa: E402
+from traitlets import TraitError  # noqa: E402
 
-from cpo import live_curves, training, widgets  # noqa: E402
+from cpo import training  # noqa: E402
 from cpo.data import Example  # noqa: E402
-from cpo.ensemble_view import EnsembleAnswers, ensemble_page  # noqa: E402
-from cpo.executed import make_portable  # noqa: E402
-from cpo.judging import Verdicts  # noqa: E402
-from cpo.live_curves import LiveCurves, Seen  # noqa: E402
-from cpo.logprobs import Group  # noqa: E402
-from cpo.loss_view import loss_parts  # noqa: E402
-from cpo.negatives_view import (  # noqa: E402
+from cpo.evaluation.judging import Verdicts  # noqa: E402
+from cpo.scoring import Group  # noqa: E402
+from cpo.training import TrainingExample, TrainingSettings, train  # noqa: E402
+from cpo_suite.profile import ROOT  # noqa: E402
+from cpo_suite.run.executed import make_portable  # noqa: E402
+from cpo_suite.teaching import live_curves  # noqa: E402
+from cpo_suite.teaching import piece as pieces  # noqa: E402
+from cpo_suite.teaching.ensemble_slider import ensemble_slider  # noqa: E402
+from cpo_suite.teaching.live_curves import LiveCurves  # noqa: E402
+from cpo_suite.teaching.loss_explorer import loss_explorer, loss_parts  # noqa: E402
+from cpo_suite.teaching.negative_viewer import (  # noqa: E402
     CHANGED,
     SURPRISE,
     Candidate,
     candidates_page,
-    new_tokens,
+    negative_viewer,
     shade_of,
 )
-from cpo.profiles import ROOT  # noqa: E402
-from cpo.training import TrainingExample, TrainingSettings, train  # noqa: E402
-from cpo.verdict_view import having, judgement_page, judgements  # noqa: E402
+from cpo_suite.teaching.verdict_browser import judgements, verdict_browser  # noqa: E402
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 EVIL = "<script>alert('x')</script><img src=x onerror=y> & \"quoted\""
 
@@ -54,7 +58,7 @@ class Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.alternatives: list[str] = []
         self.in_cell = False
-        self.feed(page)
+        self.feed(str(page))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -91,8 +95,8 @@ GROUP = [
 ]
 
 
-def answers() -> EnsembleAnswers:
-    return EnsembleAnswers(
+def ensemble() -> pieces.Piece:
+    return ensemble_slider(
         prompts=["first?", "second?"],
         recorded=["one", "two"],
         answers={0.0: ["c1", "c2"], 0.5: ["m1", "c2"], 1.0: ["l1", "l2"]},
@@ -113,11 +117,11 @@ def judged(exchanged: bool = False) -> tuple[Verdicts, list[Example], list[str]]
     return verdicts, examples, [f"answer {n}" for n in range(4)]
 
 
-PIECES: dict[str, Callable[[], widgets.Piece]] = {
-    "loss explorer": widgets.loss_explorer,
-    "negative viewer": lambda: widgets.negative_viewer([("a", GROUP), ("b", GROUP[:2])]),
-    "ensemble slider": lambda: widgets.ensemble_slider(answers()),
-    "verdict browser": lambda: widgets.verdict_browser({"t2/ANR": judgements(*judged())}),
+PIECES: dict[str, Callable[[], pieces.Piece]] = {
+    "loss explorer": loss_explorer,
+    "negative viewer": lambda: negative_viewer([("a", GROUP), ("b", GROUP[:2])]),
+    "ensemble slider": ensemble,
+    "verdict browser": lambda: verdict_browser({"t2/ANR": judgements(*judged())}),
 }
 
 
@@ -125,23 +129,20 @@ PIECES: dict[str, Callable[[], widgets.Piece]] = {
 def screen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What is displayed: ("new" or "replaced", the bundle or the HTML)."""
     shown: list[tuple[str, Any]] = []
-    keys: set[str] = set()
-
-    def display(item: Any, raw: bool = False, display_id: Any = None) -> Any:
-        shown.append(("new", item if raw else item.data))
-        keys.add(display_id)
-        return Handle()
-
-    def update_display(item: Any, display_id: str) -> None:
-        assert display_id in keys
-        shown.append(("replaced", item.data))
 
     class Handle:
+        def display(self, item: Any) -> None:
+            shown.append(("new", item.data))
+
         def update(self, item: Any) -> None:
             shown.append(("replaced", item.data))
 
-    monkeypatch.setattr(widgets, "display", display)
-    monkeypatch.setattr(widgets, "update_display", update_display)
+    def display(item: Any, raw: bool = False, display_id: Any = None) -> Any:
+        shown.append(("new", item if raw else item.data))
+        return Handle()
+
+    monkeypatch.setattr(pieces, "display", display)
+    monkeypatch.setattr(pieces, "DisplayHandle", Handle)
     monkeypatch.setattr(live_curves, "display", display)
     return shown
 
@@ -170,7 +171,7 @@ def test_the_picture_is_an_output_of_its_own_and_the_controls_have_words_in_thei
     piece = PIECES[name]()
     piece._ipython_display_()
     (_, controls), (_, picture) = screen
-    assert controls[widgets.WIDGET_VIEW]["model_id"] == piece.box.model_id
+    assert controls[WIDGET_VIEW]["model_id"] == piece.box.model_id
     for words in (controls["text/plain"], Page(controls["text/html"]).text):
         assert words.lower() == f"{name}: its controls need a running notebook."
     for control in piece.controls.values():  # what they were set to stands below the picture
@@ -202,14 +203,11 @@ def test_a_control_that_moves_replaces_the_picture_and_adds_none(name, screen):
     assert len(screen) == 3
 
 
-def test_ipywidgets_is_imported_in_one_file_and_the_core_does_not_know_it():
-    for path in sorted((ROOT / "cpo").rglob("*.py")):
-        text = path.read_text("utf-8")
-        if path.name != "widgets.py":
+def test_only_the_pieces_import_ipywidgets():
+    for path in [*(ROOT / "cpo").rglob("*.py"), *(ROOT / "cpo_suite").rglob("*.py")]:
+        if path.parent != ROOT / "cpo_suite" / "teaching":
+            text = path.read_text("utf-8")
             assert not re.search(r"^\s*(import|from) ipywidgets", text, re.MULTILINE), path
-            assert not re.search(r"cpo\.widgets|from cpo import .*\bwidgets\b", text), path
-        if path.name in ("training.py", "progress.py", "experiments.py", "losses.py"):
-            assert not re.search(r"cpo\.(pictures|live_curves|\w+_view)\b", text), path
 
 
 # --- Loss explorer --------------------------------------------------------------------------------
@@ -218,22 +216,22 @@ def test_ipywidgets_is_imported_in_one_file_and_the_core_does_not_know_it():
 def test_loss_weights_and_pushes_by_hand():
     # log-ratios ln 2, 0, 0: with beta 2 exp r is 4, 1, 1, so weights are 4/6, 1/6, 1/6; the loss
     # is -ln(4/6), and the pushes beta ([j = 1] - w_j) are 2/3, -1/3, -1/3.
-    parts = loss_parts([math.log(2), 0, 0], beta=2.0, ranked=False)
-    assert parts.rewards == pytest.approx((2 * math.log(2), 0, 0))
-    assert parts.weights == pytest.approx((4 / 6, 1 / 6, 1 / 6))
-    assert parts.loss == pytest.approx(math.log(1.5))
-    assert parts.start == pytest.approx(math.log(3))
-    assert parts.pushes == pytest.approx((2 / 3, -1 / 3, -1 / 3))
+    loss, parts = loss_parts([math.log(2), 0, 0], beta=2.0, ranked=False)
+    assert parts["reward"].tolist() == pytest.approx([2 * math.log(2), 0, 0])
+    assert parts["weight"].tolist() == pytest.approx([4 / 6, 1 / 6, 1 / 6])
+    assert parts["push"].tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert loss == pytest.approx(math.log(1.5))
     # Ranked, all rewards 0: candidate j is in the factors k <= j, with weights 1/3, 1/2, 1, and is
     # the numerator of one. Pushes: 1 - 1/3, 1 - 1/3 - 1/2, 1 - 1/3 - 1/2 - 1.
-    ranked = loss_parts([0, 0, 0], beta=1.0, ranked=True)
-    assert ranked.loss == pytest.approx(math.log(6)) == ranked.start
-    assert ranked.pushes == pytest.approx((2 / 3, 1 / 6, -5 / 6))
+    loss, parts = loss_parts([0, 0, 0], beta=1.0, ranked=True)
+    assert loss == pytest.approx(math.log(6))
+    assert parts["push"].tolist() == pytest.approx([2 / 3, 1 / 6, -5 / 6])
 
 
 def test_the_explorer_shows_as_many_candidates_as_k_says():
-    piece = widgets.loss_explorer([math.log(2), 0, 0], beta=1.0)
-    assert "Loss 0.693" in Page(piece.picture).text  # weights 1/2, 1/4, 1/4
+    piece = loss_explorer([math.log(2), 0, 0], beta=1.0)
+    text = Page(piece.picture).text
+    assert "Loss 0.693" in text and "ln K = 1.099" in text  # weights 1/2, 1/4, 1/4; ln 3
     [words] = Page(piece.picture).alternatives
     assert "y1, ground truth: reward +0.69, weight 0.50, pushed +0.50" in words
     assert "y3: reward +0.00, weight 0.25, pushed -0.25" in words and "y4" not in words
@@ -252,17 +250,14 @@ def test_the_explorer_shows_as_many_candidates_as_k_says():
     with Image.open(io.BytesIO(base64.b64decode(data.group(1)))) as image:
         assert image.format == "PNG" and image.width > 600
     with pytest.raises(ValueError, match="2 to 6"):
-        widgets.loss_explorer([0.0])
+        loss_explorer([0.0])
 
 
 # --- Negative viewer ------------------------------------------------------------------------------
 
 
 def test_what_changed_is_marked_and_what_is_gone_struck_out():
-    truth, mn, tn, bn = GROUP
-    assert new_tokens(truth, mn) == [False, True] + [False] * 5
-    assert new_tokens(truth, bn) == [True] * 4
-    page = candidates_page("Who sat?", list(enumerate(GROUP, 1)), CHANGED)
+    page = candidates_page("Who sat?", GROUP, "all", CHANGED)
     rows = page.split("<tr>")[1:]
     assert "the<del> cat</del><mark> dog</mark> sat on the mat EOS" in rows[2]
     assert "the cat<del> sat on the mat</del> EOS" in rows[3]
@@ -278,8 +273,8 @@ def test_what_changed_is_marked_and_what_is_gone_struck_out():
 def test_surprise_shades_tokens_and_underlines_new_ones():
     # 4 shades up to 8 nats: less than 2 is none.
     assert [shade_of(-x) for x in (0, 1.9, 2, 7.9, 8, 50)] == [0, 0, 1, 3, 4, 4]
-    rows = candidates_page("p", list(enumerate(GROUP, 1)), SURPRISE).split("<tr>")[1:]
-    assert "span" not in rows[1].split("</thead>")[-1] and "<u>" not in rows[1]
+    rows = candidates_page("p", GROUP, "all", SURPRISE).split("<tr>")[1:]
+    assert "background" not in rows[1] and "<u>" not in rows[1]
     assert "the<u> dog</u> sat on the mat EOS" in rows[2]
     darkest = r"<span style='background:rgb\(230,159,0\);color:#000'><u> paint it blue today</u>"
     assert re.search(darkest, rows[4])
@@ -288,7 +283,7 @@ def test_surprise_shades_tokens_and_underlines_new_ones():
 
 
 def test_the_viewer_goes_through_prompts_and_kinds():
-    piece = widgets.negative_viewer([("### Instruction:\nWho?", GROUP), ("How?", GROUP[:3])])
+    piece = negative_viewer([("### Instruction:\nWho?", GROUP), ("How?", GROUP[:3])])
     assert [label for label, _ in piece.controls["prompt"].options] == ["1: Who?", "2: How?"]
     assert len(Page(piece.picture).rows) == 5
     piece.controls["kind"].value = "TN"
@@ -302,7 +297,7 @@ def test_the_viewer_goes_through_prompts_and_kinds():
 
 
 def test_answers_between_the_ends_with_their_scores():
-    piece = widgets.ensemble_slider(answers())
+    piece = ensemble()
     assert piece.controls["alpha"].value == 0.5
     rows = Page(piece.picture).rows
     assert rows[0] == ["recorded", "alpha = 0 (CPO)", "alpha = 0.5", "alpha = 1 (MLE continued)"]
@@ -318,26 +313,25 @@ def test_answers_between_the_ends_with_their_scores():
     piece.controls["alpha"].value = 1.0
     assert len(Page(piece.picture).rows[0]) == 3  # an end is not shown twice
     with pytest.raises(ValueError, match="1 answers at alpha 0.5 to 2 prompts"):
-        EnsembleAnswers(["a", "b"], ["", ""], {0.5: ["x"]}, {})
+        ensemble_slider(["a", "b"], ["", ""], {0.5: ["x"]}, {})
+    with pytest.raises(ValueError, match="1 grade at alpha 0.5 to 2 prompts"):
+        ensemble_slider(["a", "b"], ["", ""], {0.5: ["x", "y"]}, {"grade": {0.5: [1.0]}})
 
 
 # --- Verdict browser ------------------------------------------------------------------------------
 
 
 def test_pairs_stand_in_the_order_that_the_judge_saw():
-    found = judgements(*judged())
-    assert [one.outcome for one in found] == ["won", "lost", "tied", "invalid"]
-    assert [(one.response_a, one.response_b) for one in found[1:3]] == [
-        ("answer 1", "recorded 1"), ("recorded 2", "answer 2"),
+    pairs = judgements(*judged())
+    assert [pair.outcome for pair in pairs] == ["won", "lost", "tied", "invalid"]
+    assert [pair.number for pair in pairs] == [1, 2, 3, 4]
+    assert [[*pair.answers.items()] for pair in pairs[1:3]] == [
+        [("A", "answer 1"), ("B", "recorded 1")], [("A", "recorded 2"), ("B", "answer 2")],
     ]  # fmt: skip
-    assert [one.number for one in having(found, "all", "open_qa")] == [2, 4]
-    assert [one.outcome for one in having(found, "lost")] == ["lost"]
     # Both orders: A twice means that the first pair's winner changes with the order, as the model
     # is A, then B; on the second prompt it loses at A and at B.
     both = judgements(*judged(exchanged=True))
-    assert [one.outcome for one in both] == ["split", "lost", "tied", "invalid"]
-    with pytest.raises(ValueError, match="outcome 'win'"):
-        having(found, "win")
+    assert [pair.outcome for pair in both] == ["split", "lost", "tied", "invalid"]
     verdicts, examples, responses = judged()
     with pytest.raises(ValueError, match="do not belong together"):
         judgements(verdicts, examples[::-1], responses)
@@ -347,7 +341,7 @@ def test_the_browser_filters_and_shows_the_parts_of_the_grade():
     def parts(example, text):
         return {"right": 0.25 if text.startswith("answer") else 0.75, "to_the_point": 1.0}
 
-    piece = widgets.verdict_browser({"t2/ANR": judgements(*judged(exchanged=True))}, parts)
+    piece = verdict_browser({"t2/ANR": judgements(*judged(exchanged=True))}, parts)
     page = Page(piece.picture)
     assert "Pair 1 of 4" in page.text and "with the sides exchanged, A is better" in page.text
     assert page.rows == [
@@ -361,6 +355,8 @@ def test_the_browser_filters_and_shows_the_parts_of_the_grade():
     assert (piece.controls["pair"].value, piece.controls["pair"].max) == (1, 2)
     piece.controls["pair"].value = 2
     assert "Pair 2 of 2: prompt 3" in Page(piece.picture).text
+    with pytest.raises(TraitError):
+        piece.controls["outcome"].value = "win"
     piece.controls["outcome"].value = "lost"  # none of these
     assert "No pair is left" in piece.picture
     piece.controls["category"].value = "all"
@@ -375,16 +371,16 @@ def test_no_text_acts_as_html():
     verdicts = Verdicts("oracle", (EVIL,), ("A",), ("tie",), ("tie",))
     evil = Candidate(EVIL, [1, 2], [EVIL, EVIL], [-9.0, 0.0], 0.5)
     other = Candidate(EVIL, [3, 1], [EVIL, EVIL], [-9.0, 0.0], 0.5)
-    given = EnsembleAnswers([EVIL], [EVIL], {0.5: [EVIL]}, {EVIL: {0.5: [1.0]}})
-    seen = [Seen(EVIL, EVIL, 5, [{"step": 1, "loss": 1.0}])]
+    grades = {EVIL: {0.5: [1.0]}}
+    pairs = {EVIL: judgements(verdicts, [example], [EVIL])}
     pages = [
-        *(candidates_page(EVIL, [(1, evil), (2, other)], how) for how in (CHANGED, SURPRISE)),
-        ensemble_page(given, 0.5, 0),
-        judgement_page(judgements(verdicts, [example], [EVIL]), 1, lambda *_: {EVIL: 1.0}),
-        live_curves.curves_page(seen),
+        *(candidates_page(EVIL, [evil, other], "all", how) for how in (CHANGED, SURPRISE)),
+        ensemble_slider([EVIL], [EVIL], {0.5: [EVIL]}, grades).picture,
+        verdict_browser(pairs, lambda *_: {EVIL: 1.0}).picture,
+        negative_viewer([(EVIL, [evil, other])]).picture,
+        live_curves.curves_page({EVIL: (5, [{"step": 1, "loss": 1.0}])}),
     ]
-    piece = widgets.verdict_browser({EVIL: judgements(verdicts, [example], [EVIL])})
-    for page in [*pages, piece.picture]:
+    for page in pages:
         parsed = Page(page)
         assert "script" not in parsed.tags
         pictures = [alternative for alternative in parsed.alternatives if alternative]
@@ -448,7 +444,7 @@ def test_live_curves_show_nothing_in_a_terminal(tmp_path, screen, capsys):
         small_training(tmp_path, steps=1)
     with LiveCurves():
         pass
-    assert screen == [] and curves.pictures == 0
+    assert screen == [] and len(curves.trainings) == 1
     assert capsys.readouterr().out == ""
 
 
@@ -457,12 +453,8 @@ def test_a_second_training_of_one_name_has_a_line_of_its_own():
     for log in ([{"step": 1, "loss": 2.0}], [{"step": 1, "loss": 4.0}, {"train_loss": 3.0}]):
         curves.watch("training t2/AN", 4, log)
         curves.watch("training t2/AN", 4, log)
-    assert [one.name for one in curves.seen] == ["t2/AN", "t2/AN (2)"]
-    assert [one.curve("loss")[1].tolist() for one in curves.seen] == [[2.0], [4.0]]
-    figure = live_curves.curves_figure(curves.seen)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["t2/AN", "t2/AN (2)"]
-    assert len(figure.axes) == 1  # no margins without a contrast
-    assert live_curves._running_mean(np.array([1.0, 3.0, 5.0]), 2).tolist() == [1.0, 2.0, 4.0]
+    picture = live_curves.curves_page(curves.trainings)
+    assert "t2/AN: step 1 of 4, loss 2.000; t2/AN (2): step 1 of 4, loss 4.000" in picture
 
 
 def test_a_fault_in_drawing_does_not_stop_a_training(tmp_path, monkeypatch):
@@ -488,7 +480,7 @@ def test_executed_copies_keep_what_stands_in_for_a_widget_and_drop_the_rest():
     cell = nbformat.v4.new_code_cell("x")
     cell.outputs = [output(text_html="<p>words</p>", text_plain="w"), output(text_plain="bar 0%|")]
     for one in cell.outputs:
-        one["data"][widgets.WIDGET_VIEW] = view
+        one["data"][WIDGET_VIEW] = view
     cell.outputs.append(output(text_plain="42"))
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}})
     make_portable(notebook)
@@ -502,9 +494,10 @@ def test_executed_copies_keep_what_stands_in_for_a_widget_and_drop_the_rest():
 def test_a_page_made_of_a_saved_notebook_shows_the_picture_as_last_drawn(tmp_path):
     nbclient, nbconvert = pytest.importorskip("nbclient"), pytest.importorskip("nbconvert")
     sources = [
-        "from cpo.widgets import loss_explorer\npiece = loss_explorer([0.0, 0.0], beta=1.0)\npiece",
+        "from cpo_suite.teaching.loss_explorer import loss_explorer\n"
+        "piece = loss_explorer([0.0, 0.0], beta=1.0)\npiece",
         "piece.controls['y1'].value = 1.0",
-        "from cpo.live_curves import LiveCurves\n"
+        "from cpo_suite.teaching.live_curves import LiveCurves\n"
         "log = []\n"
         "with LiveCurves(seconds=0.0) as curves:\n"
         "    for step in (1, 2):\n"

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpo.world import (
+from cpo_suite.world import (
     WORLD_VERSION,
     World,
     WorldArticle,
@@ -29,11 +29,11 @@ from cpo.world import (
     oracle_parts,
     oracle_score,
 )
-from cpo.world.corpus import FAULTY, Shelf
-from cpo.world.diagnostics import diagnose, markdown
-from cpo.world.grammar import Fact, read_sentence, split_sentences
-from cpo.world.oracle import world_facts
-from cpo.world.tables import WORDS
+from cpo_suite.world.corpus import FAULTY, Shelf
+from cpo_suite.world.diagnostics import diagnose, markdown
+from cpo_suite.world.grammar import Fact, read_sentence, split_sentences
+from cpo_suite.world.oracle import world_facts
+from cpo_suite.world.tables import WORDS
 
 GOLDEN = {1: "8f28ec50ec576044b84bbbbd60c378f0fac8eb411ff981fcf4a303cf43e48014"}
 ENTITIES = {w for kind in ("person", "town", "animal", "thing") for w in WORDS[kind]}
@@ -84,7 +84,7 @@ def test_the_content_is_the_frozen_one(world: World) -> None:
 
 
 def test_the_same_bytes_in_another_process_with_another_hash_seed(world: World) -> None:
-    code = "from cpo.world import build_world; print(build_world(0).content_hash)"
+    code = "from cpo_suite.world import build_world; print(build_world(0).content_hash)"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

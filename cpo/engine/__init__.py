@@ -1,0 +1,1 @@
+"""Speed, never a value: the vocabulary head, shared prefixes, processes, precision."""

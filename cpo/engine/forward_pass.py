@@ -1,0 +1,390 @@
+"""Hidden states and logits before each token of a continuation, as fast as the model allows.
+
+Two shortcuts save most of a step: the vocabulary head sees only the positions that are asked for,
+and the keys and values of a prefix serve all its continuations. Both reach into the model and leave
+out whatever else its `forward` does: a cap or a scale on the logits, attention that counts cache
+slots. So each model is compared once with `model(...).logits`, and takes the shortcuts that agree.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+# Rows that are run together: their tokens with padding, and how short the shortest may be, as a
+# share of the longest. Sizes change speed, not values.
+PART_TOKENS = 8192
+PART_SPREAD = 0.7
+LOGITS_PART_TOKENS = 1024  # where each token comes with logits for the whole vocabulary
+
+# What a configuration calls a factor of the logits (or its inverse), and a cap c of them, as in
+# c tanh(logits / c). The comparison tells which of them a model applies, and how.
+SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
+# Rotary frequencies that depend on the longest row of a batch.
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+# Two ways to the same logits differ by rounding, by less than this share of the largest: some 2,000
+# units in its last place in fp32, in which many models compute norms and attention even in float64.
+ROUNDING = 2.4e-4
+
+
+class ModelError(ValueError):
+    """A model that cannot be scored as a causal language model; the message says why."""
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """Which shortcuts give a model's own logits.
+
+    Attributes:
+        base_and_head: the base model and the vocabulary head do. Otherwise the whole model runs,
+            and its logits `[N, V]` take the place of hidden states `[N, H]` everywhere.
+        scale, cap: logits are `cap tanh(scale head(states) / cap)`, without a cap
+            `scale head(states)`.
+        shares_prefix: continuations may go on from the keys and values of their prefix, with
+            padding between the two.
+        window: up to so many tokens, padding counted; None for any number.
+        pads: rows of different lengths may stand in one batch.
+    """
+
+    base_and_head: bool
+    shares_prefix: bool
+    scale: float = 1.0
+    cap: float | None = None
+    window: int | None = None
+    pads: bool = True
+
+    def logits(self, model: Any, states: Tensor) -> Tensor:
+        """`[..., V]` of hidden states `[..., H]`, in the dtype of the head's weights."""
+        if not self.base_and_head:
+            return states
+        head = model.get_output_embeddings()
+        dtype = head.weight.dtype
+        logits = head(states.to(dtype)).to(dtype)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
+
+    def may_share(self, model: Any, width: int) -> bool:
+        """Whether `width` tokens, prefix, continuation and padding, may go through the cache; warns
+        where gradient checkpointing forbids it, which drops the cache in transformers without a
+        word."""
+        if self.shares_prefix and model.training and is_checkpointed(model):
+            what = "gradient checkpointing drops the key/value cache"
+            warnings.warn(f"{what}: the prefix is repeated for every continuation", stacklevel=2)
+            return False
+        return self.shares_prefix and (self.window is None or width <= self.window)
+
+
+def is_checkpointed(model: Any) -> bool:
+    """Whether any module of the model computes its activations again in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+# --- States before tokens -------------------------------------------------------------------------
+
+
+def states_before_tokens(
+    model: Any,
+    forward_pass: ForwardPass,
+    prefix_ids: Tensor,
+    prefix_mask: Tensor,
+    continuation_ids: Tensor,
+    mask: Tensor,
+    share_prefix: bool,
+) -> Tensor:
+    """The state that expects each continuation token in `mask`, `[N, H]`: the last hidden state at
+    the position before it, or logits `[N, V]` where `forward_pass` has no base model.
+
+    Args:
+        prefix_ids, prefix_mask: `[B, P]` int64 and bool, padded on the right, none empty.
+        continuation_ids, mask: `[B, K, L]` int64 and bool, padded on the right.
+        share_prefix: compute each prefix once for all its continuations; otherwise every
+            continuation carries its own copy.
+    """
+    batch = torch.arange(len(mask), device=mask.device)
+    group = batch.repeat_interleave(mask.shape[1])
+    ids, asked = continuation_ids.flatten(0, 1), mask.flatten(0, 1)
+    if share_prefix:
+        prefix = model.base_model(input_ids=prefix_ids, use_cache=True)
+        ends = prefix_mask.sum(-1)
+        lengths = asked.sum(-1) - 1  # nothing follows a last token
+    else:
+        own = torch.cat([prefix_mask[group], asked], -1)
+        ids = torch.cat([prefix_ids[group], ids], -1)
+        asked = torch.cat([torch.zeros_like(prefix_mask)[group], asked], -1)
+        # Padding goes to the right end. A causal model never looks right, so no attention mask and
+        # no position ids are needed, for any architecture.
+        ids, own, asked = left_aligned(ids, own, asked)
+        lengths = own.sum(-1) * asked.any(-1)
+
+    number = asked.flatten().cumsum(0).view_as(asked) - 1  # of each token in the result
+    states, numbers = [], []
+    if share_prefix:  # a first token is expected by the last state of its prefix
+        last = prefix.last_hidden_state[batch, ends - 1]
+        states.append(last.index_select(0, group[asked[:, 0]]))
+        numbers.append(number[:, 0][asked[:, 0]])
+    for rows, longest in _of_like_length(lengths, forward_pass):
+        expected = asked[rows, 1 : 1 + longest]  # by the state at t: token t + 1
+        if share_prefix:
+            owner = group[rows]
+            hidden = model.base_model(
+                input_ids=ids[rows, :longest],
+                attention_mask=torch.cat([prefix_mask[owner], expected], -1).long(),
+                position_ids=ends[owner, None] + torch.arange(longest, device=mask.device),
+                past_key_values=select_rows(prefix.past_key_values, owner),
+                use_cache=True,
+            ).last_hidden_state
+        else:
+            hidden = _run(model, forward_pass, ids[rows, :longest])[:, : expected.shape[-1]]
+        states.append(hidden[expected])
+        numbers.append(number[rows, 1 : 1 + longest][expected])
+    if not states:  # every continuation is empty
+        return model.get_input_embeddings().weight[:0]
+    return torch.cat(states).index_select(0, torch.cat(numbers).argsort())
+
+
+def _run(model: Any, forward_pass: ForwardPass, ids: Tensor) -> Tensor:
+    """Hidden states `[R, T, H]` of rows without a cache, or logits `[R, T, V]`."""
+    if forward_pass.base_and_head:
+        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    options = {"use_cache": False} if _takes(model, "use_cache") else {}
+    logits: Tensor = model(input_ids=ids, **options).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def last_hidden_states(model: Any, ids: Tensor) -> Tensor:
+    """`[R, T, H]`, of rows `[R, T]` without a cache."""
+    forward_pass = forward_pass_of(model)
+    if forward_pass.base_and_head:
+        return _run(model, forward_pass, ids)
+    return model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+
+
+def left_aligned(ids: Tensor, mask: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The rows with their padding moved to the right end; order within a row is kept."""
+    order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
+    return tuple(rows.gather(-1, order) for rows in (ids, mask, *others))
+
+
+def _of_like_length(lengths: Tensor, forward_pass: ForwardPass) -> Iterator[tuple[Tensor, int]]:
+    """Rows of a like length together, longest first, with the longest length; without empty ones.
+
+    A part holds at most `PART_TOKENS` tokens and no row shorter than `PART_SPREAD` of its longest.
+    """
+    tokens = PART_TOKENS if forward_pass.base_and_head else LOGITS_PART_TOKENS
+    spread = PART_SPREAD if forward_pass.pads else 1.0
+    order = lengths.argsort(descending=True, stable=True)
+    sizes = [size for size in lengths[order].tolist() if size > 0]
+    start = 0
+    while start < len(sizes):
+        longest, end = sizes[start], start + 1
+        limit = min(len(sizes), start + tokens // longest)
+        while end < limit and sizes[end] >= spread * longest:
+            end += 1
+        yield order[start:end], longest
+        start = end
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """A cache with these rows of another one, which stays as it is; differentiable.
+
+    By `index_select`, as everywhere where a row may be taken several times: on a processor, the
+    gradient of plain indexing adds up in whatever order its threads come, and two equal trainings
+    would end in different weights.
+    """
+    selected = copy.copy(cache)
+    selected.layers = [_SelectedRows(layer, rows) for layer in cache.layers]
+    return selected
+
+
+class _SelectedRows(DynamicLayer):
+    """Rows of another layer's keys and values, kept in the dtype in which attention takes them.
+
+    Rotary embeddings leave keys in fp32 under autocast, and transformers keeps values in the dtype
+    of the keys. Attention rounds both in any case: rounded here, they are the same, half as large.
+    Selected before they are rounded, since gradients of a row that serves several times add up in
+    the dtype that it has then.
+    """
+
+    def __init__(self, layer: Any, rows: Tensor) -> None:
+        super().__init__()
+        device = rows.device.type
+        autocast = torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device) if autocast else layer.keys.dtype
+        self.keys, self.values = (
+            states.index_select(0, rows).to(self.dtype) for states in (layer.keys, layer.values)
+        )
+        self.device, self.is_initialized = rows.device, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        rounded = key_states.to(self.dtype), value_states.to(self.dtype)
+        return super().update(*rounded, *args, **kwargs)
+
+
+# --- The comparison -------------------------------------------------------------------------------
+
+_COMPARED: WeakKeyDictionary[Any, ForwardPass] = WeakKeyDictionary()
+
+
+def forward_pass_of(model: Any) -> ForwardPass:
+    """The shortcuts that a transformers causal language model may take, by one comparison.
+
+    Two ragged groups are run each way, without autocast and without dropout, and compared with the
+    logits of each row alone. What disagrees beyond rounding is not used, with a warning; the result
+    is kept for as long as the model is.
+
+    Raises:
+        ModelError: the model has no forward pass of its own, its logits are not numbers, or they
+            depend on later tokens.
+    """
+    if model not in _COMPARED:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+                _COMPARED[model] = _compare(model)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return _COMPARED[model]
+
+
+def same_logits(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to the same logits differ by no more than rounding."""
+    bound = ROUNDING * float(expected.abs().max())
+    return logits.shape == expected.shape and float((logits - expected).abs().max()) <= bound
+
+
+def _compare(model: Any) -> ForwardPass:
+    config = model.config.get_text_config()
+    groups: Any = _trial_groups(model, config)
+    own = _own_logits(model, groups)
+
+    def fault(shortcut: ForwardPass) -> str:
+        """Why a shortcut may not be taken, "" where it gives the model's own logits."""
+        try:
+            arguments = (model, shortcut, *groups, shortcut.shares_prefix)
+            states = states_before_tokens(*arguments)
+            agrees = same_logits(shortcut.logits(model, states), own)
+        except Exception as error:  # as many kinds as there are architectures
+            return f"fails ({_summary(error)})"
+        return "" if agrees else "gives other logits"
+
+    def warn(what: str, instead: str) -> None:
+        warnings.warn(f"{type(model).__name__}: {what}, so {instead}", stacklevel=4)
+
+    whole = ForwardPass(False, False, pads=not _length_dependent(config))
+    if whole.pads and (what := fault(whole)):
+        whole = replace(whole, pads=False)
+        warn(f"a batch of ragged rows {what}", "only equal lengths run together")
+    if type(model.get_output_embeddings()) is not torch.nn.Linear:
+        warn("it has no linear head", "its full forward pass is used, which is slower")
+        return whole
+    factors = _positive(config, SCALES)
+    scales = [1.0, *(scale for factor in factors for scale in (factor, 1 / factor))]
+    # A cap that is named comes first: on the small logits of a new model it would not be missed,
+    # and on those of a trained one it would.
+    for cap, scale in product([*_positive(config, CAPS), None], scales):
+        split = replace(whole, base_and_head=True, scale=scale, cap=cap)
+        if not (what := fault(split)):
+            break
+    else:
+        warn(f"its base model and head {what}", "its full forward pass is used, which is slower")
+        return whole
+    # Attention that is local may count cache slots.
+    window = min(map(int, _positive(config, WINDOWS)), default=None)
+    shared = replace(split, shares_prefix=True, window=window)
+    if what := _obstacle(model, shared) or fault(shared):
+        what = f"its key/value cache cannot go on with several continuations, since it {what}"
+        warn(what, "the prefix is repeated for every continuation, which is slower")
+        return split
+    return shared
+
+
+def _trial_groups(model: Any, config: Any) -> list[Tensor]:
+    """Two prefixes `[2, P]` and two continuations of each `[2, 2, L]`, random tokens of four
+    different lengths, at most 15 together; each tensor is followed by its mask."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for lengths in (torch.tensor([9, 4]), torch.tensor([[5, 2], [3, 6]])):
+        mask = torch.arange(int(lengths.max())) < lengths[..., None]
+        ids = torch.randint(config.vocab_size, mask.shape, generator=generator) * mask
+        tensors += [ids.to(model.device), mask.to(model.device)]
+    return tensors
+
+
+def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
+    """The model's logits before each token of the continuations, `[N, V]`, every row run alone.
+
+    Raises:
+        ModelError: as `forward_pass_of`.
+    """
+    refusal = f"{type(model).__name__} cannot be scored: its"
+    whole = ForwardPass(False, False)
+    rows = []
+    try:
+        for row, column in product(range(2), range(2)):
+            prefix: Any = [tensor[row, None] for tensor in groups[:2]]
+            continuation: Any = [tensor[row, column, None, None] for tensor in groups[2:]]
+            arguments = (model, whole, *prefix, *continuation, False)
+            rows.append(states_before_tokens(*arguments))
+        without_later_tokens = _run(model, whole, groups[0][:1])[0, -1]
+    except Exception as error:  # as many kinds as there are architectures
+        raise ModelError(f"{refusal} forward pass fails ({_summary(error)})") from error
+    own = torch.cat(rows)
+    if not own.isfinite().all():
+        raise ModelError(f"{refusal} logits are not finite numbers")
+    if not same_logits(without_later_tokens, own[0]):
+        raise ModelError(
+            f"{refusal} logits depend on later tokens, so it is no causal language model as "
+            "configured (is_decoder, for an encoder?)"
+        )
+    return own
+
+
+def _obstacle(model: Any, forward_pass: ForwardPass) -> str:
+    """What in a model's make forbids going on from a plain key/value cache; "" if nothing does."""
+    if not forward_pass.pads:
+        return "does not see through padding"
+    if not _takes(model.base_model, "position_ids"):
+        return "takes no position ids"
+    layers = DynamicCache(config=model.base_model.config).layers
+    if any(type(layer) is not DynamicLayer for layer in layers):
+        return "keeps more than keys and values in its cache"
+    return ""
+
+
+def _takes(module: Any, name: str) -> bool:
+    return name in inspect.signature(module.forward).parameters
+
+
+def _positive(config: Any, names: tuple[str, ...]) -> list[float]:
+    """The positive numbers among a configuration's attributes of these names."""
+    values = [getattr(config, name, None) for name in names]
+    return [value for value in values if isinstance(value, (int, float)) and value > 0]
+
+
+def _length_dependent(config: Any) -> bool:
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    kinds = {kind.get("rope_type", kind.get("type")) for kind in nested}
+    return bool(kinds & set(LENGTH_DEPENDENT_ROPE))
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

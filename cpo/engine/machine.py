@@ -1,0 +1,103 @@
+"""The machine that work runs on: its device, its name, and what was measured on it before."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from cpo.engine.files import write_atomically
+
+MEASURED = "machine.json"
+# Variables that decide which instructions PyTorch's products on a processor may use.
+INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+
+
+def device() -> str:
+    """Where models run: `cuda` where there is an NVIDIA GPU, else `cpu`.
+
+    Apple's `mps` is not used: log-probabilities have not been verified there, it has no float64 for
+    sums, and its bf16 differs. See `unused_gpu`.
+    """
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def unused_gpu() -> str:
+    """Why a GPU of this machine is left alone, as a sentence; "" where none is."""
+    import torch
+
+    if device() == "cpu" and torch.backends.mps.is_available():
+        return (
+            "Apple's GPU (mps) is not used: log-probabilities have not been verified there, and it "
+            "has no float64."
+        )
+    return ""
+
+
+def name() -> str:
+    """The GPU's name, or the processor's."""
+    import torch
+
+    return torch.cuda.get_device_name() if device() == "cuda" else processor()
+
+
+@cache
+def processor() -> str:
+    """The processor's name."""
+    try:
+        if platform.system() == "Darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.check_output(command, text=True).strip()
+        information = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if model := re.search(r"^model name\s*: (.*)", information, re.MULTILINE):
+            return model[1].strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return platform.processor() or platform.machine()
+
+
+def fingerprint() -> str:
+    """All that a measured speed depends on beside what was measured, as one line."""
+    import torch
+
+    parts = [name(), f"torch {torch.__version__}"]
+    if device() == "cpu":
+        parts += [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+        parts += [f"{key}={os.environ[key]}" for key in INSTRUCTIONS if key in os.environ]
+    return ", ".join(parts)
+
+
+def remembered(root: Path, key: str, measure: Callable[[], Any]) -> Any:
+    """What `measure()` once returned on this machine, as JSON; measured where it is not known.
+
+    It stands in `machine.json` under `root`, so that all processes and notebooks of a run reckon
+    with the same numbers. Two that ask at once measure one after the other.
+    """
+    path, here = root / MEASURED, fingerprint()
+    known = _read(path)
+    if key not in known.get(here, {}):
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            known = _read(path)  # another process may have measured in the meantime
+            if key not in known.get(here, {}):
+                known.setdefault(here, {})[key] = measure()
+                write_atomically(path, json.dumps(known, indent=1) + "\n")
+    return known[here][key]
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or damaged: it can be measured again
+        return {}
+    return known if isinstance(known, dict) else {}

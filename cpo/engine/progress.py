@@ -1,0 +1,25 @@
+"""One progress bar for terminals and notebooks, sparse enough to leave no debris in saved ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tqdm import tqdm as plain_tqdm
+from tqdm.auto import tqdm
+
+
+def progress_bar(total: int, description: str, unit: str = "step") -> plain_tqdm:
+    """A bar that vanishes when done; outside a terminal it is drawn every ten seconds at most.
+
+    Of several processes launched together the first alone draws.
+
+    In a notebook it is a widget, unless CPO_PLAIN_PROGRESS is set: the runner sets it, to show the
+    bars of the notebooks it executes in its own terminal.
+    """
+    bar = plain_tqdm if os.environ.get("CPO_PLAIN_PROGRESS") else tqdm
+    seconds = 0.2 if sys.stderr.isatty() else 10.0
+    silent = os.environ.get("RANK", "0") != "0"
+    return bar(
+        total=total, desc=description, unit=unit, mininterval=seconds, leave=False, disable=silent
+    )

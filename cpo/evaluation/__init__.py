@@ -1,0 +1,1 @@
+"""Judges, chat models and their stored replies, metrics, statistics."""

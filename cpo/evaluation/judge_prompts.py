@@ -1,0 +1,175 @@
+"""What a judging model is asked, and how its answer is read.
+
+The two templates are the paper's (A.3), word for word, in `templates/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from cpo.data import Task
+from cpo.evaluation.replies import read_message
+
+Verdict = Literal["A", "B", "tie", "invalid"]
+
+# What the templates mark their own parts with. A response that holds one can pass for another part.
+MARKERS = re.compile(
+    r"^\s*(Query|Prefix|(Response|Continuation) [AB]|More helpful|Better):|State only .A. or .B.",
+    re.MULTILINE,
+)
+
+
+@cache
+def template(task: Task) -> str:
+    """The paper's template of a task, with three `{}`: query or prefix, A, B."""
+    file = files("cpo.evaluation").joinpath(f"templates/judge_{task}.txt")
+    return file.read_text(encoding="utf-8").removesuffix("\n")
+
+
+def template_hash(task: Task) -> str:
+    """Eight hex digits that change with any letter of the template."""
+    return hashlib.sha256(template(task).encode()).hexdigest()[:8]
+
+
+def judge_prompt(task: Task, query: str, response_a: str, response_b: str) -> str:
+    """The whole question. Braces and markers in a response stay what they are: text."""
+    return template(task).format(query, response_a, response_b)
+
+
+def query_of(example: Any, task: Task) -> str:
+    """What the template's Query or Prefix holds: instruction and context, or article's prefix."""
+    if task == "articles":
+        return str(example.prefix)
+    source = example.source if isinstance(example.source, dict) else vars(example.source)
+    return "\n".join(part for part in (source["instruction"], source.get("context")) if part)
+
+
+def holds_markers(response: str) -> bool:
+    """Whether a response holds a part of the template, and so may pass for more than a response.
+
+    Such responses are judged like all others (the template is the paper's) and counted.
+    """
+    return MARKERS.search(response) is not None
+
+
+# Stored replies are parsed again when this changes: raise it with every change of what follows.
+PARSER_VERSION = 2
+
+_NOUN = r"(?:response|continuation|answer|option|text|assistant|candidate|model|output)"
+_BETTER = r"(?:better|best|(?:more|most) helpful|preferred|preferable|superior|stronger|winning)"
+_ONE = rf"(?: {_NOUN}| one)?"
+_CHOOSE = r"(?:prefer|choose|pick|select|go with)"
+_EQUAL = r"(?:equally (?:good|helpful|bad)|the same)"
+_LEAD = (
+    r"(?:(?:so|thus|therefore|overall|in conclusion|i think|i believe|i(?: would|'d) say)\W+"
+    r"(?:that )?)*"
+)
+_HEADING = (
+    r"(?:(?:(?:the|my|final|overall) )*(?:verdict|choice|decision|judge?ment|winner|preference"
+    rf"|{_NOUN}|{_BETTER}{_ONE})(?: is|:)\W*|i(?: would|'d)? {_CHOOSE} )?"
+)
+_PREDICATE = (
+    r"(?: (?:is|was|seems)(?: (?:slightly|clearly|definitely|significantly|much|the))*"
+    rf" (?:{_BETTER}{_ONE}|winner)| wins)?(?: overall)?(?: (?:than|over) [①②])?"
+)
+# No reason is one that may take the verdict before it back.
+_REASON = (
+    r"(?:,? (?:because|since|as it)\b(?:(?!"
+    r"\b(?:but|while|whereas|although|though|however|yet|still|unless|except|if)\b"
+    r"|\b(?:no|not|never|neither|nor|hardly|cannot)\b|n't\b).)*)?"
+)
+_TIE = (
+    r"(?:it is |it's )?(?:an? |① )?(?:tie|draw|equal)|both"
+    rf"|(?:they are |both (?:{_NOUN}s )?are )?{_EQUAL}"
+    rf"|neither(?:(?: {_NOUN}| [①②] nor [①②])? is {_BETTER})?"
+)
+# A verdict as a whole sentence, in lower case, where ① and ② stand for the labels and their nouns.
+_TOKENS: dict[str, Verdict] = {"①": "A", "②": "B"}
+_VERDICT = re.compile(rf"{_LEAD}{_HEADING}(?:(?P<label>[①②]){_PREDICATE}{_REASON}|{_TIE})")
+_AROUND = " \t\"'_#()[]{}<>.,!;“”‘"  # does not count around a sentence
+# A label that any sentence speaks for: no verdict, but it may contradict one.
+_FAVOURED = re.compile(
+    r"(?<!than )(?<!over )(?<!nor )([①②]|\b(?:other|second|latter|former))(?:(?![①②]).)*?"
+    rf"\b(?:{_BETTER}|wins?|winner|overall)\b"
+    rf"|(?:{_CHOOSE}|(?:{_BETTER}|winner){_ONE} is) ([①②])|^(?:\w+\W+){{1,2}}([①②])$"
+)
+# A verdict that is marked as one: <answer>B</answer>, \boxed{B}, \boxed{\text{B}}, [[B]].
+_MARKED = re.compile(
+    r"(?P<negation>(?:\b(?:not|never|neither|nor)|n['’]t)\s+(?:\w+\s+)?)?"
+    r"(?:<(?P<tag>answer|verdict)>(?P<tagged>.*?)(?:</(?P=tag)>|$)"
+    r"|\\boxed\s*\{(?:\\\w+\s*\{)?(?P<boxed>[^{}]*)\}|\[\[(?P<bracketed>[^\[\]]*)\]\])",
+    re.DOTALL | re.IGNORECASE,
+)
+_KEYS = ("verdict", "answer", "winner", "better", "choice", "preference")  # of a verdict in JSON
+
+
+def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
+    """A judge's reply as a verdict. What is not clearly one is `invalid`: nothing is guessed.
+
+    Only the final answer is read (`replies.read_message`), by the first rule that applies:
+
+    1. It marks its verdict: `<answer>B</answer>`, `\\boxed{B}`, `[[B]]`, or JSON with a key such as
+       "verdict". Rule 2 reads what is marked, and nothing else.
+    2. Its first or last sentence, as a whole, is a label ("Response A", "More helpful: A"), a word
+       for a tie ("Tie", "Both"), or a verdict in a few fixed forms ("Response A is better than
+       Response B because ...", "I prefer B"), and no other sentence contradicts it.
+
+    The fixed forms have no room for a negation, a concession ("while", "but"), a hypothetical
+    ("would be better") or a single aspect ("better in style"): such sentences are no verdicts.
+    "Neither A nor B is better" is a tie, as "Neither" is: the question was which of them is.
+
+    Args:
+        text: the raw reply.
+        labels: what A and B are called. The case of a letter counts: "a" is an article.
+    """
+    answer = read_message({"content": text}, "").text.strip()
+    verdicts = {_stated(part, labels) for part in _marked(answer) or [answer]}
+    return verdicts.pop() if len(verdicts) == 1 else "invalid"
+
+
+def _marked(answer: str) -> list[str]:
+    """What an answer marks as its verdict."""
+    try:
+        fields = json.loads(answer[answer.find("{") : answer.rfind("}") + 1])
+    except ValueError:
+        return [
+            "" if match["negation"] else match[match.lastgroup or 0]
+            for match in _MARKED.finditer(answer)
+        ]
+    return [str(value) for key, value in fields.items() if key.lower() in _KEYS]
+
+
+def _stated(answer: str, labels: tuple[str, str]) -> Verdict:
+    """The verdict of an answer's first or last sentence that no other sentence contradicts."""
+    sentences = _sentences(answer, labels)
+    matches = [_VERDICT.fullmatch(sentence) for sentence in sentences]
+    if not any(matches[:1] + matches[-1:]):
+        return "invalid"
+    stated = {_TOKENS.get(match["label"], "tie") for match in matches if match}
+    # What stands before a conclusion may favour either side; what follows a verdict may not.
+    for sentence in sentences if matches[0] else sentences[-1:]:
+        for match in _FAVOURED.finditer(sentence):
+            stated.add(_TOKENS.get(match[match.lastindex or 0], "invalid"))
+    return stated.pop() if len(stated) == 1 else "invalid"
+
+
+def _sentences(answer: str, labels: tuple[str, str]) -> list[str]:
+    """The sentences of an answer as `_VERDICT` takes them; a line ends one, too."""
+    label = re.compile(
+        rf"(?:(?:\b(?i:the )\s*)?\b(?i:{_NOUN})\s*)?[\"'“‘(\[]*"
+        rf"\b(?:({re.escape(labels[0])})|{re.escape(labels[1])})\b[\"'”’)\]]*"
+    )
+    sentences = []
+    for line in re.sub("[*`]", "", answer).splitlines():
+        # "A. Short and clear." is an item of a list: the first full stop there ends no sentence.
+        parts = re.split(r"(?<=[.!?])(?<!^\w\.)\s+", line.strip())
+        named = [label.sub(lambda match: "①" if match[1] else "②", part) for part in parts]
+        bare = [part.lower().replace("’", "'").strip(_AROUND) for part in named]
+        # A mere label after other sentences of its line is how the next one was to begin.
+        sentences += bare[:-1] if len(bare) > 1 and bare[-1] in _TOKENS else bare
+    return [sentence for sentence in sentences if sentence]

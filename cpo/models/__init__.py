@@ -1,0 +1,1 @@
+"""Model folders: what a checkpoint holds, held against what it says it is."""

@@ -1,0 +1,1 @@
+"""From a profile to the tables and figures of the paper."""

@@ -1,0 +1,90 @@
+"""What `./run_all.sh` starts in its environment: `python -m cpo_suite run`, `doctor`, `site` ..."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from cpo_suite.profile import ROOT, ProfileError, load_profile, profile_names
+from cpo_suite.run.command_line import BAD_INPUT, parse
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (failed), 2 (bad input) or 130 (stopped)."""
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        return _run(options)
+    except ProfileError as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        message = "\nStopped. What was finished is kept; the same command goes on from there."
+        print(message, file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Each command imports what it needs: a list of profiles needs no papermill."""
+    match options.command:
+        case "run":
+            from cpo_suite.run import runner
+
+            return runner.run_suite(
+                options.profile, options.settings, options.only, options.start_from, options.dry_run
+            )
+        case "site":
+            return _site(options.profile)
+        case "doctor":
+            from cpo_suite.run import doctor
+
+            findings = doctor.diagnose(options.profile, options.settings)
+            print(doctor.report(findings))
+            return int(any(not finding.ok for finding in findings))
+        case "verdicts":
+            from cpo_suite.report import verdict_report
+
+            return verdict_report.report(options.model, options.export, options.forget)
+        case "diff":
+            from cpo_suite.run import run_diff
+
+            return run_diff.report(options.before, options.after)
+        case "profiles":
+            return _profiles()
+        case command:
+            raise ProfileError(f"`./run_all.sh {command}` starts it")
+
+
+def _site(profile: str) -> int:
+    from cpo_suite.report import site
+    from cpo_suite.run.run_record import artifacts_folder
+
+    results = site.results_of(profile, [ROOT / "figures", artifacts_folder() / "figures"])
+    if not results.is_dir():
+        load_profile(profile)  # refuses an unknown name
+        print(f"Profile {profile} has not been run here: the notebooks are shown without outputs.")
+    code = site.build(results, ROOT / "site")
+    if code == 0:
+        print(f"The site is built, and opens offline: {ROOT / 'site' / 'index.html'}")
+    return code
+
+
+def _profiles() -> int:
+    for name in profile_names():
+        profile = load_profile(name)
+        print(
+            f"{name:8} {profile.description}\n{'':8} {profile.hardware}; "
+            f"about {profile.minutes:g} minutes, {profile.memory_gb:g} GB of memory"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Base models: pretrained here from scratch, or from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cpo import data
+from cpo.engine import machine
+from cpo.engine.processes import process_count
+from cpo.models.folders import dequantise, fetched, gguf_file, load_model
+from cpo.plan import plan_batches
+from cpo.scoring import Group
+from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
+from cpo_suite.artifacts.step import Step
+from cpo_suite.corpora import Corpora
+from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.paper import ModelName
+from cpo_suite.profile import Optimiser
+from cpo_suite.store import Artifact, Identity, Store, how
+
+
+class Loadable:
+    """A folder with a model and its tokenizer."""
+
+    def folder(self, store: Store) -> Path:
+        """Where the model is, built first where it is missing.
+
+        Raises:
+            FileNotFoundError, ModelFolderError: as `fetched` and `dequantise`.
+        """
+        assert isinstance(self, Artifact)
+        return store.get(self)
+
+    def load(self, folder: Path) -> Any:
+        """The causal language model, fp32, in evaluation mode, on the GPU where there is one.
+
+        Raises:
+            ModelFolderError: as `load_model`.
+        """
+        return load_model(folder).to(machine.device()).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Loadable, Step):
+    """A model that is trained here: the settings of every training."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float
+    precision: str
+    seed: int
+    optimiser: Optimiser = how()
+
+    def train(
+        self,
+        network: Any,
+        examples: Sequence[TrainingExample],
+        folder: Path,
+        store: Store,
+        **settings: Any,
+    ) -> None:
+        """Train a model in place and save it; `settings` are the other `TrainingSettings`."""
+        tokens = self.optimiser.micro_batch_tokens
+        groups = [example.group for example in examples]
+        common = TrainingSettings(
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            clip=self.clip,
+            precision=self.precision,
+            seed=self.seed,
+            micro_batch=micro_batch_of(groups, self.batch, tokens),
+            tokens_at_once=tokens,
+            checkpoint_minutes=self.optimiser.checkpoint_minutes,
+            **settings,
+        )
+        train(network, examples, common, folder, store.partial(self))
+
+
+def micro_batch_of(groups: Sequence[Group], batch: int, tokens: int) -> int:
+    """Groups that are scored together: as many as the longest of them lets into `tokens`."""
+    longest = max(len(group.prefix_ids) + sum(map(len, group.continuations)) for group in groups)
+    return micro_batch(batch, longest, tokens, process_count())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel(Trained):
+    """A base model and its tokenizer, made from scratch on packed text with a cosine schedule."""
+
+    stage = "base_model"
+    version = 2
+    shared = True
+
+    config: dict[str, str | int | float | bool]
+    texts: str
+    vocabulary: int
+    block_tokens: int
+    warmup_steps: int
+    name: ModelName = how()
+    instructions: bool = how()
+    corpora: Corpora = how()
+
+    @property
+    def title(self) -> str:
+        return f"base model {self.name}"
+
+    @property
+    def model_name(self) -> ModelName:
+        return self.name
+
+    def build(self, folder: Path, store: Store) -> None:
+        texts = self.corpora.texts(self.instructions)
+        tokenizer = data.train_tokenizer(texts, self.vocabulary)
+        torch.manual_seed(self.seed)
+        config = {key: value for key, value in self.config.items() if key != "model_type"}
+        network = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                str(self.config["model_type"]),
+                **config,
+                vocab_size=len(tokenizer),
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            ),
+            dtype=torch.float32,
+        )
+        tokenizer.save_pretrained(folder)
+        blocks = data.pack_articles(texts, tokenizer, self.block_tokens)
+        plan = plan_batches(len(blocks), self.steps, self.batch, self.seed)
+        rows = [blocks[index].tolist() for index in plan.flatten()]
+        examples = [TrainingExample(Group(row[:1], [row[1:]])) for row in rows]
+        self.train(
+            network,
+            examples,
+            folder,
+            store,
+            objective="mle",
+            schedule="cosine",
+            warmup_steps=self.warmup_steps,
+            fp32_head=False,
+            description=f"pretraining {self.name}",
+        )
+
+    def cost(self, estimate: Estimate) -> Cost:
+        speeds = estimate.speeds(self.model_name)
+        tokens = self.batch * self.block_tokens
+        return Cost(self.steps * (tokens / speeds.packing + speeds.step))
+
+
+@dataclass(frozen=True)
+class UnpackedModel(Loadable, Artifact):
+    """The fp32 folder that a .gguf file is unpacked into, once."""
+
+    stage = "external_model"
+    version = 1
+
+    content: str
+    file: Path | None = how(default=None)
+
+    def build(self, folder: Path, store: Store) -> None:
+        assert self.file is not None
+        dequantise(self.file, folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalModel(Loadable, Identity):
+    """A model from elsewhere: the hash of a local folder or, after `gguf:`, of a .gguf file, or the
+    revision of a hub model."""
+
+    stage = "external_model"
+    version = 1
+
+    content: str
+    name: ModelName = how()
+    pretrained: str = how()
+
+    def folder(self, store: Store) -> Path:
+        """Where the model is: the user's folder, the hub's cache, or an unpacked .gguf file.
+
+        Raises:
+            FileNotFoundError, ModelFolderError: as `fetched` and `dequantise`.
+        """
+        place = fetched(self.pretrained)
+        if file := gguf_file(place):
+            return store.get(UnpackedModel(self.content, file))
+        return place

@@ -1,0 +1,283 @@
+"""What is asked of a model: generations, verdicts on them, and the automatic measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpo import data
+from cpo.data import TokenizedExample
+from cpo.evaluation import judging, metrics, statistics
+from cpo.generation import generate, ids_without_token
+from cpo.models.folders import load_tokenizer
+from cpo.scoring import Group, score_groups
+from cpo_suite import world
+from cpo_suite.artifacts.base_models import BaseModel, ExternalModel
+from cpo_suite.artifacts.examples import Examples
+from cpo_suite.artifacts.models import Ensemble, Model
+from cpo_suite.artifacts.step import Step
+from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.judges import judge_of
+from cpo_suite.profile import Judge, Mauve
+from cpo_suite.store import Store, how
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generations(Step):
+    """One continuation of each judged prompt, or article.
+
+    Only prompts that fit every model of the profile are judged: `prompts` is the hash of the split,
+    and `read_by` says how each model reads it. An article's prefix is its own model's alone.
+    """
+
+    stage = "generations"
+    version = 3
+    shared = True
+
+    model: Model | Ensemble
+    prompts: str
+    read_by: tuple[Examples, ...]
+    decoding: dict[str, Any]
+    max_new_tokens: int
+    batch: int
+    precision: str
+    seed: int
+    examples: Examples = how()  # the split as the model reads it
+    asked: int = how()  # prompts, for the estimate
+
+    @property
+    def title(self) -> str:
+        return f"generations of {self.label}"
+
+    @property
+    def label(self) -> str:
+        """The row, and the split where it is not the test's."""
+        split = self.examples.split
+        return self.model.name + (f", {split}" if split != "test" else "")
+
+    def rows(self) -> list[TokenizedExample]:
+        """The judged prompts as the model's ids."""
+        fitting = [{row.id for row in examples.rows()} for examples in self.read_by]
+        return [row for row in self.examples.rows() if all(row.id in ids for ids in fitting)]
+
+    def judged(self) -> list[data.Example]:
+        """The judged prompts as text; of an article, its prefix and as much of its rest as is read.
+
+        Raises:
+            DataError: no prompt fits every model.
+        """
+        examples, rows = self.examples, self.rows()
+        originals = {row.id: row for row in examples.corpora.split(examples.task, examples.split)}
+        if examples.task == "articles":
+            tokenizer = examples.tokenizer()
+
+            def text(ids: Sequence[int]) -> str:
+                return tokenizer.decode(ids, skip_special_tokens=True)
+
+            return [
+                data.Example(
+                    row.id,
+                    text(row.prefix_ids),
+                    text(row.continuation_ids),
+                    "article",
+                    originals[row.id].source,
+                )
+                for row in rows
+            ]
+        if not rows:
+            reports = examples.corpora.reports
+            lines = (
+                f"{reader.base.name}: "
+                f"{reports[reader.base.name, reader.split, reader.task].summary()}"
+                for reader in self.read_by
+            )
+            raise data.DataError(
+                f"no {examples.split} prompt fits every model: raise "
+                "instructions.max_prefix_tokens\n" + "\n".join(lines)
+            )
+        return [originals[row.id] for row in rows]
+
+    def build(self, folder: Path, store: Store) -> None:
+        place = store.get(self.model)
+        model, tokenizer, rows = self.model.load(place), load_tokenizer(place), self.rows()
+        continuations = generate(
+            model,
+            [row.prefix_ids for row in rows],
+            eos_token_id=tokenizer.eos_token_id,
+            max_new_tokens=self.max_new_tokens,
+            batch=self.batch,
+            seed=self.seed,
+            precision=self.precision,
+            lengths=[len(row.continuation_ids) for row in rows],
+            never=ids_without_token(model, tokenizer),
+            description=f"generating {self.model.name}",
+            **self.decoding,
+        )
+        with open(folder / "generations.jsonl", "w", encoding="utf-8") as file:
+            for row, (ids,) in zip(rows, continuations, strict=True):
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                file.write(json.dumps({"id": row.id, "ids": ids, "text": text}) + "\n")
+
+    def load(self, folder: Path) -> list[dict[str, Any]]:
+        """A dict for each prompt: id, ids, text.
+
+        Raises:
+            DataError: they are of other prompts.
+        """
+        path = folder / "generations.jsonl"
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        self.check(path, [line["id"] for line in lines])
+        return lines
+
+    def check(self, path: Path, ids: Sequence[str]) -> None:
+        """Raises `DataError` where what was stored belongs to other prompts."""
+        if list(ids) != [example.id for example in self.judged()]:
+            raise data.DataError(
+                f"{path} is of other prompts than {self.model.name} is judged on: remove its "
+                "folder, and it is built again"
+            )
+
+    def cost(self, estimate: Estimate) -> Cost:
+        speeds = estimate.speeds(self.model_name)
+        continuation = estimate.tokens(self.examples.task)[1]
+        beams = self.decoding["num_beams"]
+        # Greedy and top-k decoding are our own, the rest transformers' `generate`.
+        own = beams == 1 and not (self.decoding["do_sample"] and "top_p" in self.decoding)
+        speed = (speeds.decoding if own else speeds.generate) / beams
+        return Cost(self.asked * continuation / speed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts(Step):
+    """A judge's verdicts on generations against the recorded responses; `judge` is
+    `judge_identity`, `seed` that of the order in which it sees the two."""
+
+    stage = "verdicts"
+    version = 2
+
+    generations: Generations
+    judge: dict[str, Any]
+    seed: int
+    settings: Judge = how()
+
+    @property
+    def title(self) -> str:
+        return f"verdicts on {self.generations.label}"
+
+    @property
+    def examples(self) -> Examples:
+        """Those that were judged."""
+        return self.generations.examples
+
+    def build(self, folder: Path, store: Store) -> None:
+        judge = judge_of(self.settings, self.examples.task, store.root)
+        assert judge is not None
+        texts = [line["text"] for line in store.load(self.generations)]
+        prompts, orders = self.generations.judged(), self.settings.orders
+        verdicts = judging.judge_responses(judge, prompts, texts, self.seed, orders)
+        verdicts.to_jsonl(folder / "verdicts.jsonl")
+
+    def load(self, folder: Path) -> judging.Verdicts:
+        path = folder / "verdicts.jsonl"
+        verdicts = judging.Verdicts.from_jsonl(path)
+        self.generations.check(path, verdicts.ids)
+        return verdicts
+
+    def cost(self, estimate: Estimate) -> Cost:
+        prefix, continuation = estimate.tokens(self.examples.task)
+        return estimate.judging(self.settings, self.generations.asked, prefix, continuation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures(Step):
+    """The automatic measures of one model and its generations."""
+
+    stage = "measures"
+    version = 3
+
+    generations: Generations
+    examples: Examples
+    base: BaseModel | ExternalModel
+    mauve: dict[str, Any]
+    judge: str = "none"
+    scoring_batch: int = how(default=64)
+    settings: Mauve = how()
+
+    @property
+    def title(self) -> str:
+        return f"measures of {self.generations.label}"
+
+    def build(self, folder: Path, store: Store) -> None:
+        measures = {name: dataclasses.asdict(value) for name, value in self._measure(store).items()}
+        (folder / "measures.json").write_text(json.dumps(measures, indent=1), encoding="utf-8")
+
+    def load(self, folder: Path) -> dict[str, statistics.Estimate]:
+        """Each measure with its 95 % interval."""
+        measures = json.loads((folder / "measures.json").read_text("utf-8"))
+        return {
+            name: statistics.Estimate(**fields | {"replicates": tuple(fields["replicates"])})
+            for name, fields in measures.items()
+        }
+
+    def _measure(self, store: Store) -> dict[str, statistics.Estimate]:
+        lines, prompts = store.load(self.generations), self.generations.judged()
+        answered = list(zip(lines, prompts, strict=True))
+        eos = self.examples.tokenizer().eos_token_id
+        generated = [[token for token in line["ids"] if token != eos] for line in lines]
+        truths = self.generations.rows()
+        scores = score_groups(
+            store.load(self.generations.model),
+            [Group(row.prefix_ids, [row.continuation_ids]) for row in truths],
+            self.generations.precision,
+            self.scoring_batch,
+            "held-out loss",
+        )[:, 0].numpy()
+        tokens = np.array([len(row.continuation_ids) for row in truths])
+        mean = statistics.mean_estimate
+        measured = {
+            "held_out_loss": statistics.token_mean_loss(scores, tokens),
+            "tokens": mean([len(ids) for ids in generated]),
+            "repeated_4grams": mean([metrics.repeated_ngrams(ids, 4) for ids in generated]),
+            "word_f1": mean(
+                [metrics.word_f1(line["text"], prompt.continuation) for line, prompt in answered]
+            ),
+        }
+        if self.judge == "oracle":
+            measured["oracle_grade"] = mean(
+                [
+                    world.oracle_score(prompt.source, line["text"], prompt.prefix)
+                    for line, prompt in answered
+                ]
+            )
+        if self._with_mauve:
+            recorded = [[token for token in row.continuation_ids if token != eos] for row in truths]
+            encoder, width = self.base.load(self.base.folder(store)), self.settings.max_text_tokens
+            # One length for all: an empty generation is a single EOS, not dropped.
+            p, q = (
+                metrics.last_token_features(encoder, [(ids or [eos])[:width] for ids in texts])
+                for texts in (recorded, generated)
+            )
+            try:
+                seeds = tuple(range(self.settings.seeds))
+                measured["mauve"] = metrics.mauve_score(p, q, seeds=seeds)
+            except statistics.MetricError as error:  # one row's degenerate texts, not the others'
+                name = self.generations.model.name
+                warnings.warn(f"{name} has no MAUVE: {error}", stacklevel=2)
+        return measured
+
+    @property
+    def _with_mauve(self) -> bool:
+        settings = self.settings
+        return settings.features == "base_model" and self.examples.task in settings.tasks
+
+    def cost(self, estimate: Estimate) -> Cost:
+        speeds, asked = estimate.speeds(self.model_name), self.generations.asked
+        seconds = asked * sum(estimate.tokens(self.examples.task)) / speeds.scoring
+        return Cost(seconds, fixed=estimate.clustering(asked, self.settings, self._with_mauve))

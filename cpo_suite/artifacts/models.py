@@ -1,0 +1,114 @@
+"""The models of the rows: trained on a schedule, or interpolated between two that were."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpo.ensembling import interpolate
+from cpo.scoring import Group
+from cpo.training import RANKED_OBJECTIVES, TrainingExample
+from cpo_suite.artifacts.base_models import (
+    BaseModel,
+    ExternalModel,
+    Loadable,
+    Trained,
+)
+from cpo_suite.artifacts.examples import Examples
+from cpo_suite.artifacts.negatives import ContrastSets, Negatives
+from cpo_suite.artifacts.step import Step
+from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.store import Store, how
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Trained):
+    """A model trained from another one on a batch plan; `negatives` is None for MLE and PSS."""
+
+    stage = "model"
+    version = 3
+    shared = True
+
+    start: BaseModel | ExternalModel | Model
+    examples: Examples
+    negatives: Negatives | None = dataclasses.field()
+    objective: str
+    beta: float
+    schedule: str = "constant"
+    mle_weight: float = 0.0
+    sampling_probability: float = 0.0
+    sampling_passes: int = 0
+    name: str = how()
+
+    @property
+    def title(self) -> str:
+        of_row = isinstance(self.start, Model)
+        return f"model {self.name}" if of_row else self.name
+
+    def build(self, folder: Path, store: Store) -> None:
+        # A user's own objective is known here by its name, without the hash of its source.
+        objective = self.objective.split(":")[0]
+        if self.negatives is None:
+            examples: Sequence[TrainingExample] = [
+                TrainingExample(Group(row.prefix_ids, [row.continuation_ids]))
+                for row in self.examples.planned(self.steps, self.batch, self.seed)
+            ]
+        else:
+            sets: ContrastSets = store.load(self.negatives)
+            examples = sets.training_examples(objective in RANKED_OBJECTIVES)
+        self.train(
+            self.start.load(self.start.folder(store)),
+            examples,
+            folder,
+            store,
+            objective=objective,
+            beta=self.beta,
+            mle_weight=self.mle_weight,
+            sampling_probability=self.sampling_probability,
+            sampling_passes=self.sampling_passes,
+            schedule=self.schedule,
+            description=f"training {self.name}",
+        )
+        self.examples.tokenizer().save_pretrained(folder)
+
+    def cost(self, estimate: Estimate) -> Cost:
+        speeds = estimate.speeds(self.model_name)
+        prefix, continuation = estimate.tokens(self.examples.task)
+        k = 1 + sum(self.negatives.counts.values()) if self.negatives else 1
+        tokens = self.steps * self.batch * (prefix + k * continuation)
+        seconds = tokens / (speeds.contrast if k > 1 else speeds.training)
+        # PSS: passes without gradient before the one that counts.
+        seconds += self.sampling_passes * tokens / speeds.scoring
+        return Cost(seconds + self.steps * speeds.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Loadable, Step):
+    """theta = alpha * theta_MLE + (1 - alpha) * theta_CPO (section 4)."""
+
+    stage = "ensemble"
+    version = 1
+
+    mle: Model
+    cpo: Model
+    alpha: float
+    name: str = how()
+
+    @property
+    def title(self) -> str:
+        return f"model {self.name}"
+
+    @property
+    def examples(self) -> Examples:
+        """Those of both ends."""
+        return self.cpo.examples
+
+    def build(self, folder: Path, store: Store) -> None:
+        policy = store.load(self.cpo)
+        interpolate(store.load(self.mle), policy, self.alpha).save_pretrained(folder)
+        self.examples.tokenizer().save_pretrained(folder)
+
+    def cost(self, estimate: Estimate) -> Cost:
+        return Cost(0.0)

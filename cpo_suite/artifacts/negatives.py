@@ -1,0 +1,239 @@
+"""Negatives on a training schedule: candidates, their order and their reference values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpo import data
+from cpo.data import TokenizedExample
+from cpo.evaluation.unhelpful import REPLIES, write_unhelpful
+from cpo.negatives import PlannedRows, draw_negatives
+from cpo.ranking import embed_texts, minilm, rank_candidates
+from cpo.scoring import Group, order_by_length, score_groups
+from cpo.training import TrainingExample
+from cpo_suite.artifacts.base_models import micro_batch_of
+from cpo_suite.artifacts.examples import Examples
+from cpo_suite.artifacts.step import Step
+from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.judges import chat_server
+from cpo_suite.profile import Server
+from cpo_suite.store import Store, how
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unhelpful(Step):
+    """An unhelpful response to each planned row, as text; `chat` says who was asked, and how."""
+
+    stage = "unhelpful"
+    version = 1
+
+    examples: Examples
+    steps: int
+    batch: int
+    writer: str
+    chat: dict[str, str | int | float | None]
+    seed: int
+    name: str = how()
+    server: Server | None = how()
+
+    @property
+    def title(self) -> str:
+        return f"unhelpful responses for {self.name}"
+
+    def build(self, folder: Path, store: Store) -> None:
+        pairs = self.examples.corpora.instructions.train
+        by_id = {pair.id: pair for pair in pairs}
+        planned = self.examples.planned(self.steps, self.batch, self.seed)
+        partial = store.partial(self)
+        texts = write_unhelpful(
+            self.writer,
+            [by_id[row.id] for row in planned],
+            seed=self.seed,
+            partial=partial,
+            others=pairs,
+            server=chat_server(self.server, "unhelpful.server") if self.server else None,
+        )
+        lines = json.dumps(texts, ensure_ascii=False, indent=0)
+        (folder / "unhelpful.json").write_text(lines, encoding="utf-8")
+        if self.server:  # whole replies, which were paid for, outlive what was made of them
+            shutil.copy(partial / REPLIES, folder)
+
+    def load(self, folder: Path) -> list[str | None]:
+        """A response to each planned row, None where the writer had none."""
+        return json.loads((folder / "unhelpful.json").read_text("utf-8"))
+
+    def cost(self, estimate: Estimate) -> Cost:
+        if self.server is None:
+            return Cost(0.0)
+        prefix, continuation = estimate.tokens(self.examples.task)
+        written = min(self.steps * self.batch, self.examples.corpora.training_rows)
+        return estimate.asking(self.server, written, prefix + continuation, continuation)
+
+
+class ContrastSets:
+    """The planned rows of one CPO training, with their candidates, order and reference values.
+
+    N planned rows, K columns, column 0 the ground truth. Arrays: `mask` bool, `order` int, best
+    first, `similarities` and `reference_logps` float32, all `[N, K]`.
+    """
+
+    def __init__(self, folder: Path, prefixes: Sequence[Sequence[int]], tokenizer: Any) -> None:
+        arrays = np.load(folder / "negatives.npz")
+        self.mask, self.order = arrays["mask"], arrays["order"]
+        self.similarities, self.reference_logps = arrays["similarities"], arrays["reference_logps"]
+        self._tokens, self._lengths = arrays["tokens"], arrays["lengths"]
+        self._starts = np.concatenate([[0], self._lengths.ravel().cumsum()])
+        self.report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
+        self.kinds: list[str] = self.report["kinds"]
+        self.prefixes = prefixes
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def candidates(self, row: int) -> list[tuple[int, ...]]:
+        """The K continuations of a planned row as ids, in column order; a masked one is empty."""
+        k = len(self.kinds)
+        bounds = self._starts[row * k : row * k + k + 1]
+        return [
+            tuple(self._tokens[start:end].tolist())
+            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+
+    def texts(self, row: int) -> list[str]:
+        """The K continuations of a planned row as text, in column order."""
+        return self.tokenizer.batch_decode(self.candidates(row), skip_special_tokens=True)
+
+    def training_examples(self, ranked: bool) -> Sequence[TrainingExample]:
+        """What a training sees: the columns in their order, best first when ranked."""
+        columns = self.order if ranked else np.tile(np.arange(len(self.kinds)), (len(self), 1))
+        examples = []
+        for row, order in enumerate(columns):
+            candidates = self.candidates(row)
+            examples.append(
+                TrainingExample(
+                    Group(self.prefixes[row], [candidates[column] for column in order]),
+                    self.mask[row, order].tolist(),
+                    self.reference_logps[row, order].tolist(),
+                )
+            )
+        return examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives(Step):
+    """Candidates, their order and their reference log-probabilities, on a batch plan."""
+
+    stage = "negatives"
+    version = 4
+    shared = True
+
+    reference: Step
+    examples: Examples
+    mixture: dict[str, int]
+    steps: int
+    batch: int
+    embedder: str
+    generation_batch: int
+    precision: str
+    seed: int
+    unhelpful: Unhelpful | None = None
+    name: str = how()
+    counts: dict[str, int] = how()  # the mixture by registered names
+    tokens_at_once: int = how()
+
+    @property
+    def title(self) -> str:
+        return f"negatives of {self.name}"
+
+    def _planned(self) -> list[TokenizedExample]:
+        return self.examples.planned(self.steps, self.batch, self.seed)
+
+    def build(self, folder: Path, store: Store) -> None:
+        model, tokenizer = store.load(self.reference), self.examples.tokenizer()
+        rows = self._planned()
+        planned = PlannedRows(
+            prefixes=[row.prefix_ids for row in rows],
+            continuations=[row.continuation_ids for row in rows],
+            unhelpful=self._unhelpful_ids(store, tokenizer),
+            batch=self.batch,
+            model=model,
+            eos_token_id=tokenizer.eos_token_id,
+            max_continuation_tokens=self.examples.max_continuation_tokens,
+            precision=self.precision,
+            generation_batch=self.generation_batch,
+            tokenizer=tokenizer,
+        )
+        drawn = draw_negatives(planned, self.counts, self.seed)
+        mask = torch.tensor(drawn.mask)
+        texts = [
+            text
+            for group in drawn.candidates
+            for text in tokenizer.batch_decode(group, skip_special_tokens=True)
+        ]
+        embeddings = embed_texts(texts, minilm(self.precision)).view(*mask.shape, -1)
+        order, similarities = rank_candidates(embeddings, mask)
+        groups = [Group(*pair) for pair in zip(planned.prefixes, drawn.candidates, strict=True)]
+        flat = [ids for group in drawn.candidates for ids in group]
+        np.savez(
+            folder / "negatives.npz",
+            tokens=np.array([token for ids in flat for token in ids], dtype=np.int32),
+            lengths=np.array([len(ids) for ids in flat], dtype=np.int32).reshape(mask.shape),
+            mask=mask.numpy(),
+            order=order.numpy().astype(np.int16),
+            similarities=similarities.numpy(),
+            reference_logps=self._reference_logps(model, groups).numpy(),
+        )
+        ties = (similarities[:, 1:] > 1 - 1e-5) & mask[:, 1:]
+        report = {
+            "kinds": drawn.kinds,
+            "by_kind": {kind: dataclasses.asdict(part) for kind, part in drawn.reports.items()},
+            "tied_with_truth": float(ties.sum() / mask[:, 1:].sum().clamp(min=1)),
+        }
+        (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+    def _unhelpful_ids(self, store: Store, tokenizer: Any) -> list[tuple[int, ...] | None] | None:
+        """The unhelpful responses as ids, EOS included; None without them, or for one without."""
+        if self.unhelpful is None:
+            return None
+        texts: list[str | None] = store.load(self.unhelpful)
+        encoded = iter(data.encode([text for text in texts if text is not None], tokenizer))
+        end, limit = tokenizer.eos_token_id, self.examples.max_continuation_tokens
+        return [None if text is None else (*next(encoded), end)[:limit] for text in texts]
+
+    def _reference_logps(self, model: Any, groups: Sequence[Group]) -> torch.Tensor:
+        """`[N, K]`, in the training's own micro-batches: the same shapes give the same values, and
+        a first loss of ln K."""
+        by_length = order_by_length(groups, self.batch)
+        scored = score_groups(
+            model,
+            [groups[row] for row in by_length],
+            self.precision,
+            micro_batch_of(groups, self.batch, self.tokens_at_once),
+            "reference log-probabilities",
+            self.tokens_at_once,
+        )
+        reference_logps = torch.empty_like(scored)
+        reference_logps[by_length] = scored
+        return reference_logps
+
+    def load(self, folder: Path) -> ContrastSets:
+        prefixes = [row.prefix_ids for row in self._planned()]
+        return ContrastSets(folder, prefixes, self.examples.tokenizer())
+
+    def cost(self, estimate: Estimate) -> Cost:
+        speeds = estimate.speeds(self.model_name)
+        prefix, continuation = estimate.tokens(self.examples.task)
+        rows, k = self.steps * self.batch, 1 + sum(self.counts.values())
+        scoring = rows * (prefix + k * continuation) / speeds.scoring
+        sampling = rows * self.counts.get("AN", 0) * continuation / speeds.decoding
+        return Cost(scoring + sampling + rows * k / estimate.embedded_texts_per_second())

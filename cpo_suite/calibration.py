@@ -1,0 +1,332 @@
+"""How fast this machine works with a profile's models: measured with random weights, once.
+
+The suite's own code is timed on shapes like the profile's: some steps of each kind of training, a
+scoring pass, two ways of decoding, and the encoder that ranks. Where it cannot be measured, what
+the profile states holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpo.engine import machine
+from cpo_suite.estimate import CHARACTERS_A_TOKEN, Speeds
+
+if TYPE_CHECKING:
+    from cpo.scoring import Group
+    from cpo_suite.corpora import Corpora
+    from cpo_suite.paper import ModelName
+    from cpo_suite.profile import Model, Profile
+
+VERSION = 2  # raised when something else is measured
+LARGEST = 2e7  # parameters of a model that is measured: larger ones take too long
+LARGEST_STEP = 4096  # tokens of a timed step, of a timed scoring pass: a larger batch is cut
+STEPS = 4  # of each kind of training: the first warms up, the median of the others counts
+DECODED_ROWS, DECODED_STEPS = 128, 8
+TEXTS = 96  # for the encoder
+END = 0  # the id that ends a text, which no prompt has
+
+
+def measurable(profile: Profile, model: Model) -> bool:
+    """Whether the speeds of a model are measured here: the suite makes it, it is small, and the
+    profile is not meant for a GPU that this machine lacks."""
+    return model.config is not None and model.parameters <= LARGEST and not _elsewhere(profile)
+
+
+def speeds(profile: Profile, corpora: Corpora, root: Path, name: ModelName) -> Speeds:
+    """The speeds of one process with a model of a profile: measured on this machine where they can
+    be, and remembered under `root`; else what the profile states."""
+    model = profile.models[name]
+    if not measurable(profile, model):
+        return Speeds.stated(model)
+    shapes = _Shapes.of(profile, corpora)
+    assert model.pretraining is not None
+    parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
+    parts.append(_threads(profile))
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    measured = machine.remembered(
+        root,
+        f"speeds {digest[:16]}",
+        lambda: dataclasses.asdict(_aside(profile, lambda clock: _measure(model, shapes, clock))),
+    )
+    return Speeds(**measured)
+
+
+def embedded_texts_per_second(profile: Profile, corpora: Corpora, root: Path) -> float:
+    """How many texts one process embeds: measured here unless the profile is meant for a GPU that
+    this machine lacks."""
+    if _elsewhere(profile):
+        return profile.embedded_texts_per_second
+    characters = sorted(corpora.lengths[1])
+    median, precision = characters[len(characters) // 2], profile.optimiser.precision
+    key = f"texts a second, {median} characters, {precision}, {_threads(profile)} threads"
+    measured = machine.remembered(
+        root,
+        key,
+        lambda: _aside(profile, lambda clock: _embedding(median, precision, clock)),
+    )
+    return float(measured)
+
+
+def _elsewhere(profile: Profile) -> bool:
+    return profile.gpus > 0 and machine.device() == "cpu"
+
+
+def _threads(profile: Profile) -> int:
+    """How many threads one of the profile's processes has here."""
+    import torch
+
+    return max(1, torch.get_num_threads() // profile.processes.on_each_machine)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shapes:
+    """What speeds depend on beside the model: precision, and tokens by row."""
+
+    precision: str
+    prefixes: list[int]
+    continuations: list[int]
+    k: int  # candidates of a contrastive row
+    pairs: int  # rows of a global batch
+    contrasts: int
+    block: int
+
+    @classmethod
+    def of(cls, profile: Profile, corpora: Corpora) -> _Shapes:
+        limits = profile.instructions
+        mixtures = [
+            profile.negatives[row.negatives] for row in profile.trained_rows if row.negatives
+        ]
+        blocks = [
+            one.pretraining.block_tokens for one in profile.models.values() if one.pretraining
+        ]
+
+        def tokens(lengths: Sequence[int], limit: int) -> list[int]:
+            counts = (round(one / CHARACTERS_A_TOKEN) for one in lengths)
+            return [max(2, min(one, limit)) for one in counts]
+
+        prefixes, continuations = corpora.lengths
+        return cls(
+            profile.optimiser.precision,
+            tokens(prefixes, limits.max_prefix_tokens),
+            tokens(continuations, limits.max_continuation_tokens),
+            1 + max((sum(mixture.values()) for mixture in mixtures), default=1),
+            profile.reference.batch,
+            profile.continuation.batch,
+            max(blocks),
+        )
+
+
+Clock = Callable[[], float]
+
+
+def _aside(profile: Profile, measure: Callable[[Clock], Any]) -> Any:
+    """`measure` with a clock, as one of the profile's processes; the global generators are left as
+    they were, and so are those who watch trainings."""
+    import numpy as np
+    import torch
+
+    from cpo.training import WATCHERS
+
+    plain, of_numpy, watchers = random.getstate(), np.random.get_state(), list(WATCHERS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_threads(profile))
+    WATCHERS.clear()
+    try:
+        with torch.random.fork_rng():
+            return measure(_gpu_clock if machine.device() == "cuda" else time.perf_counter)
+    finally:
+        torch.set_num_threads(threads)
+        WATCHERS[:] = watchers
+        random.setstate(plain)
+        np.random.set_state(of_numpy)
+
+
+def _gpu_clock() -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
+    """Time all kinds of work with a model of this configuration and random weights."""
+    import torch
+
+    from cpo.scoring import Group, GroupScorer, collate_groups
+
+    network, vocabulary = _random_model(model)
+    draw = random.Random(0)
+
+    def row(length: int) -> list[int]:
+        return [draw.randrange(1, vocabulary) for _ in range(length)]
+
+    lengths = list(zip(shapes.prefixes, shapes.continuations, strict=False))
+
+    def batches(k: int, batch: int) -> list[list[Group]]:
+        """A batch for each step, of other rows: a processor prepares itself for every new shape of
+        a product, and a training meets new ones all the time."""
+        mean = sum(prefix + k * continuation for prefix, continuation in lengths) / len(lengths)
+        count = max(1, min(batch, round(LARGEST_STEP / mean)))
+        rows = draw.choices(lengths, k=STEPS * count)
+        groups = [Group(row(prefix), [row(one) for _ in range(k)]) for prefix, one in rows]
+        return [groups[one : one + count] for one in range(0, len(groups), count)]
+
+    def training(steps: list[list[Group]], objective: str, fp32_head: bool = True) -> float:
+        return _step_seconds(network, steps, objective, fp32_head, shapes.precision, clock)
+
+    blocks = [row(shapes.block) for _ in range(max(1, LARGEST_STEP // 2 // shapes.block))]
+    packed = [[Group(one[:1], [one[1:]]) for one in blocks]] * STEPS
+    pairs, contrasts = batches(1, shapes.pairs), batches(shapes.k, shapes.contrasts)
+    step = training([[Group(row(2), [row(2)])]] * STEPS, "mle")
+
+    def rate(steps: list[list[Group]], seconds: float) -> float:
+        return _timed_tokens(steps) / max(seconds - step, seconds / 4)
+
+    scorer = GroupScorer(network, shapes.precision)
+    scored = iter(contrasts[1:])
+
+    def score() -> None:
+        collated = collate_groups(next(scored), network.device)
+        with torch.inference_mode():
+            scorer(**collated).cpu()
+
+    prompts = [row(one) for one in shapes.prefixes]
+    return Speeds(
+        training=rate(pairs, training(pairs, "mle")),
+        packing=rate(packed, training(packed, "mle", fp32_head=False)),
+        contrast=rate(contrasts, training(contrasts, "ranked_cpo")),
+        scoring=_timed_tokens(contrasts) / _mean(score, clock, STEPS - 1),
+        decoding=_decoding(network, prompts, shapes.precision, clock),
+        generate=_decoding(network, prompts, shapes.precision, clock, do_sample=True, top_p=0.9),
+        step=step,
+    )
+
+
+def _random_model(model: Model) -> tuple[Any, int]:
+    """A model of the configuration with random weights, and the size of its vocabulary."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert model.config is not None and model.pretraining is not None
+    config = {name: value for name, value in model.config.items() if name != "model_type"}
+    config |= {f"{name}_token_id": END for name in ("bos", "eos", "pad")}
+    vocabulary = model.pretraining.vocabulary
+    kind = AutoConfig.for_model(str(model.config["model_type"]), **config, vocab_size=vocabulary)
+    network: Any = AutoModelForCausalLM.from_config(kind, dtype=torch.float32)
+    return network.to(machine.device()).eval(), vocabulary
+
+
+def _step_seconds(
+    network: Any,
+    steps: list[list[Group]],
+    objective: str,
+    fp32_head: bool,
+    precision: str,
+    clock: Clock,
+) -> float:
+    """The median of some steps, each on its batch, by the suite's own training; the first is left
+    out."""
+    from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
+
+    k, batch = len(steps[0][0].continuations), len(steps[0])
+    examples = [TrainingExample(one, [True] * k, [0.0] * k) for groups in steps for one in groups]
+    settings = TrainingSettings(
+        objective,
+        STEPS,
+        batch,
+        learning_rate=0.0,
+        beta=1e-9,  # no reward may explode, and the reference's values are made up
+        precision=precision,
+        fp32_head=fp32_head,
+        micro_batch=batch,
+        description="timing this machine",
+    )
+    ends: list[float] = []
+
+    def watch(*_: object) -> None:
+        ends.append(clock())
+
+    WATCHERS.append(watch)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "model")
+            output.mkdir()
+            train(network, examples, settings, output, Path(folder, "partial"))
+    finally:
+        WATCHERS.remove(watch)
+    return statistics.median(end - begin for begin, end in zip(ends, ends[1:STEPS], strict=False))
+
+
+def _decoding(
+    network: Any, prompts: list[list[int]], precision: str, clock: Clock, **way: Any
+) -> float:
+    """New tokens a second of a batch in which nothing ends, the pass over the prompts left out."""
+    from cpo.generation import generate
+
+    rows = [prompts[one % len(prompts)] for one in range(DECODED_ROWS)]
+
+    def decode(tokens: int) -> None:
+        generate(
+            network,
+            rows,
+            eos_token_id=END,
+            max_new_tokens=tokens,
+            batch=len(rows),
+            precision=precision,
+            description="timing this machine",
+            **way,
+        )
+
+    decode(2)
+    few, many = (_best(partial(decode, tokens), clock) for tokens in (2, 2 + DECODED_STEPS))
+    return len(rows) * DECODED_STEPS / (many - few)
+
+
+def _embedding(characters: int, precision: str, clock: Clock) -> float:
+    """Texts of so many characters that the encoder takes in a second."""
+    from cpo.ranking import embed_texts, minilm
+
+    embed = minilm(precision)
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=4)) for _ in range(500)]
+    texts = [" ".join(draw.choices(words, k=max(1, characters // 5))) for _ in range(TEXTS)]
+    embed_texts(texts[:8], embed)
+    return TEXTS / _best(lambda: embed_texts(texts, embed), clock)
+
+
+def _tokens(groups: Sequence[Group]) -> int:
+    return sum(len(one.prefix_ids) + sum(map(len, one.continuations)) for one in groups)
+
+
+def _timed_tokens(steps: Sequence[Sequence[Group]]) -> float:
+    """Of a step, on average; the first is left out, as it is in the seconds."""
+    return sum(map(_tokens, steps[1:])) / (len(steps) - 1)
+
+
+def _mean(work: Callable[[], object], clock: Clock, repetitions: int) -> float:
+    """Seconds of a repetition, on average."""
+    began = clock()
+    for _ in range(repetitions):
+        work()
+    return (clock() - began) / repetitions
+
+
+def _best(work: Callable[[], object], clock: Clock, repetitions: int = 2) -> float:
+    """Seconds of the fastest of several repetitions."""
+    seconds = []
+    for _ in range(repetitions):
+        began = clock()
+        work()
+        seconds.append(clock() - began)
+    return min(seconds)

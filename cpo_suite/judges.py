@@ -1,0 +1,79 @@
+"""The judge that a profile chooses."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cpo.data import Task
+from cpo.engine import machine
+from cpo.engine.files import hash_file, hash_folder
+from cpo.evaluation.chat import ChatServer
+from cpo.evaluation.judge_prompts import PARSER_VERSION, template_hash
+from cpo.evaluation.judging import Judge, judge_named, rule_identity
+from cpo.evaluation.model_judges import MINIMUM_MASS, ChatJudge, LocalJudge
+from cpo.models.folders import fetched, load_model, load_tokenizer
+from cpo_suite.profile import Judge as Settings
+from cpo_suite.profile import Server
+
+
+def judge_of(settings: Settings, task: Task, folder: Path) -> Judge | None:
+    """The judge that a profile chooses; None without one.
+
+    Args:
+        folder: where the verdict store `verdicts.sqlite` lies, or is made.
+
+    Raises:
+        JudgeError: no such judge.
+    """
+    if settings.kind == "none":
+        return None
+    if settings.server is not None and settings.kind == "openai":
+        server = chat_server(settings.server, "judge.server")
+        return ChatJudge(server, folder / "verdicts.sqlite", task)
+    if settings.model is not None and settings.kind == "local":
+        return _local(settings.model, settings.batch, task)
+    return judge_named(settings.kind)
+
+
+def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
+    """All of a judge that determines its verdicts, for a recipe."""
+    named: dict[str, Any] = {"kind": settings.kind, "orders": settings.orders}
+    if settings.server is not None and settings.kind == "openai":
+        one = settings.server
+        asked = {"model": one.model, "base_url": one.base_url, "parameters": one.parameters}
+        return named | asked | {"prompt": template_hash(task), "parser": PARSER_VERSION}
+    if settings.kind == "local":
+        named |= {"model": _content(str(settings.model)), "minimum_mass": MINIMUM_MASS}
+        return named | {"prompt": template_hash(task)}
+    if settings.kind != "none":
+        named["kind"] = rule_identity(settings.kind)
+    return named
+
+
+@cache
+def _content(name: str) -> str:
+    """What a judging model is: the hash of its files, wherever they lie, or its hub name."""
+    place = Path(name)
+    if place.is_file():
+        return hash_file(place)
+    return hash_folder(place) if place.is_dir() else name
+
+
+def chat_server(settings: Server, setting: str) -> ChatServer:
+    """A profile's server as the client takes it; `setting` is its place there."""
+    return ChatServer(**settings.model_dump(), setting=setting)
+
+
+@cache
+def _local(name: str, batch: int, task: Task) -> LocalJudge:
+    """A judging model of this machine, loaded once.
+
+    Raises:
+        FileNotFoundError, ModelFolderError: as `fetched` and `load_model`.
+    """
+    place = fetched(name)
+    tokenizer, model = load_tokenizer(place), load_model(place, "auto", may_be_quantised=True)
+    model.to(machine.device()).eval()
+    return LocalJudge(model, tokenizer, Path(name).name, task, batch)

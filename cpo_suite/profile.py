@@ -1,0 +1,672 @@
+"""Profiles: every setting of a run, in one strictly typed YAML file.
+
+A profile is a frozen value. It trains the paper's rows, `cpo_suite.paper`, but those that it
+`leaves_out`, and rows of its own. An unknown or misspelt key is an error that names the key and the
+nearest valid one; any key can be overridden with `dotted.key=value`.
+
+A relative path is looked for beside the profile's file, then in the folder that the environment
+variable CPO_DATA names; in an override it is relative to the current folder, and in a `Profile`
+absolute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from cpo.data import ArticleColumn, PairColumn, Task
+from cpo.evaluation.chat import secret_in
+from cpo.negatives import SAMPLERS
+from cpo.registry import nearest
+from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
+from cpo_suite.comparison import Comparison
+from cpo_suite.paper import COMPARISONS, ROWS, ModelName, Objective, Row, Steps, rows_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the message says which key is wrong and what is valid."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Instructions(_Settings):
+    """Where the prompt/response pairs come from and how long they may be, in tokens.
+
+    `columns` are those of a file of one's own (`jsonl`) that have other names, as in
+    `{context: input, response: output}`.
+    """
+
+    source: Literal["world", "dolly", "jsonl"]
+    path: str | None = None
+    columns: dict[PairColumn, str] = {}
+    train_rows: Count | None = None
+    validation_rows: Count = 512
+    test_prompts: Count = 1000
+    max_prefix_tokens: int = Field(ge=8)
+    max_continuation_tokens: int = Field(ge=2)
+    over_long: Literal["drop", "refuse", "truncate"] = "drop"
+    on_bad_row: Literal["drop", "refuse"] = "drop"
+
+
+class Articles(_Settings):
+    """Where the articles come from that a base model is pretrained on and continues.
+
+    An article is capped to `max_tokens`, of which the first 15 % are its prefix (section 5.2).
+    `columns` are those of a file of one's own (`jsonl`) that have other names.
+    """
+
+    source: Literal["world", "wikipedia", "jsonl"]
+    path: str | None = None
+    columns: dict[ArticleColumn, str] = {}
+    validation_articles: Count = 64
+    test_articles: Count = 1000
+    max_tokens: int = Field(128, ge=16)
+
+
+class Pretraining(_Settings):
+    """How the suite makes a base model itself: a tokenizer and `steps` of packed articles.
+
+    `instructions` adds the training pairs' text to the articles, so that a model of a million
+    parameters meets the words it will be asked about.
+    """
+
+    steps: Count
+    batch: Count
+    block_tokens: int = Field(ge=8)
+    learning_rate: Positive
+    warmup_steps: int = Field(0, ge=0)
+    vocabulary: int = Field(ge=258)
+    instructions: bool = False
+
+
+class Model(_Settings):
+    """A base model: a folder, .gguf file or hub name (`pretrained`), or a configuration the suite
+    pretrains.
+
+    The number of parameters, width and layers, and the speeds of one process, measured on the
+    profile's hardware, are for the plan's estimates alone.
+    """
+
+    paper_name: str
+    parameters: Positive
+    training_tokens_per_second: Positive
+    generated_tokens_per_second: Positive
+    width: Count | None = None
+    layers: Count | None = None
+    pretrained: str | None = None
+    config: dict[str, str | int | float | bool] | None = None
+    pretraining: Pretraining | None = None
+
+    @property
+    def known_width(self) -> int:
+        """The width as given or by the configuration; 0 where neither says."""
+        config = self.config or {}
+        return int(self.width or config.get("hidden_size") or config.get("n_embd") or 0)
+
+    @property
+    def size(self) -> int:
+        """Width times layers, as set or by the configuration; 0 where neither says."""
+        config = self.config or {}
+        layers = self.layers or config.get("num_hidden_layers") or config.get("n_layer") or 0
+        return self.known_width * int(layers)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Model:
+        parts = (self.pretrained is not None, self.config is not None, self.pretraining is not None)
+        if parts not in ((True, False, False), (False, True, True)):
+            raise ValueError("give either `pretrained` or `config` with `pretraining`")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs a `model_type`, such as gpt2 or llama")
+        return self
+
+
+class Optimiser(_Settings):
+    """AdamW at a constant rate (section 4: weight decay 0.05); clip is the gradient-norm bound.
+
+    The precision `auto` stands for the faster on this machine, as measured: `cpo.engine.precision`.
+    """
+
+    weight_decay: NotNegative = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: Positive = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    micro_batch_tokens: int = Field(32_768, ge=64)
+    checkpoint_minutes: Positive = 10.0
+
+
+class Processes(_Settings):
+    """How many processes train, sample and score together, each with the model on its own device.
+
+    `count` is that of all `machines` together. `options` are further arguments of `accelerate
+    launch`; `before` is a command in front of it, such as `srun`. None of it changes what comes
+    out, but for PSS, whose draws every process makes for its own share.
+    """
+
+    count: Count = 1
+    machines: Count = 1
+    options: list[str] = []
+    before: list[str] = []
+
+    @property
+    def on_each_machine(self) -> int:
+        """How many of the processes each machine runs."""
+        return max(1, self.count // self.machines)
+
+
+class Stage(_Settings):
+    """One training stage: `steps` global batches of `batch` examples.
+
+    The paper's rate is constant; a reference trained from scratch needs one that falls (cosine).
+    """
+
+    steps: Count
+    batch: Count
+    learning_rate: Positive
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+class ScheduledSampling(_Settings):
+    """PSS: with what probability a token is replaced by a sampled one, and in how many passes."""
+
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    passes: Count = 3
+
+
+class Continuation(_Settings):
+    """The continued MLE and CPO rows: the same plan of prompts, from the same reference.
+
+    `batch` is the global batch; BN are drawn from it. DPO's beta is CPO's, and the rates of PSS and
+    DPO are those of MLE and CPO, unless given.
+    """
+
+    batch: int = Field(ge=2)
+    steps: dict[Steps, Count]
+    beta: Positive
+    dpo_beta: Positive | None = None
+    learning_rate: dict[Literal["mle", "cpo", "pss", "dpo"], Positive]
+    scheduled_sampling: ScheduledSampling = ScheduledSampling()
+
+    def rate_of(self, objective: Objective) -> float:
+        """The learning rate of an objective."""
+        rates: dict[Any, float] = {**self.learning_rate}
+        own = {"pss": rates["mle"], "dpo": rates["cpo"], **rates}
+        return own.get(objective, rates["cpo"])
+
+    def beta_of(self, objective: Objective) -> float:
+        """The scale of the rewards of an objective; 0 where it has none."""
+        without = dict.fromkeys(NEXT_TOKEN_OBJECTIVES, 0.0)
+        return {**without, "dpo": self.dpo_beta or self.beta}.get(objective, self.beta)
+
+
+class Server(_Settings):
+    """A chat model behind any server of OpenAI's chat completions, and what it may cost.
+
+    `parameters` are sent as they are. Prices are in USD per million tokens; a run whose estimate is
+    above `max_usd`, or that would send more than `max_requests`, is refused before it sends any.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    api_key_variable: str = "OPENAI_API_KEY"
+    parameters: dict[str, float | int | str] = {}
+    concurrency: Count = 8
+    max_requests: Count = 10_000
+    timeout: Positive = 60.0
+    usd_per_million_input: NotNegative = 0.0
+    usd_per_million_output: NotNegative = 0.0
+    max_usd: NotNegative | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_secret(cls, url: str) -> str:
+        if secret := secret_in(url):
+            raise ValueError(
+                f"the address holds {secret}, and is written into results: put the key into the "
+                "environment variable that api_key_variable names"
+            )
+        return url
+
+
+class Unhelpful(_Settings):
+    """Who writes DPO's rejected responses: a chat model as in the paper (A.4), the embedded world's
+    own writer, or a stand-in for real data without either: the response to another prompt."""
+
+    writer: Literal["chat", "world", "other_response"] = "other_response"
+    server: Server | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Unhelpful:
+        if self.writer == "chat" and self.server is None:
+            raise ValueError("the writer `chat` needs `server: {model: ...}`")
+        return self
+
+
+class Decoding(_Settings):
+    """Arguments of `generate`; greedy unless said."""
+
+    do_sample: bool = False
+    top_k: int | None = None
+    top_p: float | None = None
+    num_beams: int = 1
+
+
+class Judge(_Settings):
+    """Who compares a response with the recorded one.
+
+    `none` leaves win rates empty; `openai` is a chat model behind a `server`; `local` a causal
+    language model, `model` its folder or hub name; all else is a registered rule: `oracle`, which
+    knows the embedded world, or the controls `longest` and `random`. `orders` is 2 to show each
+    pair with the sides exchanged, too.
+    """
+
+    kind: str
+    server: Server | None = None
+    model: str | None = None
+    batch: Count = 16
+    orders: Literal[1, 2] = 1
+
+    @property
+    def label(self) -> str:
+        """Who judges, in words."""
+        if self.server is not None and self.kind == "openai":
+            return self.server.model
+        if self.kind == "local" and self.model is not None:
+            name = Path(self.model).name if os.path.isabs(self.model) else self.model
+            return f"the local model {name}"
+        return self.kind
+
+    @property
+    def paid(self) -> bool:
+        """Whether every verdict is asked of a server."""
+        return self.kind == "openai"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Judge:
+        if self.kind == "openai" and self.server is None:
+            raise ValueError("the judge `openai` needs `server: {model: ...}`")
+        if self.kind == "local" and self.model is None:
+            raise ValueError("the judge `local` needs `model`: a model's folder or hub name")
+        return self
+
+
+class Mauve(_Settings):
+    """MAUVE settings: what features, how many seeds of its clustering, and for which task.
+
+    The features are the base model's, never those of the encoder that ranks negatives.
+    """
+
+    features: Literal["base_model", "none"] = "none"
+    tasks: tuple[Task, ...] = ("instructions", "articles")
+    seeds: Count = 3
+    max_text_tokens: int = Field(64, ge=4)
+
+
+class Profile(_Settings):
+    """All settings of a run; see the YAML files in `profiles/` for what each is for."""
+
+    name: str
+    description: str
+    hardware: str
+    minutes: Positive
+    memory_gb: Positive
+    disk_gb: Positive
+    gpus: int = Field(0, ge=0)
+    gpu_memory_gb: Positive | None = None  # of each, for the plan; 10**9 bytes
+    committed: bool = True
+    seeds: Count = 1
+    instructions: Instructions
+    articles: Articles
+    models: dict[ModelName, Model]
+    optimiser: Optimiser
+    processes: Processes = Processes(count=1)
+    reference: Stage
+    ablation_reference: Stage
+    articles_reference: Stage
+    continuation: Continuation
+    negatives: dict[str, dict[str, Count]]
+    unhelpful: Unhelpful = Unhelpful()
+    embedded_texts_per_second: Positive = 430.0  # of one process; for the plan
+    decoding: dict[str, Decoding]
+    judge: Judge
+    mauve: Mauve
+    generation_batch: Count = 128
+    # Of the paper's rows, by id or by how ids begin, as in `t3` and `x/small`.
+    leaves_out: tuple[str, ...] = ()
+    # Rows beside the paper's, by id; a notebook adds them with `Suite.add_row`.
+    own_rows: dict[str, Row] = {}
+    # What is trained: unless set, all of both but those left out.
+    rows: tuple[str, ...] = Field(None, validate_default=True, strict=False)
+    # Comparisons in place of the paper's for the same claim; see `cpo_suite.report.claims`.
+    claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[str, ...]] = Field(
+        {}, validate_default=True
+    )
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _all_that_stay(cls, rows: Any, settings: ValidationInfo) -> Any:
+        if rows is not None:
+            return rows
+        left_out = {row.id for name in settings.data.get("leaves_out", ()) for row in rows_of(name)}
+        return (*(row for row in ROWS if row not in left_out), *settings.data.get("own_rows", ()))
+
+    @field_validator("claims")
+    @classmethod
+    def _with_the_papers(cls, claims: dict[int, tuple[str, ...]]) -> dict[int, tuple[str, ...]]:
+        return COMPARISONS | claims
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        for row_id, row in self.own_rows.items():
+            _check_own_row(row_id, row)
+        every_row = self.every_row
+        for row_id in self.rows:
+            if row_id not in every_row:
+                raise ValueError(f"rows: {_unknown('row', row_id, every_row)}")
+            row = every_row[row_id]
+            for group, name, settings in (
+                ("models", row.model, self.models),
+                ("negatives", row.negatives, self.negatives),
+                ("continuation.steps", row.steps, self.continuation.steps),
+                ("decoding", row.decoding, self.decoding),
+                ("decoding", "greedy", self.decoding),  # of references, always
+            ):
+                if name is not None and name not in settings:
+                    raise ValueError(f"rows: {row_id} needs {group}.{name}, which is missing")
+        for name in self.leaves_out:
+            if not rows_of(name):
+                raise ValueError(f"leaves_out: {_unknown('row', name, ROWS)}")
+        for number, texts in self.claims.items():
+            for row_id in (row for text in texts for row in Comparison.parse(text).rows):
+                if row_id not in ROWS:
+                    raise ValueError(f"claims.{number}: {_unknown('row', row_id, ROWS)}")
+        for stage in ("reference", "ablation_reference", "articles_reference", "continuation"):
+            batch = getattr(self, stage).batch
+            if batch % self.processes.count:
+                raise ValueError(
+                    f"{stage}.batch: {batch} examples cannot be shared out evenly among "
+                    f"{self.processes.count} processes: change one of the two"
+                )
+        for objective in ("mle", "cpo"):
+            if objective not in self.continuation.learning_rate:
+                raise ValueError(f"continuation.learning_rate: `{objective}` is missing")
+        for name, mixture in self.negatives.items():
+            for kind in mixture:
+                if kind not in SAMPLERS:
+                    kinds = _unknown("kind", kind, sorted(SAMPLERS))
+                    raise ValueError(f"negatives.{name}: {kinds}")
+            others = self.continuation.batch - 1
+            if mixture.get("BN", 0) > others:
+                raise ValueError(
+                    f"negatives.{name}: {mixture['BN']} BN cannot be drawn from the {others} other "
+                    "rows of a global batch: raise continuation.batch or lower the count"
+                )
+        return self
+
+    @property
+    def every_row(self) -> dict[str, Row]:
+        """The paper's rows and those of one's own, by id; which are trained, `rows` says."""
+        return ROWS | self.own_rows
+
+    @property
+    def trained_rows(self) -> list[Row]:
+        """The profile's rows, in the paper's order, those of one's own behind them."""
+        return [row for row in self.every_row.values() if row.id in self.rows]
+
+    def with_row(self, row: Row, mixture: Mapping[str, int] | None = None) -> Profile:
+        """This profile with a row of one's own, in place of one of the same id.
+
+        Args:
+            row: its id begins with `own/`, so that it is in no table of the paper.
+            mixture: what the profile is to hold as the mixture of the row's id, such as
+                `{"TN": 4}`; without one `row.negatives` names a mixture that it has.
+
+        Raises:
+            ProfileError: the row does not fit; the message says why.
+        """
+        mixtures = {} if mixture is None else {row.id: dict(mixture)}
+        changed = {
+            "own_rows": self.own_rows | {row.id: row},
+            "rows": tuple(dict.fromkeys((*self.rows, row.id))),
+            "negatives": self.negatives | mixtures,
+        }
+        return _validated(self.model_copy(update=changed).model_dump_json(), row.id)
+
+
+def _check_own_row(row_id: str, row: Row) -> None:
+    """Raises `ValueError` for a row that is no row of one's own, or cannot be trained."""
+    if row_id != row.id or not row_id.startswith("own/"):
+        raise ValueError(f"own_rows: '{row_id}' is no id of a row of one's own, such as own/NAME")
+    if row.alpha is not None:
+        raise ValueError(
+            f"own_rows: {row_id} is an ensemble; mix the two models with `cpo.ensembling` instead"
+        )
+    known = (*NEXT_TOKEN_OBJECTIVES, *sorted(OBJECTIVES))
+    if row.objective not in known:
+        raise ValueError(f"own_rows: {row_id}: {_unknown('objective', row.objective, known)}")
+    if (row.negatives is None) == (row.objective in OBJECTIVES):
+        needs = "needs negatives" if row.negatives is None else "has no use for negatives"
+        raise ValueError(f"own_rows: {row_id}: the objective {row.objective} {needs}")
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the project."""
+    return sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+
+def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:
+    """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
+
+    Paths become absolute: those of the file are beside it or in the folder that CPO_DATA names,
+    those of overrides are relative to the current one; whether they are there, `missing_paths`
+    says. A model is a path where there is such a file or folder, or where it begins with `./`,
+    `../`, `~` or `/` or ends in `.gguf`; else it is a name of the hub.
+
+    Raises:
+        ProfileError: naming the key and the nearest valid one, for an unknown profile or key, or a
+            wrong type.
+    """
+    path, raw = _read(name_or_path, overrides)
+    return _validated(json.dumps(_map_paths(raw, _absolute(_folders(path)))), path.name)
+
+
+def missing_paths(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Of the files and folders that a profile names, those that are not there: by key, where they
+    were looked for.
+
+    Raises:
+        ProfileError: there is no such profile, or it cannot be read.
+    """
+    path, raw = _read(name_or_path, overrides)
+    missing = {}
+
+    def look(key: str, text: str) -> str:
+        places = _places(key, text, _folders(path))
+        if places and not os.path.exists(places[0]):
+            missing[key] = ", nor does ".join([f"{places[0]} does not exist", *places[1:]])
+            if places[-1].startswith("$"):
+                command = f"CPO_DATA=/path ./run_all.sh --profile {name_or_path}"
+                missing[key] += f". CPO_DATA, the folder of data, is not set: `{command}`"
+        return text
+
+    _map_paths(raw, look)
+    return missing
+
+
+def parse_value(text: str) -> Any:
+    """A value as it would be read from a profile: `1e-5` a float, `true` a bool, `[a]` a list."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ProfileError(f"'{text}' is no YAML value: {' '.join(str(error).split())}") from None
+
+
+def with_absolute_paths(override: str) -> str:
+    """The override with its paths absolute, so that it means the same in every folder."""
+    key = override.partition("=")[0].strip()
+    return map_override(override, lambda value: _map_paths(value, _absolute([Path.cwd()]), key))
+
+
+def map_override(override: str, change: Callable[[Any], Any]) -> str:
+    """The override with its value changed; as it was written where that changes nothing."""
+    key, _, text = override.partition("=")
+    value = parse_value(text)
+    changed = change(value)
+    # As JSON, which is YAML too: a path may hold what has a meaning there.
+    return override if changed == value else f"{key}={_json(changed)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: plain YAML 1.1 reads `1e-5` as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?((\d+(\.\d*)?|\.\d+)[eE][-+]?\d+|\.\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _unknown(what: str, word: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    return f"unknown {what} '{word}'.{nearest(word, choices)} Known: {', '.join(choices)}."
+
+
+def _read(name_or_path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The file of a profile, and what it holds, with the overrides; its own paths as written."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = ROOT / "profiles" / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise ProfileError(_unknown("profile", str(name_or_path), profile_names()))
+    elif not path.is_file():
+        raise ProfileError(f"no profile file {path}")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    # A copy of its own for each place that a YAML alias stands in: an override changes one place.
+    raw = json.loads(_json(raw))
+    for override in overrides:
+        _override(raw, with_absolute_paths(override))
+    return path, raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ProfileError(f"an override is dotted.key=value, not '{override}'")
+    *groups, last = key.strip().split(".")
+    for group in groups:
+        # A group that the file leaves out is begun here; validation names it if there is no such.
+        if raw.get(group) is None:
+            raw[group] = {}
+        raw = raw[group]
+        if not isinstance(raw, dict):
+            raise ProfileError(f"unknown key '{key}': '{group}' is one value, not a group of keys")
+    raw[last] = json.loads(_json(parse_value(text)))
+
+
+# --- Paths ----------------------------------------------------------------------------------------
+
+_DATA = re.compile(r"(instructions|articles)\.path")
+_MODEL = re.compile(r"judge\.model|models\.\w+\.pretrained")
+_PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # of a model, which is else a name of the hub
+
+
+def _map_paths(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+    """The value of a key, with `change(key, text)` for each text that may be a path."""
+    if isinstance(value, dict):
+        prefix = f"{key}." if key else ""
+        return {name: _map_paths(item, change, f"{prefix}{name}") for name, item in value.items()}
+    may_be = isinstance(value, str) and (_DATA.fullmatch(key) or _MODEL.fullmatch(key))
+    return change(key, value) if may_be else value
+
+
+def _folders(file: Path) -> list[Path]:
+    """Where the paths in a profile's file are looked for, in this order."""
+    data = os.environ.get("CPO_DATA")
+    # Where it is not set, messages name it all the same.
+    folder = Path(data).expanduser().absolute() if data else Path("$CPO_DATA")
+    return [file.parent.resolve(), folder]
+
+
+def _places(key: str, text: str, folders: Sequence[Path]) -> list[str]:
+    """Where what a key names may be, the one to take first; nowhere if it is a name of the hub."""
+    text = os.path.expanduser(text)
+    places = list(dict.fromkeys(os.path.normpath(folder / text) for folder in folders))
+    there = [place for place in places if os.path.exists(place)]
+    return there or (places if _DATA.fullmatch(key) or _PATH.search(text) else [])
+
+
+def _absolute(folders: Sequence[Path]) -> Callable[[str, str], str]:
+    """What makes the text of a key absolute if it is a path, for `_map_paths`."""
+    return lambda key, text: (_places(key, text, folders) or [text])[0]
+
+
+# --- Validation -----------------------------------------------------------------------------------
+
+
+def _validated(text: str, source: str) -> Profile:
+    """The profile of a JSON text: strictness is then of types, not of tuples against lists."""
+    try:
+        return Profile.model_validate_json(text)
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+        raise ProfileError(f"{source}: " + "; ".join(problems)) from None
+
+
+def _explain(problem: Any) -> str:
+    """What is wrong with which key, and the nearest valid one."""
+    keys = [str(part) for part in problem["loc"] if part != "[key]"]
+    dotted, message = ".".join(keys), problem["msg"].removeprefix("Value error, ")
+    choices: list[str] = []
+    if problem["type"] == "extra_forbidden":
+        choices = _keys_at(keys[:-1])
+    elif problem["loc"][-1:] == ("[key]",):  # of a group whose keys are those of a Literal
+        choices = re.findall(r"'([^']*)'", message)
+    if choices:
+        return f"unknown key '{dotted}'.{nearest(keys[-1], choices)}"
+    if problem["type"] == "missing":
+        return f"key '{dotted}' is missing"
+    return f"{dotted}: {message}" if dotted else message
+
+
+def _keys_at(keys: Sequence[str]) -> list[str]:
+    """The valid keys of a group of settings, which lies under `keys` in a profile."""
+    group: Any = Profile
+    for key in keys:
+        annotation = group.model_fields[key].annotation if key in group.model_fields else group
+        inner = [annotation, *get_args(annotation)]  # of `Model | None`, `dict[str, Model]`
+        group = next((part for part in inner if hasattr(part, "model_fields")), group)
+    return list(group.model_fields)

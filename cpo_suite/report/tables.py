@@ -1,0 +1,233 @@
+"""Tables of a suite: the paper's numbers beside ours, with intervals; as csv, Markdown and HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from cpo.evaluation.judging import Verdicts
+from cpo.evaluation.statistics import Estimate, mean_over_seeds, win_rate
+from cpo_suite.paper import rows_of
+from cpo_suite.profile import Profile
+from cpo_suite.report.captions import caption
+
+COUNTS = ("seeds", "n", "valid", "invalid", "ties", "drawn")
+TABLE_COLUMNS = [
+    "row", "model", "alpha", "measure", "judge", "seeds", "paper", "ours", "low", "high", "n",
+    "valid", "invalid", "ties",
+]  # fmt: skip
+MEASURE_COLUMNS = ["row", "measure", "value", "low", "high", "n"]
+NEGATIVES_COLUMNS = [
+    "negatives", "kind", "drawn", "equal_to_truth", "duplicates", "masked", "oracle_grade",
+    "tied_with_truth",
+]  # fmt: skip
+
+
+class SuiteNumbers(Protocol):
+    """What tables need of a suite; `cpo_suite.suite.Suite` is one."""
+
+    @property
+    def profile(self) -> Profile: ...
+    def verdicts(self, row_id: str, decoding: str | None, seed: int, /) -> Verdicts | None: ...
+    def measures(self, row_id: str, seed: int, /) -> Mapping[str, Estimate]: ...
+
+
+# --- From a suite ---------------------------------------------------------------------------------
+
+
+def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
+    """What a table reports of its rows (`t1` to `t4`, a figure's panel, ours, `x`, or those of your
+    own, `own`), beside the paper's numbers: win rates, and MAUVE for `t4`.
+
+    Every row is there. `ours` and what goes with it are empty where the profile leaves the row out,
+    and where there is no judge, or no features for MAUVE. `n` is prompts planned; `valid`,
+    `invalid` and `ties` count verdicts over all training seeds, whose points are averaged prompt by
+    prompt. Over training seeds, MAUVE and the ends of its interval are averaged.
+
+    Raises:
+        KeyError: no such table.
+    """
+    custom = [row for row in suite.profile.own_rows.values() if row.table == name]
+    rows = [*rows_of(name), *custom]
+    if not rows:
+        known = ", ".join(sorted({row.table for row in suite.profile.every_row.values()}))
+        raise KeyError(f"no table '{name}'; there are {known}")
+    records: list[dict[str, Any]] = []
+    days: set[str] = set()
+    templates: set[str] = set()
+    for row in rows:
+        record = {name: getattr(row, name) for name in ("model", "alpha", "measure", "paper")}
+        records.append({"row": row.id} | record)
+        if row.id not in suite.profile.rows:
+            continue
+        seeds = range(suite.profile.seeds)
+        if row.measure == "mauve":
+            measures = [suite.measures(row.id, seed) for seed in seeds]
+            records[-1] |= _scored([scores["mauve"] for scores in measures if "mauve" in scores])
+        else:
+            judged = [suite.verdicts(row.id, None, seed) for seed in seeds]
+            verdicts = [of_seed for of_seed in judged if of_seed is not None]
+            records[-1] |= _judged(verdicts)
+            days |= {of_seed.judged for of_seed in verdicts}
+            templates |= {of_seed.prompt for of_seed in verdicts if of_seed.prompt}
+    types = {name: "Int64" if name in COUNTS else "float64" for name in TABLE_COLUMNS}
+    types |= dict.fromkeys(("row", "model", "measure", "judge"), "object")
+    frame = pd.DataFrame(records, columns=TABLE_COLUMNS).astype(types)
+    frame.attrs |= {"judged": sorted(days), "prompt": sorted(templates)}  # for the caption
+    return frame
+
+
+def _judged(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
+    """The columns that verdicts fill; none without verdicts."""
+    if not per_seed:
+        return {}
+    counts = {
+        name: sum(getattr(verdicts, name) for verdicts in per_seed)
+        for name in ("valid", "invalid", "ties")
+    }
+    first, estimate = per_seed[0], dict[str, float]()
+    if counts["valid"]:
+        rate = win_rate(mean_over_seeds([verdicts.points for verdicts in per_seed]))
+        estimate = {"ours": rate.value, "low": rate.low, "high": rate.high}
+    return {"judge": first.judge, "seeds": len(per_seed), "n": len(first)} | counts | estimate
+
+
+def _scored(per_seed: Sequence[Estimate]) -> dict[str, Any]:
+    """The columns that a measure without a judge fills; none without estimates."""
+    if not per_seed:
+        return {}
+    mean = _mean(per_seed)
+    return {
+        "judge": "MAUVE, features of the base model", "seeds": len(per_seed), "ours": mean.value,
+        "low": mean.low, "high": mean.high, "n": mean.n, "valid": mean.n, "invalid": 0, "ties": 0,
+    }  # fmt: skip
+
+
+def _mean(per_seed: Sequence[Estimate]) -> Estimate:
+    """Values and both ends of the intervals averaged over training seeds: too wide rather than too
+    narrow, since a mean over seeds varies less from prompt to prompt than one of them."""
+    ends = [[score.value, score.low, score.high] for score in per_seed]
+    value, low, high = (math.fsum(column) / len(per_seed) for column in zip(*ends, strict=True))
+    return Estimate(value, low, high, per_seed[0].n)
+
+
+def measures_frame(suite: SuiteNumbers, row_ids: Iterable[str]) -> pd.DataFrame:
+    """The automatic measures of some rows, averaged over training seeds: one line for each row and
+    measure."""
+    records = []
+    for row_id in row_ids:
+        per_seed = [suite.measures(row_id, seed) for seed in range(suite.profile.seeds)]
+        for measure in per_seed[0]:
+            mean = _mean([measures[measure] for measures in per_seed])
+            records.append((row_id, measure, mean.value, mean.low, mean.high, mean.n))
+    return pd.DataFrame(records, columns=MEASURE_COLUMNS)
+
+
+def negatives_frame(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """What became of the candidates, one line for each set of negatives and kind.
+
+    Args:
+        reports: of each set of negatives, by name: `by_kind`, for each kind the counts of
+            `negatives.DrawReport` and, where there is an oracle, `oracle_grade`, the mean grade of
+            its texts; and `tied_with_truth`, the share of negatives that the ranking's embedding
+            cannot tell from the truth.
+
+    Returns:
+        `equal_to_truth` and `duplicates` as shares of the first draw, which no redrawing has
+        coloured, `masked` as the share of columns left empty after the last; `tied_with_truth`
+        stands on the line of the kind "all".
+    """
+
+    def share(counts: Mapping[str, Any], part: str, whole: str) -> float:
+        return counts[part] / counts[whole] if part in counts and counts.get(whole) else math.nan
+
+    records: list[dict[str, Any]] = []
+    for name, report in reports.items():
+        for kind, counts in report["by_kind"].items():
+            records.append({
+                "negatives": name,
+                "kind": kind,
+                "drawn": counts.get("drawn"),
+                "equal_to_truth": share(counts, "first_equal_to_truth", "first_drawn"),
+                "duplicates": share(counts, "first_duplicates", "first_drawn"),
+                "masked": share(counts, "masked", "asked"),
+                "oracle_grade": counts.get("oracle_grade"),
+            })  # fmt: skip
+        if (tied := report.get("tied_with_truth")) is not None:
+            records.append({"negatives": name, "kind": "all", "tied_with_truth": tied})
+    return pd.DataFrame(records, columns=NEGATIVES_COLUMNS).astype({"drawn": "Int64"})
+
+
+# --- For readers ----------------------------------------------------------------------------------
+
+
+def write_table(frame: pd.DataFrame, folder: Path, stem: str, profile: Profile) -> None:
+    """Write `stem.csv`, and `stem.md` with a caption and the paper's numbers beside ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / f"{stem}.csv", index=False, float_format="%.6g")
+    shown = readable(frame).replace(r"\|", "&#124;", regex=True)
+    markdown = shown.to_markdown(index=False, disable_numparse=True)
+    text = f"{caption(frame, profile)}\n\n{markdown}\n"
+    (folder / f"{stem}.md").write_text(text, encoding="utf-8")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table as it was written: counts stay whole numbers where some of them are empty."""
+    frame = pd.read_csv(path)
+    return frame.astype({name: "Int64" for name in COUNTS if name in frame})
+
+
+def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
+    """A table for the screen (HTML), under the caption `text`.
+
+    The first column is each line's header; `name` is what a reader by ear hears. Where the table is
+    wider than the screen, it alone scrolls, with the keyboard, too.
+    """
+    shown = readable(frame)
+    header = shown.columns[0]
+    shown = shown.set_index(header).rename_axis(index=None, columns=header)
+    about = f"<caption>{html.escape(text)}</caption><thead>"
+    with pd.option_context("display.max_colwidth", None):
+        body = shown.to_html(border=0, justify="left").replace("<thead>", about, 1)
+    label = html.escape(name)
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{body}</div>'
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Texts for people: intervals in one column, empty columns left out."""
+    frame = frame.copy()
+    if "alpha" in frame:
+        frame["alpha"] = [f"{alpha:g}" if pd.notna(alpha) else None for alpha in frame["alpha"]]
+    if {"low", "high"} <= set(frame):
+        interval = [
+            f"[{_number(low)}, {_number(high)}]" if pd.notna(low) else ""
+            for low, high in zip(frame.pop("low"), frame.pop("high"), strict=True)
+        ]
+        names = ("ours", "value", "effect")
+        value = next((name for name in names if name in frame), frame.columns[-1])
+        frame.insert(list(frame).index(value) + 1, "95 % interval", interval)
+    # A column without any content says nothing; paper and ours are told apart by being empty.
+    kept = [name for name in frame if name in ("paper", "ours") or frame[name].notna().any()]
+    if "measure" in kept and "paper" in kept:
+        kept.remove("measure")  # the caption says it
+    shown = {str(name).replace("_", " "): frame[name].map(_text) for name in kept}
+    return pd.DataFrame(shown, dtype=object)
+
+
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else _number(value)
+
+
+def _number(value: float) -> str:
+    if not isinstance(value, float) and float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"

@@ -1,0 +1,1 @@
+"""Running notebooks, and what surrounds a run: doctor, estimates, record, command line."""

@@ -1,0 +1,92 @@
+"""./run_all.sh [--profile NAME|FILE.yaml] [--set key=value]... [--dry-run] [--from NN] [--only NN]
+    Run the notebooks at the size of a profile (default: tiny). --dry-run says what would be built
+    and what it takes; --set changes a setting of the profile, such as seeds=3; --from and --only
+    choose notebooks by number, and --only may be repeated. Output: figures/<profile>/ for a full,
+    unchanged run, artifacts/figures/ otherwise.
+./run_all.sh lab [arguments of jupyter lab]   JupyterLab in the same environment
+./run_all.sh site [--profile P]               a book of the notebooks and their results, into site/
+./run_all.sh test [arguments of pytest]       ruff, mypy and pytest
+./run_all.sh doctor [--profile P] [--set ...] what is missing here, each with what to do
+./run_all.sh profiles                         the profiles, what they are for and what they need
+./run_all.sh verdicts [--model M] [--export FILE.csv]   what judging has cost, and every verdict;
+    --forget refused (or: unclear, cut, empty, "too long") has the next run ask for these again
+./run_all.sh diff RUN RUN                     what differed between two runs, such as figures/tiny
+./run_all.sh help
+
+An active conda or virtual environment is used; otherwise .venv is made beside this file.
+CPO_DATA names the folder of local data, CPO_ARTIFACTS that of artifacts (default: artifacts/),
+CPO_BROWSER a Chromium for the browser tests (default: one that is found; without one they skip).
+"""
+
+# `run_all.sh` runs this file, before there is an environment, to have wrong arguments refused:
+# it imports the standard library alone. `python -m cpo_suite` parses by the same function.
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+BAD_INPUT = 2
+GO_ON = 100  # exit code of this file where there is something to run
+
+PROFILE: tuple[str, dict[str, Any]] = ("--profile", {"default": "tiny"})
+SETTINGS = ("--set", {"action": "append", "default": [], "dest": "settings"})
+INVALID_KINDS = ("unclear", "cut", "empty", "refused", "too long")
+COMMANDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "run": [
+        PROFILE,
+        SETTINGS,
+        ("--dry-run", {"action": "store_true"}),
+        ("--from", {"dest": "start_from"}),
+        ("--only", {"action": "append", "default": []}),
+    ],
+    "lab": [],
+    "site": [PROFILE],
+    "test": [],
+    "doctor": [PROFILE, SETTINGS],
+    "profiles": [],
+    "verdicts": [("--model", {}), ("--export", {}), ("--forget", {"choices": INVALID_KINDS})],
+    "diff": [("before", {}), ("after", {})],
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        return __doc__
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{message}\nSee `./run_all.sh help`.", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; without a command's name it is that of `run`.
+
+    Raises:
+        SystemExit: with 0 after help, with 2 after saying what is wrong with the arguments.
+    """
+    words = list(arguments)
+    if words[:1] in (["help"], ["-h"], ["--help"]):
+        words = ["run", "--help"]
+    elif not words or words[0].startswith("-"):
+        words.insert(0, "run")
+    parser = _Parser(allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command")
+    for name, options in COMMANDS.items():
+        command = commands.add_parser(name, allow_abbrev=False)
+        for option, settings in options:
+            command.add_argument(option, **settings)
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:
+        names = [option for option, _ in COMMANDS[parsed.command]]
+        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.5)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        parser.error(f"unknown argument '{unknown[0]}'.{hint}")
+    return parsed
+
+
+if __name__ == "__main__":
+    parse(sys.argv[1:])
+    sys.exit(GO_ON)

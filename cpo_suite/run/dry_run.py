@@ -1,0 +1,146 @@
+"""What a run would take, as text, said before any of it is spent: time, memory, disk and money."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cpo_suite import precision
+from cpo_suite.estimate import Cost, Planned, micro_batch_that_fits, training_memory_gb
+from cpo_suite.profile import Profile
+from cpo_suite.run.run_record import artifacts_folder
+
+
+def plan(profile: str, overrides: Sequence[str], output: str) -> list[Planned]:
+    """The artifacts of a suite, in the order of building; reads its data, and builds nothing."""
+    from cpo_suite.suite import Suite
+
+    return Suite.open(profile, list(overrides), output).plan()
+
+
+def plan_without_data(profile: Profile, output: Path) -> list[Planned]:
+    """The same by the profile alone, with texts as long as Dolly's and nothing cached."""
+    from cpo_suite.store import Store
+    from cpo_suite.suite import Suite
+
+    return Suite.stated(profile, Store(artifacts_folder()), output).plan()
+
+
+def to_make(planned: Sequence[Planned]) -> list[Planned]:
+    """Those that the store does not have yet."""
+    return [item for item in planned if not item.made]
+
+
+def disk_gb(planned: Sequence[Planned]) -> float:
+    """GB that artifacts still take: what stays, and the most that checkpoints take meanwhile."""
+    todo = to_make(planned)
+    return sum(item.disk_gb for item in todo) + max((item.scratch_gb for item in todo), default=0.0)
+
+
+def totals(profile: Profile, planned: Sequence[Planned]) -> str:
+    """What the profile is, what the artifacts still to make take together, and what does not fit.
+
+    Memory is that of the largest artifact, as they are made in turn.
+    """
+    store = artifacts_folder()
+    settings = precision.resolved(profile, store)
+    todo, count = to_make(planned), settings.processes.count
+    memory = max((item.memory_gb for item in todo), default=0.0)
+    time, on_each_gpu = duration(sum(item.seconds for item in todo)), ""
+    if settings.gpus:
+        alone = duration(sum(item.alone for item in todo))
+        time += f" on {count} GPUs or {alone} on one" if count > 1 else " on 1 GPU"
+        time += f", {sum(item.gpu_hours for item in todo):.1f} GPU-hours"
+        on_each_gpu = " on each GPU"
+    costs = (
+        f"about {time}",
+        f"up to {memory:.1f} GB of memory{on_each_gpu}",
+        f"{sum(item.disk_gb for item in todo):.2f} GB of disk",
+        _asked(todo),
+    )
+    lines = [
+        precision.statement(profile, store),
+        f"{profile.name}: {profile.description}. Meant for {profile.hardware}.",
+        f"{len(planned)} artifacts, {len(planned) - len(todo)} made, {len(todo)} to make: "
+        f"{', '.join(costs)}.",
+    ]
+    if (there := settings.gpu_memory_gb) is not None:
+        for what, remedy in too_large(settings, there):
+            lines.append(f"Does not fit: {what}, and there are {there:g}: {remedy}.")
+    return "\n".join(lines)
+
+
+def too_large(profile: Profile, gpu_memory_gb: float) -> Iterator[tuple[str, str]]:
+    """The trainings that do not fit into so much memory of each GPU, each with what to change."""
+    for name in {row.model: None for row in profile.trained_rows}:
+        needed = training_memory_gb(profile, name)
+        if needed > gpu_memory_gb:
+            there = profile.model_copy(update={"gpu_memory_gb": gpu_memory_gb})
+            tokens = micro_batch_that_fits(there, name)
+            remedy = f"take GPUs with more memory, or leave out the rows of models.{name}"
+            if tokens:
+                remedy = f"set optimiser.micro_batch_tokens={tokens}"
+            yield f"training {name} takes {needed:.0f} GB on each GPU", remedy
+
+
+def own_rows(
+    number: str, rows: Mapping[str, Sequence[str]], planned: Sequence[Planned]
+) -> list[str]:
+    """A line about the rows that a notebook adds itself, and that no plan can know; none without.
+
+    Args:
+        rows: their ids, each with the rows of which it is like the first that is planned.
+    """
+    of_row: dict[str, list[Planned]] = {}
+    for item in planned:  # such as "model t2/ANR"
+        of_row.setdefault(item.name.split(" ")[-1], []).append(item)
+    like_theirs: list[Planned] = []
+    for alike in rows.values():
+        like_theirs += next((of_row[row] for row in alike if row in of_row), [])
+    if not like_theirs:
+        return []
+    seconds = duration(sum(item.again for item in like_theirs))
+    return [
+        f"Not counted there: notebook {number} defines {', '.join(rows)} itself; if they are "
+        f"not made yet, about {seconds} more, {_asked([item.cost for item in like_theirs])}."
+    ]
+
+
+def _asked(costs: Sequence[Planned | Cost]) -> str:
+    """What is asked of chat models, and its price."""
+    requests, usd = sum(cost.requests for cost in costs), sum(cost.usd for cost in costs)
+    tokens = sum(cost.tokens for cost in costs) / 1e6
+    asked = f"{requests:,} requests of {tokens:.1f} M tokens, " if requests else ""
+    return f"{asked}{usd:.2f} USD"
+
+
+def artifacts_table(planned: Sequence[Planned]) -> str:
+    """One line for each artifact: made or to make, and what making it takes."""
+    rows: list[tuple[str, ...]] = [
+        ("artifact", "stage", "state", "time", "GPU-hours", "memory GB", "disk GB", "requests")
+        + ("tokens", "USD")
+    ]
+    for item in planned:
+        cells = (item.name, item.stage, "made", *[""] * 7)
+        if not item.made:
+            cells = (item.name, item.stage, "to make", duration(item.seconds))
+            cells += (f"{item.gpu_hours:.2f}", f"{item.memory_gb:.2f}", f"{item.disk_gb:.3f}")
+            cells += (f"{item.requests:,}", f"{item.tokens:,.0f}", f"{item.usd:.2f}")
+        rows.append(cells)
+    return table(rows)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of cells, the first the heading, as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

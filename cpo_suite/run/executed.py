@@ -1,0 +1,116 @@
+"""Executed notebooks: did every cell run, and nothing in them that belongs to one machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbformat import NotebookNode
+
+from cpo_suite.profile import ROOT
+
+# A line drawn by tqdm, with a total or without.
+_PROGRESS_BAR = re.compile(r"\d+%\|.*\||\[(\d+:)?\d\d:\d\d[,<]")
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_CURSOR = re.compile(r"\x1b\[[0-9;]*[A-HJKf]")
+_CELL_FILE = re.compile(r"<temporary>/ipykernel_\d+/\d+\.py")
+_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+# Encoded: there is no path to find, and much to search.
+_PICTURES = ("image/png", "image/jpeg", "image/gif")
+
+
+def failure_in(notebook: NotebookNode) -> str:
+    """Why an executed notebook does not count as done, in one line; empty where it does.
+
+    It counts when every code cell with code in it has an execution count and none holds an error.
+    Cells tagged `raises-exception` show an error on purpose.
+    """
+    for position, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        name = f"cell {cell.execution_count or f'at position {position}'}"
+        on_purpose = "raises-exception" in cell.metadata.get("tags", [])
+        for output in cell.outputs:
+            if output.output_type == "error" and not on_purpose:
+                message = _ESCAPE.sub("", f"{output.ename}: {output.evalue}")
+                return f"{name}: {' '.join(message.split())}"
+        if cell.execution_count is None:
+            return f"{name} was not run: the kernel died, of too little memory perhaps"
+    return ""
+
+
+def make_portable(notebook: NotebookNode) -> None:
+    """Tidy streams, leave of widgets what is read without a kernel, and take out or shorten every
+    path of this machine, in place."""
+    for name in ("input_path", "output_path"):
+        notebook.metadata.get("papermill", {}).pop(name, None)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            _tidy_streams(cell)
+            _drop_widget_views(cell)
+    notebook.update(without_machine_paths({"cells": notebook.cells, "metadata": notebook.metadata}))
+
+
+def _tidy_streams(cell: NotebookNode) -> None:
+    """Of redrawn lines keep the last state, of progress bars nothing, and join the pieces."""
+    join = CoalesceStreamsPreprocessor().preprocess_cell
+    join(cell, {}, 0)
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            lines = _CURSOR.sub("", output.text).splitlines(keepends=True)
+            output.text = "".join(line for line in lines if not _PROGRESS_BAR.search(line))
+    cell.outputs = [item for item in cell.outputs if item.get("text", "text").strip()]
+    join(cell, {}, 0)  # what stood on both sides of a bar
+
+
+def _drop_widget_views(cell: NotebookNode) -> None:
+    """Of a widget keep what stands in for it; of one with nothing but its name, nothing.
+
+    A widget's view is preferred by whatever shows a notebook, and needs a kernel, or scripts from
+    elsewhere.
+    """
+    for output in list(cell.outputs):
+        data = output.get("data", {})
+        if data.pop(_WIDGET_VIEW, None) and data.keys() <= {"text/plain"}:
+            cell.outputs.remove(output)
+
+
+def without_machine_paths(value: Any) -> Any:
+    """The same value with the folders of this machine shortened in all its texts."""
+    short_names = _machine_folders()
+    folders = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, short_names))})(?![\w.-])")
+
+    def shorten(text: str) -> str:
+        return _CELL_FILE.sub("<cell>", folders.sub(lambda match: short_names[match[1]], text))
+
+    return map_texts(value, shorten)
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of a value of dictionaries and lists, with all its texts changed but pictures."""
+    if isinstance(value, dict):
+        return type(value)(
+            {k: v if k in _PICTURES else map_texts(v, change) for k, v in value.items()}
+        )
+    if isinstance(value, (list, tuple)):
+        return [map_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _machine_folders() -> dict[str, str]:
+    """Folders of this machine with their short names, the deepest first: an environment in the
+    checkout is not a folder of the checkout."""
+    folders = {str(ROOT): ".", sys.prefix: "<environment>", str(Path.home()): "~"}
+    folders[tempfile.gettempdir()] = "<temporary>"
+    for name in ("CPO_DATA", "CPO_ARTIFACTS"):
+        if os.environ.get(name):
+            folders[str(Path(os.environ[name]).resolve())] = f"${name}"
+    folders |= {str(Path(folder).resolve()): short for folder, short in folders.items()}
+    return {name: folders[name] for name in sorted(folders, key=len, reverse=True) if len(name) > 1}

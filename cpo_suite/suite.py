@@ -1,0 +1,584 @@
+"""A profile over a store: from a row of the paper to its artifact, and what it holds.
+
+Ask a `Suite` for a row and it builds what is missing, in any order, from any notebook; what is
+built once is found again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from pydantic import ValidationError
+from transformers.utils import logging as transformers_logging
+
+from cpo import data
+from cpo.data import Task
+from cpo.engine.memory import keep_freed_memory
+from cpo.evaluation import judging, statistics
+from cpo.models.folders import load_tokenizer
+from cpo.negatives import SAMPLERS
+from cpo.registry import nearest
+from cpo.training import objective_identity
+from cpo_suite import calibration, precision
+from cpo_suite.artifacts import (
+    BaseModel,
+    ContrastSets,
+    Ensemble,
+    Examples,
+    ExternalModel,
+    Generations,
+    Measures,
+    Model,
+    Negatives,
+    Step,
+    Unhelpful,
+    Verdicts,
+    planned,
+)
+from cpo_suite.comparison import Comparison
+from cpo_suite.corpora import Corpora, StatedCorpora
+from cpo_suite.estimate import Estimate, Planned
+from cpo_suite.judges import judge_identity, judge_of
+from cpo_suite.launching import launch
+from cpo_suite.paper import ModelName, ReferenceName, Row, continued_mle, cpo_end
+from cpo_suite.profile import ROOT, Judge, Profile, ProfileError, load_profile, missing_paths
+from cpo_suite.store import Artifact, Store, walk
+
+TASK_OF: dict[ReferenceName, Task] = {
+    "reference": "instructions",
+    "ablation_reference": "instructions",
+    "articles_reference": "articles",
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model that is built: its folder, loadable with `from_pretrained`, and its artifact."""
+
+    name: str
+    artifact: BaseModel | ExternalModel | Model | Ensemble
+    path: Path
+
+    def load(self) -> Any:
+        """The causal language model, fp32, in evaluation mode, on the GPU where there is one."""
+        return self.artifact.load(self.path)
+
+
+class Suite:
+    """One profile over one store: every artifact of the paper's rows, built on demand."""
+
+    def __init__(
+        self, profile: Profile, store: Store, output: Path, corpora: Corpora | None = None
+    ) -> None:
+        # Artifacts name the precision itself, never `auto`.
+        self.profile = precision.resolved(profile, store.root)
+        self._store = store
+        self.corpora = corpora or Corpora(self.profile, store)
+        self.output = output
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        keep_freed_memory()
+
+    @classmethod
+    def open(
+        cls, profile: str = "tiny", overrides: Sequence[str] = (), output: str | Path = ""
+    ) -> Suite:
+        """A suite by profile name; `output` is where tables and figures go, by default a scratch
+        folder.
+
+        The store is `artifacts/` in the checkout, or what CPO_ARTIFACTS names.
+
+        Raises:
+            ProfileError: as `load_profile`, or there is no such file, folder or judge as it names.
+        """
+        loaded = load_profile(profile, overrides)
+        for key, missing in missing_paths(profile, overrides).items():
+            raise ProfileError(f"{key}: {missing}")
+        try:
+            judge_identity(loaded.judge, "instructions")
+        except judging.JudgeError as error:
+            raise ProfileError(f"judge.kind: {error}") from None
+        root = Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts")
+        folder = Path(output) if output else root / "figures" / loaded.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(loaded, Store(root), folder)
+
+    @classmethod
+    def stated(cls, profile: Profile, store: Store, output: Path) -> Suite:
+        """A suite by its profile alone, where data and models are not at hand: enough to plan."""
+        suite = cls(profile, store, output)
+        suite.corpora = StatedCorpora(suite.profile, store)
+        return suite
+
+    @property
+    def store(self) -> Store:
+        """Where artifacts are. With several processes, those launched for it build what is shared
+        out."""
+        self._store.elsewhere = self._launched if self.profile.processes.count > 1 else None
+        return self._store
+
+    @store.setter
+    def store(self, store: Store) -> None:
+        self._store = self.corpora.store = store
+
+    def _launched(self, artifact: Artifact) -> bool:
+        """Builds an artifact of the plan in the profile's processes; False if it is not one."""
+        if not artifact.shared or artifact.key not in {step.key for step in self.artifacts()}:
+            return False
+        launch(self.profile, self._store.root, artifact)
+        return True
+
+    # --- Data -------------------------------------------------------------------------------------
+
+    @property
+    def instructions(self) -> data.InstructionTask:
+        """The instruction pairs, split; the same split for every model and seed."""
+        return self.corpora.instructions
+
+    @property
+    def articles(self) -> data.ArticleTask:
+        """The articles, split."""
+        return self.corpora.articles
+
+    @property
+    def token_reports(self) -> dict[tuple[str, str, Task], data.LoadReport]:
+        """What tokenising dropped or cut, by (model, split, task), of what was asked for so far."""
+        return self.corpora.reports
+
+    def tokenizer(self, model: ModelName) -> Any:
+        """The tokenizer of a base model."""
+        return load_tokenizer(self.base_model(model).path)
+
+    def tokenized(
+        self, model: ModelName, split: str, task: Task = "instructions"
+    ) -> list[data.TokenizedExample]:
+        """A split of the pairs, or of the articles, as ids for one model (`Corpora.tokenized`)."""
+        return self.examples(model, split, task).rows()
+
+    def prompts(
+        self, model: ModelName, task: Task = "instructions", split: str = "test"
+    ) -> list[data.Example]:
+        """What a row is judged on: the prompts of a split that fit every model of the profile, or
+        the articles as prefix and rest, the rest as long as the profile caps it to."""
+        key = (model if task == "articles" else "", task, split)
+        if key not in self._prompts:
+            which = next(which for which, of in TASK_OF.items() if of == task)
+            self._prompts[key] = self._generations(
+                self.reference_artifact(model, which), "greedy", 0, split
+            ).judged()
+        return self._prompts[key]
+
+    @cached_property
+    def _prompts(self) -> dict[tuple[str, str, str], list[data.Example]]:
+        return {}
+
+    @property
+    def test_examples(self) -> list[data.Example]:
+        """The judged prompts: those of the test split that fit every model of the profile."""
+        return self.prompts(next(iter(self.profile.models)))
+
+    @property
+    def validation_examples(self) -> list[data.Example]:
+        """The validation prompts that fit every model; the only ones a setting is chosen on."""
+        return self.prompts(next(iter(self.profile.models)), split="validation")
+
+    # --- Artifacts --------------------------------------------------------------------------------
+
+    def base_artifact(self, name: ModelName) -> BaseModel | ExternalModel:
+        """A base model: pretrained here, or one from elsewhere."""
+        if name not in self._base_artifacts:
+            self._base_artifacts[name] = self._base_artifact(name)
+        return self._base_artifacts[name]
+
+    @cached_property
+    def _base_artifacts(self) -> dict[str, BaseModel | ExternalModel]:
+        return {}  # the content of a model from elsewhere takes a while to hash
+
+    def _base_artifact(self, name: ModelName) -> BaseModel | ExternalModel:
+        model, optimiser = self.profile.models[name], self.profile.optimiser
+        if model.pretrained is not None:
+            content = self.corpora.content_of(model.pretrained)
+            return ExternalModel(content=content, name=name, pretrained=model.pretrained)
+        settings = model.pretraining
+        assert settings is not None and model.config is not None  # the profile's own check
+        digest = self.corpora.content_hash("articles", "train")
+        if settings.instructions:
+            digest += self.corpora.content_hash("instructions", "train")
+        return BaseModel(
+            config=model.config,
+            texts=digest,
+            vocabulary=settings.vocabulary,
+            steps=settings.steps,
+            batch=settings.batch,
+            block_tokens=settings.block_tokens,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=optimiser.weight_decay,
+            betas=optimiser.betas,
+            clip=optimiser.clip,
+            precision=optimiser.precision,
+            seed=0,
+            name=name,
+            instructions=settings.instructions,
+            corpora=self.corpora,
+            optimiser=optimiser,
+        )
+
+    def examples(
+        self, model: ModelName, split: str = "train", task: Task = "instructions"
+    ) -> Examples:
+        """A split of the pairs or articles, as one model tokenises it."""
+        settings, articles = self.profile.instructions, task == "articles"
+        limit = self.profile.articles.max_tokens if articles else settings.max_continuation_tokens
+        return Examples(
+            base=self.base_artifact(model),
+            data=self.corpora.content_hash(task, split),
+            split=split,
+            max_prefix_tokens=0 if articles else settings.max_prefix_tokens,
+            max_continuation_tokens=limit,
+            over_long="truncate" if articles else settings.over_long,
+            task=task,
+            corpora=self.corpora,
+        )
+
+    def reference_artifact(
+        self, model: ModelName, which: ReferenceName = "reference", seed: int = 0
+    ) -> Model:
+        """MLE from the base model: the paper's 2,000 steps, or figure 1's 1,000."""
+        stage = getattr(self.profile, which)
+        return self._model(
+            start=self.base_artifact(model),
+            examples=self.examples(model, task=TASK_OF[which]),
+            objective="mle",
+            steps=stage.steps,
+            batch=stage.batch,
+            learning_rate=stage.learning_rate,
+            schedule=stage.schedule,
+            seed=seed,
+            name=f"{which}/{model}",
+        )
+
+    def _model(self, **fields: Any) -> Model:
+        optimiser = self.profile.optimiser
+        return Model(
+            **{"negatives": None, "beta": 0.0, **fields},
+            weight_decay=optimiser.weight_decay,
+            betas=optimiser.betas,
+            clip=optimiser.clip,
+            precision=optimiser.precision,
+            optimiser=optimiser,
+        )
+
+    def negatives_artifact(self, row: Row, seed: int = 0) -> Negatives:
+        """The negatives of a CPO row, drawn from its reference on its batch plan.
+
+        Raises:
+            ValueError: the row trains without negatives.
+        """
+        if row.negatives is None:
+            raise ValueError(f"{row.id} is trained without negatives")
+        mixture = self.profile.negatives[row.negatives]
+        return Negatives(
+            reference=self.reference_artifact(row.model, row.reference, seed),
+            examples=self.examples(row.model, task=row.task),
+            mixture={SAMPLERS.identity(kind): count for kind, count in mixture.items()},
+            steps=self.profile.continuation.steps[row.steps],
+            batch=self.profile.continuation.batch,
+            embedder="minilm",
+            generation_batch=self.profile.generation_batch,
+            precision=self.profile.optimiser.precision,
+            seed=seed,
+            unhelpful=self._unhelpful(row, seed) if "UN" in mixture else None,
+            name=row.id,
+            counts=mixture,
+            tokens_at_once=self.profile.optimiser.micro_batch_tokens,
+        )
+
+    def _unhelpful(self, row: Row, seed: int) -> Unhelpful:
+        """A DPO row's rejected responses."""
+        settings = self.profile.unhelpful
+        server = settings.server if settings.writer == "chat" else None
+        chat: dict[str, Any] = {}
+        if server:
+            parameters = json.dumps(server.parameters, sort_keys=True)
+            chat = {"model": server.model, "base_url": server.base_url, "parameters": parameters}
+        return Unhelpful(
+            examples=self.examples(row.model),
+            steps=self.profile.continuation.steps[row.steps],
+            batch=self.profile.continuation.batch,
+            writer=settings.writer,
+            chat=chat,
+            seed=seed,
+            name=row.id,
+            server=server,
+        )
+
+    def model_artifact(self, row: Row | str, seed: int = 0) -> Model | Ensemble:
+        """A row's model: continued MLE, CPO, or an ensemble of the two; also of `reference/llama`
+        and its like.
+
+        Raises:
+            KeyError: no such row; the message names the nearest.
+        """
+        if isinstance(row, str):
+            if reference := self._reference(row):
+                return self.reference_artifact(*reference, seed)
+            row = self.row(row)
+        if row.alpha:
+            ends = continued_mle(row), cpo_end(row)
+            mle, cpo = (self.model_artifact(end, seed) for end in ends)
+            assert isinstance(mle, Model) and isinstance(cpo, Model)
+            return Ensemble(mle=mle, cpo=cpo, alpha=row.alpha, name=row.id)
+        settings, sampling = self.profile.continuation, {}
+        if row.objective == "pss":
+            scheduled = settings.scheduled_sampling
+            sampling = {
+                "sampling_probability": scheduled.probability,
+                "sampling_passes": scheduled.passes,
+            }
+        return self._model(
+            start=self.reference_artifact(row.model, row.reference, seed),
+            examples=self.examples(row.model, task=row.task),
+            negatives=self.negatives_artifact(row, seed) if row.negatives else None,
+            objective=objective_identity(row.objective),
+            beta=settings.beta_of(row.objective),
+            steps=settings.steps[row.steps],
+            batch=settings.batch,
+            learning_rate=settings.rate_of(row.objective),
+            mle_weight=row.mle_weight,
+            seed=seed,
+            name=row.id,
+            **sampling,
+        )
+
+    def generations_artifact(
+        self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
+    ) -> Generations:
+        """What a row's model, or a reference such as `reference/llama`, answers to the judged
+        prompts; decoded as the row says, or as `decoding`."""
+        if decoding is None:
+            decoding = "greedy" if self._reference(row_id) else self.row(row_id).decoding
+        return self._generations(self.model_artifact(row_id, seed), decoding, seed, split)
+
+    def _generations(
+        self, model: Model | Ensemble, decoding: str, seed: int, split: str
+    ) -> Generations:
+        profile, task = self.profile, model.examples.task
+        articles = task == "articles"
+        readers = {}  # whatever they are called
+        for name in () if articles else profile.models:
+            examples = self.examples(name, split)
+            readers[examples.key] = examples
+        pairs, texts = profile.instructions, profile.articles
+        asked = {
+            ("instructions", "test"): pairs.test_prompts,
+            ("instructions", "validation"): pairs.validation_rows,
+            ("articles", "test"): texts.test_articles,
+            ("articles", "validation"): texts.validation_articles,
+        }
+        return Generations(
+            model=model,
+            prompts=self.corpora.content_hash(task, split),
+            read_by=tuple(readers[key] for key in sorted(readers)),
+            decoding=profile.decoding[decoding].model_dump(exclude_none=True),
+            max_new_tokens=texts.max_tokens if articles else pairs.max_continuation_tokens,
+            batch=profile.generation_batch,
+            precision=profile.optimiser.precision,
+            seed=seed,
+            examples=self.examples(model.model_name, split, task),
+            asked=asked[task, split],
+        )
+
+    def verdicts_artifact(
+        self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
+    ) -> Verdicts:
+        """The profile's judge on a row's generations."""
+        generations = self.generations_artifact(row_id, decoding, seed, split)
+        judge = judge_identity(self.profile.judge, generations.examples.task)
+        return Verdicts(
+            generations=generations, judge=judge, seed=seed, settings=self.profile.judge
+        )
+
+    def measures_artifact(self, row_id: str, seed: int = 0) -> Measures:
+        """The automatic measures of a row."""
+        generations = self.generations_artifact(row_id, None, seed)
+        return Measures(
+            generations=generations,
+            examples=generations.examples,
+            base=generations.examples.base,
+            mauve=self.profile.mauve.model_dump(),
+            judge=self.profile.judge.kind,
+            settings=self.profile.mauve,
+        )
+
+    # --- The plan ---------------------------------------------------------------------------------
+
+    def artifacts(self) -> list[Step]:
+        """Every artifact that the profile's rows need, built or not, each after what it needs."""
+        return cast(list[Step], walk(*self._roots()))
+
+    def plan(self, *roots: Artifact) -> list[Planned]:
+        """What each of them, or of those that `roots` need, costs to build here."""
+        steps = cast(list[Step], walk(*roots)) if roots else self.artifacts()
+        return [planned(step, self.store, self.estimate) for step in steps]
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """What costs are reckoned from."""
+        here = self.profile, self.corpora, self._store.root
+        return Estimate(
+            self.profile,
+            self.corpora,
+            cache(partial(calibration.speeds, *here)),
+            cache(partial(calibration.embedded_texts_per_second, *here)),
+        )
+
+    def _roots(self) -> Iterator[Artifact]:
+        judged = self.profile.judge.kind != "none"
+        chosen = {
+            row
+            for texts in self.profile.claims.values()
+            for text in texts
+            for choice in Comparison.parse(text).choices.values()
+            for row in choice
+        }
+        for seed in range(self.profile.seeds):
+            for row in self.profile.trained_rows:
+                reference = f"{row.reference}/{row.model}"
+                yield self.measures_artifact(reference, seed)
+                if judged and row.measure == "win_rate":
+                    yield self.verdicts_artifact(row.id, None, seed)
+                yield self.measures_artifact(row.id, seed)
+                if judged and row.id in chosen:
+                    yield self.verdicts_artifact(row.id, None, seed, "validation")
+
+    # --- Rows -------------------------------------------------------------------------------------
+
+    def row(self, row_id: str) -> Row:
+        """A row of the paper, or one of your own, by its id."""
+        rows = self.profile.every_row
+        if row_id not in rows:
+            raise KeyError(f"no row '{row_id}'.{nearest(row_id, rows)}")
+        return rows[row_id]
+
+    def _reference(self, name: str) -> tuple[ModelName, ReferenceName] | None:
+        """Model and reference that `reference/llama` and its like speak of."""
+        which, _, model = name.partition("/")
+        if which in get_args(ReferenceName) and model in self.profile.models:
+            return cast(ModelName, model), cast(ReferenceName, which)
+        return None
+
+    def add_row(self, row_id: str, like: str, **changes: Any) -> Row:
+        """Add a row of your own to this suite: another row with something changed.
+
+        It is built by the code that builds all others, and stands in `figures.table(suite, "own")`.
+        A row added again by the same id stands for what it is then.
+
+        Args:
+            row_id: such as `own/SNR`.
+            like: id of the row that it is like.
+            changes: fields of `paper.Row`, such as `objective="hinge"`; `negatives` may be counts,
+                `{"SN": 4}`, as well as the name of a mixture of the profile.
+
+        Raises:
+            KeyError: there is no row `like`.
+            ProfileError: no such field, kind of negative or objective, or they do not go together.
+        """
+        fields = [field.name for field in dataclasses.fields(Row)]
+        known = [name for name in fields if name not in ("id", "paper")]
+        for name in changes:
+            if name not in known:
+                message = f"nothing of a row is called '{name}'.{nearest(name, known)} Known: "
+                raise ProfileError(message + ", ".join(known) + ".")
+        counts = changes.get("negatives")
+        mixture = counts if isinstance(counts, Mapping) else None
+        named = changes if mixture is None else changes | {"negatives": row_id}
+        row = dataclasses.replace(self.row(like), id=row_id, paper=None, **named)
+        self.profile = self.profile.with_row(row, mixture)
+        return self.row(row_id)
+
+    def judged_by(self, kind: str) -> Suite:
+        """This suite, rows of your own included, with another registered judge.
+
+        Raises:
+            JudgeError: there is none of that name, or it needs settings of its own.
+        """
+        orders = self.profile.judge.orders
+        try:
+            judge = Judge.model_validate({"kind": kind, "orders": orders})
+        except ValidationError as error:
+            raise judging.JudgeError(
+                f"the judge '{kind}' needs settings of its own: open the suite with `judge` set"
+            ) from error
+        judge_identity(judge, "instructions")
+        changed = self.profile.model_copy(update={"judge": judge})
+        return type(self)(changed, self._store, self.output, self.corpora)
+
+    # --- What artifacts hold ----------------------------------------------------------------------
+
+    def base_model(self, name: ModelName) -> ModelFolder:
+        """A base model with its tokenizer, pretrained here unless the profile names one.
+
+        Raises:
+            FileNotFoundError, ModelFolderError: as `model_folders.fetched` and `load_model`.
+        """
+        artifact = self.base_artifact(name)
+        return ModelFolder(name, artifact, artifact.folder(self.store))
+
+    def reference(
+        self, model: ModelName, which: ReferenceName = "reference", seed: int = 0
+    ) -> ModelFolder:
+        """The reference pi_ref: the base model after MLE on the training pairs."""
+        return self.model(f"{which}/{model}", seed)
+
+    def model(self, row_id: str, seed: int = 0) -> ModelFolder:
+        """The model of a row; also of `reference/llama` and `ablation_reference/gpt2`."""
+        artifact = self.model_artifact(row_id, seed)
+        return ModelFolder(row_id, artifact, self.store.get(artifact))
+
+    def history(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
+        """What training logged, a dict a step; for an ensemble, that of its CPO end."""
+        artifact = self.model_artifact(row_id, seed)
+        trained = artifact.cpo if isinstance(artifact, Ensemble) else artifact
+        lines = (self.store.get(trained) / "history.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def negatives(self, row_id: str, seed: int = 0) -> ContrastSets:
+        """The candidates of a CPO row, their order and reference values, built once on the plan."""
+        return self.store.load(self.negatives_artifact(self.row(row_id), seed))
+
+    def generations(
+        self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
+    ) -> list[str]:
+        """What a row's model answers to the judged prompts, aligned with `prompts` of its task.
+
+        Decoded as the row says, or as `decoding`. With `split="validation"` the prompts on which
+        settings may be chosen.
+        """
+        lines = self.store.load(self.generations_artifact(row_id, decoding, seed, split))
+        return [line["text"] for line in lines]
+
+    def verdicts(
+        self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
+    ) -> judging.Verdicts | None:
+        """The profile's judge on a row's generations against the recorded responses; None without
+        one."""
+        if self.profile.judge.kind == "none":
+            return None
+        return self.store.load(self.verdicts_artifact(row_id, decoding, seed, split))
+
+    def measures(self, row_id: str, seed: int = 0) -> dict[str, statistics.Estimate]:
+        """The automatic measures of a row, each with its 95 % interval."""
+        return self.store.load(self.measures_artifact(row_id, seed))
+
+    def judge(self, task: Task = "instructions") -> judging.Judge | None:
+        """The profile's judge of a task; None without one. What a server is asked is kept in
+        `verdicts.sqlite` beside the other artifacts."""
+        return judge_of(self.profile.judge, task, self.store.root)

@@ -1,0 +1,88 @@
+"""What ensembles of one MLE and one CPO model answer, side by side, with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ipywidgets
+import pandas as pd
+from markupsafe import Markup
+
+from cpo_suite.teaching.pages import table, text_of
+from cpo_suite.teaching.piece import Piece
+
+ENDS = {0.0: " (CPO)", 1.0: " (MLE continued)"}
+
+
+def ensemble_slider(
+    prompts: Sequence[str],
+    recorded: Sequence[str],
+    answers: Mapping[float, Sequence[str]],
+    scores: Mapping[str, Mapping[float, Sequence[float]]],
+) -> Piece:
+    """What the ensemble at the chosen alpha answers, between its ends, with all scores.
+
+    Args:
+        recorded: the response to each prompt in the data.
+        answers: for each alpha a response to each prompt; alpha 0 is CPO, 1 is MLE.
+        scores: by name, for each of these alphas a score of each response, NaN where unknown.
+
+    Raises:
+        ValueError: no alpha, or lists that are not as long as `prompts`.
+    """
+    if not answers:
+        raise ValueError("there is no alpha to show: give the answers of one model at least")
+    columns: dict[str, Sequence[object]] = {"recorded responses": recorded}
+    for name, by_alpha in {"answers": answers, **scores}.items():
+        columns |= {f"{name} at alpha {alpha:g}": by_alpha[alpha] for alpha in by_alpha}
+    for name, column in columns.items():
+        if len(column) != len(prompts):
+            raise ValueError(f"{len(column)} {name} to {len(prompts)} prompts")
+
+    def draw(alpha: float, prompt: int) -> Markup:
+        row = prompt - 1
+        return Markup("<p><b>Prompt {}.</b> {}</p>{}{}").format(
+            prompt,
+            text_of(prompts[row]),
+            _answers(recorded[row], {alpha: answers[alpha][row] for alpha in answers}, alpha),
+            _scores(scores, alpha, row) if scores else "",
+        )
+
+    alphas = [(f"{alpha:g}", alpha) for alpha in sorted(answers)]
+    middle = alphas[len(alphas) // 2][1]
+    return Piece(
+        "Ensemble slider",
+        draw,
+        alpha=ipywidgets.SelectionSlider(options=alphas, value=middle, description="alpha"),
+        prompt=ipywidgets.IntSlider(1, min=1, max=len(prompts), description="prompt"),
+    )
+
+
+def _answers(recorded: str, answers: Mapping[float, str], chosen: float) -> Markup:
+    """The answer at alpha `chosen` between those of both ends; a text is shown once."""
+    columns = {"recorded": recorded}
+    first: dict[str, float] = {}  # of each text, the first alpha that gave it
+    for alpha in sorted({min(answers), chosen, max(answers)}):
+        text = answers[alpha]
+        same = f"(the same text as at alpha = {first[text]:g})" if text in first else text
+        columns[f"alpha = {alpha:g}{ENDS.get(alpha, '')}"] = same
+        first.setdefault(text, alpha)
+    return table(columns, [[text_of(text) for text in columns.values()]])
+
+
+def _scores(
+    scores: Mapping[str, Mapping[float, Sequence[float]]], chosen: float, prompt: int
+) -> Markup:
+    """A row for each alpha: every score on this prompt, and its mean over all that are known."""
+    columns: dict[str, Any] = {}
+    for name, by_alpha in scores.items():
+        values = pd.DataFrame(dict(by_alpha), dtype=float)  # [prompts, alphas]
+        columns[f"{name}, this prompt"] = values.loc[prompt]
+        columns[f"{name}, mean"] = values.mean()
+    rows = [
+        [f"{alpha:g} (chosen)" if alpha == chosen else f"{alpha:g}"]
+        + [f"{score:.3f}" if pd.notna(score) else "" for score in scores_at_alpha]
+        for alpha, *scores_at_alpha in pd.DataFrame(columns).sort_index().itertuples()
+    ]
+    return table(["alpha", *columns], rows, row_names=True)

@@ -1,0 +1,59 @@
+"""An interactive piece of a notebook: controls, and a picture that follows them.
+
+The controls are ipywidgets' own, so that all of them work from the keyboard, in the order in which
+they are shown. The picture is not a widget but a plain output of the cell, replaced in its place:
+it is there without a kernel, too, in a saved notebook, an exported page or a book, as it was last
+drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+from IPython.display import HTML, DisplayHandle, display
+from markupsafe import Markup
+
+
+class Piece:
+    """Controls, and what `draw` makes of their values; shown by standing last in a cell.
+
+    Args:
+        title: what the controls are for, said where they cannot be shown.
+        draw: from the controls' values to HTML.
+        controls: by the names under which `draw` takes their values, in the order of the keyboard.
+    """
+
+    def __init__(self, title: str, draw: Callable[..., Markup], **controls: Any) -> None:
+        self.title = title
+        self.draw = draw
+        self.controls = controls
+        self.box = ipywidgets.VBox(list(controls.values()))
+        self._display: DisplayHandle | None = None
+        for control in controls.values():
+            control.layout.width, control.style.description_width = "34em", "9em"
+            control.observe(self._redraw, "value")
+        self._redraw()
+
+    def _redraw(self, _: object = None) -> None:
+        """Draw the picture, and below it what it was made of, for whom there are no controls."""
+        settings = []
+        for control in self.controls.values():
+            if control.layout.display != "none":
+                label = getattr(control, "label", control.value)
+                number = f"{label:.2f}" if isinstance(label, float) else label
+                settings.append(f"{control.description}: {number}")
+        values = {name: control.value for name, control in self.controls.items()}
+        below = Markup("<p><small>{}</small></p>").format("; ".join(settings))
+        self.picture = self.draw(**values) + below
+        if self._display:
+            self._display.update(HTML(self.picture))
+
+    def _ipython_display_(self) -> None:
+        """The controls, with words in their place on a page without a kernel; then the picture."""
+        words = f"{self.title}: its controls need a running notebook."
+        in_their_place = {"text/html": f"<p><em>{words}</em></p>", "text/plain": words}
+        display(self.box._repr_mimebundle_() | in_their_place, raw=True)
+        self._display = self._display or DisplayHandle()
+        self._display.display(HTML(self.picture))
