@@ -65,7 +65,7 @@ def test_a_file_says_in_how_many_bits_it_is_stored(source, tmp_path):
     bits = (8.5 * matrices + 32 * 160) / (matrices + 160)
     file = write_gguf(source, tmp_path / "model.gguf", "Q8_0")
     assert gguf_files.storage(file) == f"Q8_0, {bits:.1f} bits a weight"
-    found = doctor._model("model llama", str(file), "models.llama.pretrained", 200)
+    found = doctor._model("model llama", str(file), "models.llama.pretrained", 200, {})
     assert [item.ok for item in found] == [True]
     assert f"Q8_0, {bits:.1f} bits a weight" in found[0].detail
 
@@ -123,7 +123,7 @@ def test_what_would_be_read_wrongly_is_a_fault(name, source, tmp_path):
 def test_an_architecture_that_is_not_read_is_a_fault(source, tmp_path):
     file = write_gguf(source, tmp_path / "model.gguf", architecture="rwkv6")
     [fault] = faults(file)
-    assert "cannot read model.gguf (GGUF model with architecture rwkv6" in fault.what
+    assert "cannot read model.gguf (ValueError: GGUF model with architecture rwkv6" in fault.what
     assert "safetensors" in fault.remedy
 
 
@@ -166,7 +166,7 @@ def test_a_file_has_to_be_there_and_to_be_the_only_one(source, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such .gguf file"):
         fetched(str(tmp_path / "none.gguf"))
     none = str(tmp_path / "none.gguf")
-    [found] = doctor._model("model llama", none, "models.llama.pretrained", 200)
+    [found] = doctor._model("model llama", none, "models.llama.pretrained", 200, {})
     assert not found.ok and "none.gguf does not exist" in found.detail
     folder = tmp_path / "two"
     folder.mkdir()

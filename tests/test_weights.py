@@ -256,8 +256,8 @@ QUANTISED = {
         change("config.json", text_config={"quantization_config": {"quant_method": "awq"}}),
         "(awq)",
     ),
-    "int8 alone": (convert(torch.int8), "(I8: "),
-    "float8 alone": (convert(torch.float8_e4m3fn), "(F8_E4M3: "),
+    "int8 alone": (convert(torch.int8), "(int8: "),
+    "float8 alone": (convert(torch.float8_e4m3fn), "(float8_e4m3fn: "),
     "packed": (
         rewrite(
             lambda weights: {
@@ -265,7 +265,7 @@ QUANTISED = {
                 for name, one in weights.items()
             }
         ),
-        "(I32: model.layers.0.mlp.down_proj.qweight, ",
+        "(int32: model.layers.0.mlp.down_proj.qweight, ",
     ),
 }
 

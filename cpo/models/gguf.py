@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cpo.models.weights import Fault
+from cpo.models.weights import FETCH, Fault, summary
 
 SUFFIX = ".gguf"
 INSTEAD = "Give the model's own folder, with safetensors, in its place"
@@ -25,14 +25,20 @@ def gguf_file(place: Path) -> Path | None:
     return files[0] if len(files) == 1 and not any(place.glob("*.safetensors")) else None
 
 
+def location(place: Path) -> tuple[Path, dict[str, Any]]:
+    """A model's folder, and the argument `gguf_file` of `from_pretrained` if it is such a file."""
+    file = gguf_file(place)
+    return (file.parent, {"gguf_file": file.name}) if file else (place, {})
+
+
 def storage(file: Path) -> str:
     """How most of a file's numbers are stored, and with how many bits each on average."""
+    tensors = _reader(file).tensors
     elements: Counter[str] = Counter()
-    size = 0
-    for tensor in _reader(file).tensors:
+    for tensor in tensors:
         elements[tensor.tensor_type.name] += int(tensor.n_elements)
-        size += int(tensor.n_bytes)
-    return f"{elements.most_common(1)[0][0]}, {8 * size / elements.total():.1f} bits a weight"
+    bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors) / elements.total()
+    return f"{elements.most_common(1)[0][0]}, {bits:.1f} bits a weight"
 
 
 def gguf_fault(file: Path) -> Fault | None:
@@ -43,12 +49,8 @@ def gguf_fault(file: Path) -> Fault | None:
         return Fault("reading a .gguf file takes the package gguf", "pip install gguf")
     try:
         reader = _reader(file)
-        names = [tensor.name for tensor in reader.tensors]
     except Exception as error:  # what is cut short fails wherever it ends
-        return Fault(
-            f"{file.name} is cut short, or no GGUF file ({_words(error)})",
-            "Fetch it again; after a `git clone` that is `git lfs pull`",
-        )
+        return Fault(f"{file.name} is cut short, or no GGUF file ({summary(error)})", FETCH)
     parts = reader.get_field("split.count")
     if parts is not None and parts.contents() > 1:
         return Fault(
@@ -58,43 +60,37 @@ def gguf_fault(file: Path) -> Fault | None:
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # many kinds, by architecture
-        return Fault(f"transformers cannot read {file.name} ({_words(error)})", INSTEAD)
-    scaled = [name for name in names if name.startswith("rope_")]
-    scaled += [
-        f"{key}: {field.contents()}"
-        for key, field in reader.fields.items()
-        if key.endswith("rope.scaling.type") and field.contents() != "none"
-    ]
+        return Fault(f"transformers cannot read {file.name} ({summary(error)})", INSTEAD)
+    scaled = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_")]
+    for key, field in reader.fields.items():
+        if key.endswith("rope.scaling.type") and field.contents() != "none":
+            scaled.append(f"{key}: {field.contents()}")
     rope = getattr(config, "rope_parameters", None) or {}
     if scaled and rope.get("rope_type", "default") == "default":
-        return Fault(
-            f"it scales its rotary positions ({scaled[0]}), which transformers leaves out", INSTEAD
-        )
+        what = f"it scales its rotary positions ({scaled[0]}), which transformers leaves out"
+        return Fault(what, INSTEAD)
     return None
 
 
-def left_out(file: Path, model: Any) -> list[str]:
-    """The tensors of a file that have no place in the model that transformers made of it."""
+def left_out(file: Path, model: Any) -> Fault | None:
+    """The fault of a file with tensors that have no place in the model that came of it."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    reader = _reader(file)
-    head = {"output.weight"} if model.config.get_text_config().tie_word_embeddings else set()
-    tensors = {one.name: int(one.n_elements) for one in reader.tensors if one.name not in head}
-    if sum(tensors.values()) == sum(weight.numel() for weight in model.parameters()):
-        return []
-    architecture = reader.get_field("general.architecture").contents()
+    reader, config = _reader(file), model.config.get_text_config()
+    head = {"output.weight"} if config.tie_word_embeddings else set()
+    sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
+    if sum(sizes[name] for name in sizes.keys() - head) == model.num_parameters():
+        return None
     architectures = {name: number for number, name in MODEL_ARCH_NAMES.items()}
-    layers = model.config.get_text_config().num_hidden_layers
-    names = get_tensor_name_map(architectures[architecture], layers)
+    architecture = architectures[reader.get_field("general.architecture").contents()]
+    names = get_tensor_name_map(architecture, config.num_hidden_layers)
     kept = {names.get_name(name, (".weight", ".bias")) for name in model.state_dict()}
-    return [name for name in tensors if name not in kept]
+    lost = [name for name in sizes if name not in kept | head]
+    what = f"transformers leaves out {len(lost)} of its tensors ({', '.join(lost[:3])})"
+    return Fault(what, INSTEAD) if lost else None
 
 
 def _reader(file: Path) -> Any:
     from gguf import GGUFReader
 
     return GGUFReader(file)
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
