@@ -79,11 +79,9 @@ def last_good_checkpoint(folder: Path) -> str | None:
     checkpoints = folder.glob("checkpoint-*")
     for path in sorted(checkpoints, key=lambda path: -int(path.name.split("-")[1])):
         try:
-            checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+            damage = damaged_file(path, json.loads((path / CHECKSUMS).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             damage = "was not written to its end"
-        else:
-            damage = damaged_file(path, checksums)
         if not damage:
             return str(path)
         print(f"{path.name} is not used: {damage}", flush=True)

@@ -84,9 +84,8 @@ def decode_by_transformers(
 ) -> Tensor:
     """What `decode_top_k` returns, by any of transformers' decoding methods."""
     width = max(map(len, prefixes))
-    padding = [width - len(prefix) for prefix in prefixes]
-    ids = [[eos_token_id] * pad + list(ids) for pad, ids in zip(padding, prefixes, strict=True)]
-    mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+    ids = [[*[eos_token_id] * (width - len(prefix)), *prefix] for prefix in prefixes]
+    mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
     output = model.generate(
         torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),

@@ -253,13 +253,13 @@ def forward_pass_of(model: Any) -> ForwardPass:
             depend on later tokens.
     """
     if model not in _COMPARED:
-        modes = [(module, module.training) for module in model.modules()]
+        modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
             with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
                 _COMPARED[model] = _compare(model)
         finally:
-            for module, mode in modes:
+            for module, mode in modes.items():
                 module.training = mode
     return _COMPARED[model]
 
@@ -278,8 +278,7 @@ def _compare(model: Any) -> ForwardPass:
     def fault(shortcut: ForwardPass) -> str:
         """Why a shortcut may not be taken, "" where it gives the model's own logits."""
         try:
-            arguments = (model, shortcut, *groups, shortcut.shares_prefix)
-            states = states_before_tokens(*arguments)
+            states = states_before_tokens(model, shortcut, *groups, shortcut.shares_prefix)
             agrees = same_logits(shortcut.logits(model, states), own)
         except Exception as error:  # as many kinds as there are architectures
             return f"fails ({_summary(error)})"
@@ -336,14 +335,14 @@ def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
     """
     refusal = f"{type(model).__name__} cannot be scored: its"
     whole = ForwardPass(False, False)
+    prefix_ids, prefix_mask, ids, mask = groups
     rows = []
     try:
         for row, column in product(range(2), range(2)):
-            prefix: Any = [tensor[row, None] for tensor in groups[:2]]
-            continuation: Any = [tensor[row, column, None, None] for tensor in groups[2:]]
-            arguments = (model, whole, *prefix, *continuation, False)
-            rows.append(states_before_tokens(*arguments))
-        without_later_tokens = _run(model, whole, groups[0][:1])[0, -1]
+            prefix = prefix_ids[row][prefix_mask[row]]
+            sequence = torch.cat([prefix, ids[row, column][mask[row, column]]])
+            rows.append(_run(model, whole, sequence[None])[0, len(prefix) - 1 : -1])
+        without_later_tokens = _run(model, whole, prefix_ids[:1])[0, -1]
     except Exception as error:  # as many kinds as there are architectures
         raise ModelError(f"{refusal} forward pass fails ({_summary(error)})") from error
     own = torch.cat(rows)

@@ -97,7 +97,6 @@ def remembered(root: Path, key: str, measure: Callable[[], Any]) -> Any:
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or damaged: it can be measured again
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there, or damaged: it can be measured again
         return {}
-    return known if isinstance(known, dict) else {}

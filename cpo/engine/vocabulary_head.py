@@ -12,6 +12,7 @@ tokens beforehand. CPO's weights are known only when all K continuations are sco
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -59,18 +60,10 @@ def token_logps(
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        cap: float | None,
-        bf16_logits: bool,
-        bf16_gradients: bool,
-    ) -> Tensor:
-        head = _Head(weight, bias, cap, bf16_logits, len(states))
-        own_logits, log_normalisers = head.own_and_normaliser(states, targets)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        states, weight, bias, targets, cap, bf16_logits, bf16_gradients = arguments
+        head = weight, bias, cap, bf16_logits
+        own_logits, log_normalisers = _own_and_normaliser(states, targets, *head)
         ctx.save_for_backward(states, weight, bias, targets, log_normalisers)
         ctx.cap, ctx.bf16_gradients = cap, bf16_gradients
         ctx.rounded_anew = bf16_gradients and not bf16_logits
@@ -80,78 +73,66 @@ class _TokenLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets, log_normalisers = ctx.saved_tensors
-        head = _Head(weight, bias, ctx.cap, ctx.bf16_gradients, len(states))
+        head = weight, bias, ctx.cap, ctx.bf16_gradients
         inputs = states.bfloat16() if ctx.bf16_gradients else states
         # Over all words the sums of logits that are rounded only now come with them.
-        in_one_tile = ctx.rounded_anew and len(head.words) == 1
+        in_one_tile = ctx.rounded_anew and len(weight) <= TILE_WORDS
         if ctx.rounded_anew and not in_one_tile:
-            _, log_normalisers = head.own_and_normaliser(inputs, targets)
+            _, log_normalisers = _own_and_normaliser(inputs, targets, *head)
         states_gradient = torch.zeros_like(states)
         weight_gradient = torch.zeros_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
-        for words in head.words:
-            tile_weight = head.weight_of(words)
-            for rows in head.rows:
-                # d logp(y) / d logits = onehot(y) - softmax
-                own_gradient = gradient[rows, None]
-                logits = head.logits(inputs[rows], tile_weight, words)
-                # d (c tanh(l / c)) / d l = 1 - tanh(l / c)^2
-                within_cap = None if ctx.cap is None else 1 - (logits / ctx.cap).square_()
-                log_sums = logits.logsumexp(-1) if in_one_tile else log_normalisers[rows]
-                slopes = logits.sub_(log_sums[:, None]).exp_().mul_(-own_gradient)
-                place, here = _within(words, targets[rows])
-                slopes.scatter_add_(-1, place, own_gradient * here)
-                if within_cap is not None:
-                    slopes.mul_(within_cap)
-                if bias_gradient is not None:
-                    bias_gradient[words] += slopes.sum(0)
-                slopes = slopes.to(tile_weight.dtype)
-                states_gradient[rows] += slopes @ tile_weight
-                weight_gradient[words] += slopes.T @ inputs[rows]
+        for rows, words, tile_weight, logits in _tiles(inputs, *head):
+            # d logp(y) / d logits = onehot(y) - softmax
+            own_gradient = gradient[rows, None]
+            # d (c tanh(l / c)) / d l = 1 - tanh(l / c)^2
+            within_cap = None if ctx.cap is None else 1 - (logits / ctx.cap).square_()
+            log_sums = logits.logsumexp(-1) if in_one_tile else log_normalisers[rows]
+            slopes = logits.sub_(log_sums[:, None]).exp_().mul_(-own_gradient)
+            place, here = _within(words, targets[rows])
+            slopes.scatter_add_(-1, place, own_gradient * here)
+            if within_cap is not None:
+                slopes.mul_(within_cap)
+            if bias_gradient is not None:
+                bias_gradient[words] += slopes.sum(0)
+            slopes = slopes.to(tile_weight.dtype)
+            states_gradient[rows] += slopes @ tile_weight
+            weight_gradient[words] += slopes.T @ inputs[rows]
         return states_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
-class _Head:
-    """Logits of some of `count` states for some words, in the same memory each time."""
+def _tiles(
+    states: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, bf16: bool
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Every tile: its rows of `states`, its words, their weights `[words, H]`, in bf16 if the
+    products are, and its logits `[rows, words]`, in memory that the next tile overwrites."""
+    buffer = weight.new_empty(min(len(states), TILE_STATES) * min(len(weight), TILE_WORDS))
+    for words in _slices(len(weight), TILE_WORDS):
+        tile_weight = weight[words].bfloat16() if bf16 else weight[words]
+        for rows in _slices(len(states), TILE_STATES):
+            shape = rows.stop - rows.start, len(tile_weight)
+            logits = buffer[: shape[0] * shape[1]].view(shape)
+            if bf16:
+                logits.copy_(states[rows].bfloat16() @ tile_weight.T)
+            else:
+                torch.mm(states[rows], tile_weight.T, out=logits)
+            if bias is not None:
+                logits.add_(bias[words])
+            if cap is not None:
+                logits.div_(cap).tanh_().mul_(cap)
+            yield rows, words, tile_weight, logits
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, cap: float | None, bf16: bool, count: int
-    ) -> None:
-        self.rows = _slices(count, TILE_STATES)
-        self.words = _slices(len(weight), TILE_WORDS)
-        self.weight, self.bias, self.cap, self.bf16 = weight, bias, cap, bf16
-        self.buffer = weight.new_empty(min(count, TILE_STATES) * min(len(weight), TILE_WORDS))
 
-    def weight_of(self, words: slice) -> Tensor:
-        weight = self.weight[words]
-        return weight.bfloat16() if self.bf16 else weight
-
-    def logits(self, states: Tensor, tile_weight: Tensor, words: slice) -> Tensor:
-        """`[n, words]` in the dtype of the head, with `weight_of(words)`; the next call overwrites
-        them."""
-        shape = len(states), len(tile_weight)
-        logits = self.buffer[: shape[0] * shape[1]].view(shape)
-        if self.bf16:
-            logits.copy_(states.bfloat16() @ tile_weight.T)
-        else:
-            torch.mm(states, tile_weight.T, out=logits)
-        if self.bias is not None:
-            logits.add_(self.bias[words])
-        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
-
-    def own_and_normaliser(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The logit at each state's target, not a number where the target is no word, and the log
-        of its softmax's sum; both `[N]`, in the dtype of the head."""
-        own = self.buffer.new_full((len(states),), torch.nan)
-        log_normalisers = torch.full_like(own, -torch.inf)
-        for words in self.words:
-            tile_weight = self.weight_of(words)
-            for rows in self.rows:
-                logits = self.logits(states[rows], tile_weight, words)
-                place, here = _within(words, targets[rows])
-                own[rows] = torch.where(here, logits.gather(-1, place), own[rows, None])[:, 0]
-                log_normalisers[rows] = log_normalisers[rows].logaddexp(logits.logsumexp(-1))
-        return own, log_normalisers
+def _own_and_normaliser(states: Tensor, targets: Tensor, *head: Any) -> tuple[Tensor, Tensor]:
+    """The logit at each state's target, not a number where the target is no word, and the log of
+    its softmax's sum; both `[N]`, in the dtype of the weight. `head` as for `_tiles`."""
+    own = head[0].new_full((len(states),), torch.nan)
+    log_normalisers = torch.full_like(own, -torch.inf)
+    for rows, words, _, logits in _tiles(states, *head):
+        place, here = _within(words, targets[rows])
+        own[rows] = torch.where(here, logits.gather(-1, place), own[rows, None])[:, 0]
+        log_normalisers[rows] = log_normalisers[rows].logaddexp(logits.logsumexp(-1))
+    return own, log_normalisers
 
 
 def _within(words: slice, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,20 +96,14 @@ def load(
     Raises:
         ModelFolderError: it cannot be loaded.
     """
-    with _quietly() as records:
-        try:
+    arguments |= {"trust_remote_code": False, "output_loading_info": True}
+    messages: list[str] = []
+    try:
+        with _collected(messages):
             model, report = model_class.from_pretrained(
-                folder,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **arguments,
+                folder, ignore_mismatched_sizes=True, **arguments
             )
-            error = None
-        except (RuntimeError, ValueError, ImportError) as failure:
-            error = failure
-    messages = [record.getMessage() for record in records]
-    if error:
+    except (RuntimeError, ValueError, ImportError) as error:
         what = summary(error).rstrip(".")
         # What a weight is joined of is missing, or of another shape.
         if joined := re.findall(r"^(\S+) +\| .*CONVERSION", "\n".join(messages), re.MULTILINE):
@@ -120,8 +114,8 @@ def load(
 
 
 @contextmanager
-def _quietly() -> Iterator[list[logging.LogRecord]]:
-    """Keeps transformers from writing; gives what it warned of instead."""
+def _collected(messages: list[str]) -> Iterator[None]:
+    """Keeps transformers from writing: what it warns of is added to `messages` instead."""
     from transformers.utils import logging as library
 
     logger, handler = logging.getLogger("transformers"), BufferingHandler(10**6)
@@ -131,8 +125,9 @@ def _quietly() -> Iterator[list[logging.LogRecord]]:
     logger.handlers, logger.propagate = [handler], False
     library.disable_progress_bar()
     try:
-        yield handler.buffer
+        yield
     finally:
+        messages += [record.getMessage() for record in handler.buffer]
         logger.setLevel(level)
         logger.handlers, logger.propagate = handlers, propagate
         if bars:
