@@ -278,7 +278,8 @@ def _compare(model: Any) -> ForwardPass:
     def fault(shortcut: ForwardPass) -> str:
         """Why a shortcut may not be taken, "" where it gives the model's own logits."""
         try:
-            states = states_before_tokens(model, shortcut, *groups, shortcut.shares_prefix)
+            arguments = (model, shortcut, *groups, shortcut.shares_prefix)
+            states = states_before_tokens(*arguments)
             agrees = same_logits(shortcut.logits(model, states), own)
         except Exception as error:  # as many kinds as there are architectures
             return f"fails ({_summary(error)})"
