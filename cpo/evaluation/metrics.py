@@ -167,7 +167,7 @@ def _check_comparable(reference: Features, generated: Features, clusters: int) -
     """Refuse what mauve-text would score without a word: see `mauve_score`."""
     shapes = f"{reference.shape} against {generated.shape}"
     if reference.ndim != 2 or reference.shape != generated.shape:
-        raise MetricError(f"as many texts on both sides, in features of one size, not {shapes}")
+        raise MetricError(f"MAUVE: as many texts a side, in features of one size, not {shapes}")
     n = len(reference)
     if clusters < 2 or n < 2 * clusters:
         raise MetricError(f"{n} texts are too few for {clusters} buckets: 2 or more of two each")
