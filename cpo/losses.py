@@ -122,7 +122,7 @@ def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float)
     """
     if policy_logps.shape != reference_logps.shape or policy_logps.dim() != 2:
         shapes = f"{tuple(policy_logps.shape)} and {tuple(reference_logps.shape)}"
-        raise ValueError(f"policy and reference_logps must have one shape [B, K], not {shapes}")
+        raise ValueError(f"policy and reference_logps need the same shape [B, K], not {shapes}")
     if beta <= 0:
         raise ValueError(f"beta must be positive, not {beta}")
     return beta * (policy_logps - reference_logps.detach())
