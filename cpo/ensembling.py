@@ -22,9 +22,7 @@ def interpolate(mle: Any, cpo: Any, alpha: float) -> Any:
     weights, of_mle = dict(cpo.named_parameters()), dict(mle.named_parameters())
     shapes = {name: value.shape for name, value in weights.items()}
     if shapes != {name: value.shape for name, value in of_mle.items()}:
-        raise ValueError(
-            "the two models have different parameters: they must share one architecture"
-        )
+        raise ValueError("the models have different parameters: they must share one architecture")
     with torch.no_grad():
         for name, parameter in weights.items():
             if alpha == 1:

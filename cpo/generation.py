@@ -142,9 +142,7 @@ def ids_without_token(model: Any, tokenizer: Any) -> list[int]:
     """Ids that a model can emit and no token of the tokenizer has, such as rows that only pad its
     embedding to a round size."""
     known = set(tokenizer.get_vocab().values())
-    return [
-        token for token in range(model.config.get_text_config().vocab_size) if token not in known
-    ]
+    return sorted(set(range(model.config.get_text_config().vocab_size)) - known)
 
 
 def up_to_eos(ids: Sequence[int], eos_token_id: int) -> list[int]:

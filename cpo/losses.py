@@ -37,7 +37,9 @@ def cpo_loss(
         ValueError: shapes differ, a row has no usable ground truth, or beta is not positive.
     """
     rewards = implicit_rewards(policy_logps, reference_logps, beta)
-    return -_log_softmax_of_first(rewards, mask).mean()  # eq. 1
+    usable = _checked_mask(rewards, mask)
+    log_sums = rewards.masked_fill(~usable, float("-inf")).logsumexp(-1)
+    return -(rewards[:, 0] - log_sums).mean()  # eq. 1: log softmax of the ground truth's reward
 
 
 def ranked_cpo_loss(
@@ -119,29 +121,19 @@ def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float)
         ValueError: shapes differ or are not `[B, K]`, or beta is not positive.
     """
     if policy_logps.shape != reference_logps.shape or policy_logps.dim() != 2:
-        raise ValueError(
-            f"policy_logps {tuple(policy_logps.shape)} and reference_logps "
-            f"{tuple(reference_logps.shape)} must have the same shape [B, K]"
-        )
+        shapes = f"{tuple(policy_logps.shape)} and {tuple(reference_logps.shape)}"
+        raise ValueError(f"policy and reference_logps need the same shape [B, K], not {shapes}")
     if beta <= 0:
         raise ValueError(f"beta must be positive, not {beta}")
     return beta * (policy_logps - reference_logps.detach())
-
-
-def _log_softmax_of_first(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """log(exp(s_1) / sum_j exp(s_j)) per row, `[B]`, over the usable columns."""
-    usable = _checked_mask(scores, mask)
-    return scores[:, 0] - scores.masked_fill(~usable, float("-inf")).logsumexp(-1)
 
 
 def _checked_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return torch.ones_like(scores, dtype=torch.bool)
     if mask.shape != scores.shape or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask must be bool of shape {tuple(scores.shape)}, "
-            f"not {mask.dtype} {tuple(mask.shape)}"
-        )
+        is_now = f"{mask.dtype} {tuple(mask.shape)}"
+        raise ValueError(f"mask must be bool of shape {tuple(scores.shape)}, not {is_now}")
     if not mask[:, 0].all():
         raise ValueError("column 0, the ground truth, is masked in some row; drop such rows")
     return mask

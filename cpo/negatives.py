@@ -76,13 +76,9 @@ Sampler = Callable[[PlannedRows, Wanted, int], Mapping[int, Sequence[Continuatio
 SAMPLERS: Registry[Sampler] = Registry("kind of negative")
 
 
-def register(name: str) -> Callable[[Sampler], Sampler]:
-    """Make a sampler known by name, as `@register("AN")`; a mixture then counts it as `{AN: 3}`.
-
-    Raises:
-        RegistryError: the name is one of the project's.
-    """
-    return SAMPLERS.register(name)
+# A decorator that makes a sampler known by name, as `@register("AN")`; a mixture then counts it as
+# `{AN: 3}`.
+register = SAMPLERS.register
 
 
 @register("AN")
@@ -149,9 +145,8 @@ def meanfield(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     def resampled(start: int) -> Drawn:
         part = rows[start : start + planned.micro_batch]
         bodies = [planned.body(row) for row in part]
-        groups = [
-            Group(planned.prefixes[row], [body]) for row, body in zip(part, bodies, strict=True)
-        ]
+        prefixes = [planned.prefixes[row] for row in part]
+        groups = [Group(prefix, [body]) for prefix, body in zip(prefixes, bodies, strict=True)]
         batch = collate_groups(groups, planned.model.device)
         logits = scorer.next_token_logits(**batch).cpu()
         logits[:, never] = -torch.inf

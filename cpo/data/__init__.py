@@ -6,9 +6,15 @@ format or row order are split alike.
 """
 
 # ruff: noqa: F401 (imported here to be imported from here)
-from .examples import Article, Example, TokenizedExample, content_hash, render_prefix
+from .examples import (
+    Article,
+    DataError,
+    Example,
+    LoadReport,
+    TokenizedExample,
+    content_hash,
+    render_prefix,
+)
 from .loading import ArticleTask, InstructionTask, load_articles, load_instructions
-from .report import DataError, LoadReport
-from .rows import SPLITS, ArticleColumn, PairColumn, Task
-from .sources import SOURCES
+from .rows import SOURCES, SPLITS, ArticleColumn, PairColumn, Task
 from .tokens import encode, pack_articles, tokenize, tokenize_articles, train_tokenizer

@@ -1,88 +1,187 @@
-"""Rows: required columns, a user's own names of them, counts, and the row that is refused."""
+"""Rows of a file, a public set or a registered corpus: read, renamed, checked and counted."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cpo.data.examples import digest
-from cpo.data.report import LoadReport
+from cpo.data.examples import LoadReport, digest
 
 Task = Literal["instructions", "articles"]
 PairColumn = Literal["instruction", "context", "response", "category", "id", "split"]
 ArticleColumn = Literal["text", "title", "id", "split"]
 SPLITS = ("train", "validation", "test")
-ALIASES = {  # what others call a column
-    "instruction": ("prompt", "question"),
-    "context": ("input",),
-    "response": ("output", "completion", "answer"),
-    "text": ("content", "body"),
-}
+FORMATS = (".jsonl", ".jsonl.gz", ".parquet")
 
-
-class PublicSet(NamedTuple):
-    """A public data set: its name here, that of its local copies without suffix, and the hub's."""
-
-    name: str
-    file_stem: str
-    hub: tuple[str, str | None]  # name and configuration
-    hub_rows: int | None  # so many are streamed; None downloads them all
-    more_columns: tuple[str, ...]  # what is read beside the texts; copies may hold more
+# Corpora of objects, by name: (path or None) -> pairs and articles, each item with the columns, id
+# and split as attributes.
+SOURCES: dict[str, Callable[[Any], tuple[Sequence[Any], Sequence[Any]]]] = {}
 
 
 class Kind(NamedTuple):
-    """What sets instruction pairs and articles apart."""
+    """What sets instruction pairs and articles apart: their columns, and their public set."""
 
     task: Task
-    columns: tuple[str, ...]  # those of text
+    columns: Mapping[str, tuple[str, ...]]  # those of text, and what others call each
     required: tuple[str, ...]
     prompt: tuple[str, ...]  # rows equal in these stay on one side of a split
-    public: PublicSet
+    public: str  # the source's name for the public set
+    file_stem: str  # of its local copies
+    public_columns: tuple[str, ...]  # what is read of it; copies may hold more
+    hub: tuple[str, str | None]  # name and configuration
+    hub_rows: int | None  # so many are streamed; None downloads them all
 
 
-DOLLY_HUB = ("databricks/databricks-dolly-15k", None)
-WIKIPEDIA_HUB = ("wikimedia/wikipedia", "20231101.en")
 INSTRUCTIONS = Kind(
     "instructions",
-    columns=("instruction", "response", "context", "category"),
+    columns={
+        "instruction": ("prompt", "question"),
+        "response": ("output", "completion", "answer"),
+        "context": ("input",),
+        "category": (),
+    },
     required=("instruction", "response"),
     prompt=("instruction", "context"),
-    public=PublicSet("dolly", "databricks-dolly-15k", DOLLY_HUB, None, more_columns=()),
+    public="dolly",
+    file_stem="databricks-dolly-15k",
+    public_columns=("instruction", "response", "context", "category"),
+    hub=("databricks/databricks-dolly-15k", None),
+    hub_rows=None,
 )
 ARTICLES = Kind(
     "articles",
-    columns=("text", "title"),
+    columns={"text": ("content", "body"), "title": ()},
     required=("text",),
     prompt=("text",),
-    public=PublicSet("wikipedia", "articles", WIKIPEDIA_HUB, 20_000, more_columns=("id", "split")),
+    public="wikipedia",
+    file_stem="articles",
+    public_columns=("text", "title", "id", "split"),
+    hub=("wikimedia/wikipedia", "20231101.en"),
+    hub_rows=20_000,
 )
 
 
 class Row(NamedTuple):
     """A row that passed the checks, with text in every column."""
 
-    place: str
+    place: str  # as in "line 7"
     id: str
     split: str | None  # as the source says, if it does
     texts: Mapping[str, str]
     prompt: str  # digest of the columns that make the prompt
-    source: Any  # the row as read
+    source: Any  # the row as read, or the corpus's own object
 
 
-def usable_rows(
-    kind: Kind, rows: Iterable[tuple[str, Any]], columns: Mapping[str, str], report: LoadReport
+def read_rows(
+    kind: Kind, source: str, path: str | Path | None, columns: Mapping[Any, str], report: LoadReport
 ) -> list[Row]:
-    """Rows with text in every required column; the report counts the others and names them.
+    """The usable rows of a source; the report counts the others and names them.
 
-    `rows` come with their places; `columns` maps our names to those of the file. A row without an
-    id is named by its content.
+    `columns` maps our names to those of the file.
 
     Raises:
-        DataError: a bad row is refused, or a column by its name holds what would be left out, or
-            one of `columns` is in no row.
+        DataError: no such source, file or format; a damaged file; an error of the hub's client; or
+            as `_usable_rows`.
+    """
+    known = (*SOURCES, kind.public, "jsonl")
+    if source not in known:
+        raise report.refusal(f"unknown source '{source}': give one of {', '.join(known)}")
+    if columns and source != "jsonl":
+        raise report.refusal(f"{kind.task}.columns goes with the source jsonl, not with {source}")
+    if source in SOURCES:
+        items = SOURCES[source](path)[0 if kind is INSTRUCTIONS else 1]
+        report.read = len(items)
+        return [_corpus_row(kind, item) for item in items]
+    if path is None and source == "jsonl":
+        raise report.refusal(f"the source jsonl needs a path: a file {', '.join(FORMATS)}")
+    return _usable_rows(kind, _placed_rows(kind, source, path, report), columns, report)
+
+
+def _corpus_row(kind: Kind, item: Any) -> Row:
+    texts = {name: getattr(item, name) for name in kind.columns}
+    return Row(item.id, item.id, item.split, texts, _prompt(kind, texts), item)
+
+
+def _prompt(kind: Kind, texts: Mapping[str, str]) -> str:
+    return digest([texts[name] for name in kind.prompt])
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def _placed_rows(
+    kind: Kind, source: str, path: str | Path | None, report: LoadReport
+) -> Iterator[tuple[str, Any]]:
+    """The rows as stored, each with its place, as in "line 7"; a line that is no JSON as bytes."""
+    if path is None:
+        unit, rows = "row", _hub_rows(kind)
+        failure = f"{kind.hub[0]} could not be had from the hub: give a local copy as path"
+    else:
+        file = _file(kind, source, Path(path), report)
+        unit, rows = "row" if file.suffix == ".parquet" else "line", _file_rows(file)
+        failure = f"{file} is damaged or cannot be read: fetch it again"
+    try:
+        for number, row in enumerate(rows, start=1):
+            if source == kind.public and isinstance(row, dict):
+                row = {name: row[name] for name in kind.public_columns if name in row}
+            if not isinstance(row, bytes) or row.strip():
+                yield f"{unit} {number}", row
+    except Exception as error:  # of many kinds, which all mean the same to a user
+        raise report.refusal(f"{failure} ({type(error).__name__}: {error})") from error
+
+
+def _file(kind: Kind, source: str, path: Path, report: LoadReport) -> Path:
+    """The file itself, or the copy of a public set in a folder."""
+    if source == kind.public and path.is_dir():
+        pattern = f"{kind.file_stem}.*"
+        copies = [*sorted((path / kind.public).glob(pattern)), *sorted(path.glob(pattern))]
+        path = next((copy for copy in copies if copy.name.endswith(FORMATS)), path / pattern)
+    if not path.is_file():
+        raise report.refusal(f"no file {path}: give one that ends in {', '.join(FORMATS)}")
+    if not path.name.endswith(FORMATS):
+        raise report.refusal(f"{path} has none of the formats that are read: {', '.join(FORMATS)}")
+    return path
+
+
+def _file_rows(file: Path) -> Iterator[Any]:
+    """Rows of a file. A library's JSON reader would stop at the first bad line, unnumbered."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet
+
+        yield from pyarrow.parquet.read_table(file).to_pylist()
+        return
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                yield line
+
+
+def _hub_rows(kind: Kind) -> Iterator[Any]:
+    from datasets import load_dataset
+
+    rows = load_dataset(*kind.hub, split="train", streaming=kind.hub_rows is not None)
+    yield from islice(rows, kind.hub_rows)
+
+
+# --- Checking -------------------------------------------------------------------------------------
+
+
+def _usable_rows(
+    kind: Kind, rows: Iterator[tuple[str, Any]], columns: Mapping[str, str], report: LoadReport
+) -> list[Row]:
+    """Rows with text in every required column. A row without an id is named by its content.
+
+    Raises:
+        DataError: a bad row is refused, a column by its name holds what would be left out, or one
+            of `columns` is in no row.
     """
     usable = []
     ids: set[str] = set()
@@ -94,10 +193,7 @@ def usable_rows(
             absent_columns -= row.keys()
             row = _renamed(kind, columns, place, row, report)
             place += f", id {row['id']}" if "id" in row else ""
-        problem = _problem(kind, row)
-        if problem is None and "id" in row and str(row["id"]) in ids:
-            problem = "duplicate id"
-        if problem is not None:
+        if problem := _problem(kind, row, ids):
             report.drop(problem, place)
             continue
         texts = {name: row.get(name, "") for name in kind.columns}
@@ -109,7 +205,7 @@ def usable_rows(
             id += f"-{copies[content]}"
         id = str(row.get("id", id))
         ids.add(id)
-        prompt = digest([texts[name] for name in kind.prompt])
+        prompt = _prompt(kind, texts)
         usable.append(Row(place, id, row.get("split"), texts, prompt, row | texts))
     if absent_columns:
         names = " or ".join(sorted(absent_columns))
@@ -126,12 +222,13 @@ def _renamed(
     for column in unused:
         report.note(f"column {column}, not used", place)
     renamed = row | {name: row.get(column) for name, column in columns.items()}
-    meant: dict[str, str] = {}
-    for name in kind.columns:
-        names = (name, *ALIASES.get(name, ()))
-        namesakes = [column for column in unused if column.strip().lower() in names]
-        if namesakes and name not in columns and _is_empty(renamed.get(name)):
-            meant[name] = namesakes[0]
+    meant = {
+        name: column
+        for name, aliases in kind.columns.items()
+        for column in reversed(unused)
+        if column.strip().lower() in (name, *aliases)
+        if name not in columns and _is_empty(renamed.get(name))
+    }
     if meant:
         setting = json.dumps({**columns, **meant}, ensure_ascii=False)
         raise report.refusal(
@@ -148,18 +245,18 @@ def _renamed(
 
 
 def _is_empty(value: Any) -> bool:
-    is_blank = isinstance(value, str) and not value.strip()
-    return is_blank or value in (None, [], {}) or value != value
+    text = value.strip() if isinstance(value, str) else value
+    return text in (None, "", [], {}) or value != value
 
 
-def _problem(kind: Kind, row: Any) -> str | None:
-    """What is wrong with a row, in the words of the report, or None."""
+def _problem(kind: Kind, row: Any, ids: set[str]) -> str | None:
+    """What is wrong with a row, in the words of the report, or None; `ids` are those before it."""
     if not isinstance(row, dict):
         return f"malformed: no JSON {'in UTF-8' if isinstance(row, bytes) else 'object'}"
     for name in kind.columns:
+        text = row.get(name, "")
         if name in kind.required and name not in row:
             return f"missing field {name}"
-        text = row.get(name, "")
         if not isinstance(text, str):
             return f"malformed: field {name} is no text"
         if name in kind.required and not text.strip():
@@ -170,4 +267,4 @@ def _problem(kind: Kind, row: Any) -> str | None:
         return "malformed: field id is neither text nor a whole number"
     if row.get("split", "train") not in SPLITS:
         return "malformed: field split is not train, validation or test"
-    return None
+    return "duplicate id" if "id" in row and str(row["id"]) in ids else None

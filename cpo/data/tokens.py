@@ -10,11 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cpo.data.examples import Article, Example, TokenizedExample
-from cpo.data.report import DataError, LoadReport
+from cpo.data.examples import Article, DataError, Example, LoadReport, TokenizedExample
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
 FEWEST_ARTICLE_TOKENS = 8
+PREFIX_SHARE = 0.15  # of an article's tokens, section 5
 
 
 def tokenize(
@@ -35,7 +35,7 @@ def tokenize(
         DataError: the tokenizer has no EOS, or, with `over_long="refuse"`, the first bad example,
             and how many fitted before it.
     """
-    bos, eos = _bos(tokenizer), _eos(tokenizer)
+    bos, eos = _bos_and_eos(tokenizer)
     report = LoadReport("tokenised examples", origin="tokenising")
     if over_long == "refuse":
         limits = f"{max_prefix_tokens} and {max_continuation_tokens} tokens"
@@ -62,11 +62,7 @@ def tokenize(
 
 
 def tokenize_articles(
-    articles: Sequence[Article],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    prefix_fraction: float = 0.15,
-    max_tokens: int,
+    articles: Sequence[Article], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> tuple[list[TokenizedExample], LoadReport]:
     """Articles as prefix and continuation: the first 15 % of the tokens and the rest (section 5).
 
@@ -75,11 +71,8 @@ def tokenize_articles(
 
     Raises:
         DataError: the tokenizer has no EOS, or `max_tokens` leaves fewer than 8 tokens.
-        ValueError: `prefix_fraction` is not strictly between 0 and 1.
     """
-    if not 0 < prefix_fraction < 1:
-        raise ValueError(f"prefix_fraction is {prefix_fraction}: it lies between 0 and 1")
-    bos, eos = _bos(tokenizer), _eos(tokenizer)
+    bos, eos = _bos_and_eos(tokenizer)
     room = max_tokens - len(bos)
     if room < FEWEST_ARTICLE_TOKENS:
         least = FEWEST_ARTICLE_TOKENS + len(bos)
@@ -95,7 +88,7 @@ def tokenize_articles(
         if not has_eos:
             report.note(f"capped to {max_tokens} tokens, without EOS", article.id)
         length = min(len(ids), room)
-        cut = min(max(1, round(prefix_fraction * length)), length - 1)
+        cut = min(max(1, round(PREFIX_SHARE * length)), length - 1)
         continuation_ids = (*ids[cut:], eos)[: room - cut]  # without EOS where the cap cuts it off
         kept.append(TokenizedExample(article.id, (*bos, *ids[:cut]), continuation_ids, has_eos))
     return kept, report
@@ -111,7 +104,7 @@ def pack_articles(
     Raises:
         DataError: the tokenizer has no EOS, or the texts do not fill one block.
     """
-    eos = _eos(tokenizer)
+    _, eos = _bos_and_eos(tokenizer)
     pieces = [torch.empty(0, dtype=torch.long)]
     # By the thousand: Python's lists of ids take several times the memory of tensors.
     for start in range(0, len(texts), 1000):
@@ -165,15 +158,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+def _bos_and_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], int]:
+    """The BOS id, in a tuple that is empty where the tokenizer adds none by itself; and EOS."""
     if tokenizer.eos_token_id is None:
         raise DataError(
             "the tokenizer has no EOS token, so a model could not learn to stop: set its eos_token"
         )
-    return int(tokenizer.eos_token_id)
-
-
-def _bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The BOS id, in a tuple, where the tokenizer adds one by itself; else an empty tuple."""
     first_id = tokenizer("a")["input_ids"][:1]
-    return tuple(first_id) if first_id == [tokenizer.bos_token_id] else ()
+    bos = tuple(first_id) if first_id == [tokenizer.bos_token_id] else ()
+    return bos, int(tokenizer.eos_token_id)

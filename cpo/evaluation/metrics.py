@@ -16,6 +16,7 @@ import torch
 
 from cpo.engine.forward_pass import last_hidden_states
 from cpo.evaluation.statistics import Estimate, MetricError
+from cpo.scoring import padded
 
 Features = npt.NDArray[np.float32]
 SAME_DIRECTION = 1e-5  # by which two features of length 1 may differ and be of one text
@@ -66,7 +67,7 @@ def last_token_features(
     if empty or not texts:
         raise MetricError(
             f"{len(empty)} of {len(texts)} texts have no token (the first: {empty[:3]}). Keep the "
-            "prefix or the end-of-text token with each text, so that all are compared."
+            "prefix or EOS with each text."
         )
     was_training = model.training
     model.eval()
@@ -76,9 +77,7 @@ def last_token_features(
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             # Padded on the right, where a causal model never looks from the last token.
-            ids = torch.zeros(len(rows), len(texts[rows[-1]]), dtype=torch.long)
-            for position, row in enumerate(rows):
-                ids[position, : len(texts[row])] = torch.tensor(texts[row])
+            ids, _ = padded([texts[row] for row in rows])
             hidden = last_hidden_states(model, ids.to(model.device))
             for position, row in enumerate(rows):
                 features[row] = hidden[position, len(texts[row]) - 1].float().cpu()
@@ -166,23 +165,19 @@ def mauve_score(
 
 def _check_comparable(reference: Features, generated: Features, clusters: int) -> None:
     """Refuse what mauve-text would score without a word: see `mauve_score`."""
+    shapes = f"{reference.shape} against {generated.shape}"
     if reference.ndim != 2 or reference.shape != generated.shape:
-        raise MetricError(
-            "MAUVE compares as many texts on both sides, in features of one size: "
-            f"{reference.shape} against {generated.shape}"
-        )
-    if clusters < 2 or len(reference) < 2 * clusters:
-        raise MetricError(
-            f"{len(reference)} texts a side are too few for {clusters} buckets: at least 2 "
-            "buckets, and two texts for each"
-        )
+        raise MetricError(f"MAUVE: as many texts a side, in features of one size, not {shapes}")
+    n = len(reference)
+    if clusters < 2 or n < 2 * clusters:
+        raise MetricError(f"{n} texts are too few for {clusters} buckets: 2 or more of two each")
     for name, features in (("reference", reference), ("generated", generated)):
         if not np.isfinite(features).all():
             raise MetricError(f"the {name} features hold values that are not finite")
         if np.ptp(_directions(features), axis=0).max() < SAME_DIRECTION:
             raise MetricError(
-                f"the {name} features are all equal: one text many times over, or an encoder that "
-                "tells none apart. MAUVE calls two such sets alike, whatever they say."
+                f"the {name} features are all equal: MAUVE calls two such sets alike, whatever "
+                "they say. Look for one text many times over."
             )
 
 

@@ -133,7 +133,7 @@ def token_mean_loss(logps: npt.ArrayLike, tokens: npt.ArrayLike, seed: int = 0) 
         MetricError: different lengths, an example without tokens, or nothing to score.
     """
     sums, counts = _aligned(logps, tokens)
-    if counts.min() < 1 or not np.isfinite(sums).all():
+    if not np.isfinite(np.asarray(logps, dtype=float)).all() or counts.min() < 1:
         raise MetricError("a loss needs examples of one token or more, and finite values")
     return _bootstrap(-sums, counts, seed, len(sums))
 
@@ -144,10 +144,7 @@ def mean_over_seeds(points: Sequence[npt.ArrayLike]) -> Array:
     A bootstrap of the result is still over prompts: S seeds are no S-fold sample of them.
     """
     stacked = np.asarray(points, dtype=float)
-    valid = ~np.isnan(stacked)
-    count = valid.sum(0)
-    total = np.where(valid, stacked, 0.0).sum(0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return np.ma.masked_invalid(stacked).mean(0).filled(math.nan)
 
 
 def both_orders(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
@@ -156,7 +153,7 @@ def both_orders(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
     A prompt with one valid verdict has that one's points: it was paid for, and leaving it out would
     choose prompts by the judge's trouble with them; NaN only without any.
     """
-    return mean_over_seeds(_aligned(first, second))
+    return mean_over_seeds([first, second])
 
 
 def resamples(
@@ -238,8 +235,7 @@ def flip_rate(first: npt.ArrayLike, second: npt.ArrayLike) -> Estimate:
             both is left out; from a win to a tie is a change, too.
     """
     one_way, other_way = _aligned(first, second)
-    unknown = np.isnan(one_way) | np.isnan(other_way)
-    return win_rate(np.where(unknown, math.nan, one_way != other_way))
+    return win_rate(one_way != other_way)
 
 
 def longer_wins(
@@ -255,7 +251,8 @@ def longer_wins(
         lengths, recorded_lengths: `[n]`, of its responses and of those it is judged against, in any
             unit.
     """
-    won, difference = _points_and_difference(points, lengths, recorded_lengths)
+    won, ours, theirs = _aligned(points, lengths, recorded_lengths)
+    difference = ours - theirs
     return win_rate(np.where(difference > 0, won, 1 - won)[difference != 0])
 
 
@@ -276,25 +273,25 @@ def length_controlled_win_rate(
         MetricError: also where lengths and verdicts leave the fit undetermined: all differ by the
             same, all verdicts are the same, or one length parts all wins from all losses.
     """
-    won, difference = _points_and_difference(points, lengths, recorded_lengths)
+    won, ours, theirs = _aligned(points, lengths, recorded_lengths)
+    difference = ours - theirs
     if not difference.any():
         return win_rate(won)
-    if np.ptp(difference) == 0:
-        raise MetricError(
-            f"every response is {difference[0]:g} longer than the other: no prompt tells what "
-            "equally long ones would win"
-        )
     # One regressor: the likelihood has a maximum if and only if wins and losses overlap in it, a
     # tie being half of each.
     with_win, with_loss = difference[won > 0], difference[won < 1]
-    overlap = len(with_win) and len(with_loss) and (
-        max(with_win) > min(with_loss) and max(with_loss) > min(with_win)
-    )  # fmt: skip
-    if not overlap:
+    separated = (
+        not len(with_win)
+        or not len(with_loss)
+        or max(with_win) <= min(with_loss)
+        or max(with_loss) <= min(with_win)
+    )
+    if separated:
         raise MetricError(
-            f"no length-controlled win rate of {len(won)} verdicts: all are alike, or the "
-            "difference in length alone tells wins from losses. Report longer_wins beside the win "
-            "rate."
+            f"no length-controlled win rate of {len(won)} verdicts, on responses "
+            f"{difference.min():g} to {difference.max():g} longer than the other: all verdicts or "
+            "all lengths are alike, or length alone tells wins from losses. Report longer_wins "
+            "beside the win rate."
         )
     from scipy.special import expit
     from statsmodels.api import GLM, families
@@ -303,15 +300,6 @@ def length_controlled_win_rate(
     fit = GLM(won, regressors, family=families.Binomial()).fit(cov_type="HC0")
     low, high = expit(fit.conf_int()[0])
     return Estimate(float(expit(fit.params[0])), float(low), float(high), len(won))
-
-
-def _points_and_difference(
-    points: npt.ArrayLike, lengths: npt.ArrayLike, recorded_lengths: npt.ArrayLike
-) -> tuple[Array, Array]:
-    """Valid points, and by how much the model's response is longer, both `[m]`."""
-    won, ours, theirs = _aligned(points, lengths, recorded_lengths)
-    valid = ~np.isnan(won)
-    return won[valid], (ours - theirs)[valid]
 
 
 def kappa(first: Sequence[str], second: Sequence[str]) -> Estimate:
@@ -349,8 +337,7 @@ def mcnemar(points_a: npt.ArrayLike, points_b: npt.ArrayLike) -> float:
     belongs, counts. Prompts are taken as independent. It is 1 where no prompt tells the two apart.
     """
     a, b = _aligned(points_a, points_b)
-    valid = ~np.isnan(a) & ~np.isnan(b)
-    wins_a, wins_b = a[valid] > 0.5, b[valid] > 0.5
+    wins_a, wins_b = a > 0.5, b > 0.5
     only_a, only_b = int((wins_a & ~wins_b).sum()), int((wins_b & ~wins_a).sum())
     from statsmodels.stats.contingency_tables import mcnemar as exact_test
 
@@ -376,28 +363,27 @@ def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
     The i-th smallest of m p-values has `level / (m - i + 1)`, i from 1, as long as all before it
     are within theirs; from the first that is not, all keep that one's level.
     """
-    m = len(p_values)
-    order = np.argsort(p_values, kind="stable")
-    in_order = level / np.arange(m, 0, -1)
-    within = np.asarray(p_values)[order] <= in_order
-    stop = m if within.all() else int(within.argmin())  # the first that is not within its level
-    levels = np.empty(m)
-    levels[order] = in_order[np.minimum(np.arange(m), stop)]
-    return levels.tolist()
+    from statsmodels.stats.multitest import multipletests
+
+    rank = np.argsort(np.argsort(p_values, kind="stable"))
+    stop = multipletests(p_values, level, method="holm")[0].sum()  # the first that is not within
+    return (level / (len(p_values) - np.minimum(rank, stop))).tolist()
 
 
 # --- Input ----------------------------------------------------------------------------------------
 
 
 def _aligned(*columns: npt.ArrayLike) -> list[Array]:
-    """Columns of one number per prompt, `[n]` each; lists of other lengths or of none raise."""
+    """Columns of one number per prompt, without the prompts that are NaN in any, `[m]` each; lists
+    of other lengths or of none raise."""
     arrays = [np.asarray(column, dtype=float) for column in columns]
     shapes = [array.shape for array in arrays]
     if any(shape != shapes[0] or len(shape) != 1 for shape in shapes):
         raise MetricError(f"one number per prompt, for the same prompts, not arrays of {shapes}")
     if not shapes[0][0]:
         raise MetricError("there is no prompt to compare on")
-    return arrays
+    valid = ~np.isnan(arrays).any(0)
+    return [array[valid] for array in arrays]
 
 
 def _valid(
