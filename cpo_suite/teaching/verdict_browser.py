@@ -10,8 +10,7 @@ import ipywidgets
 from markupsafe import Markup
 
 from cpo.evaluation.judging import Judged, Side, Verdicts
-from cpo_suite.teaching.pages import table, text_of
-from cpo_suite.teaching.piece import Piece
+from cpo_suite.teaching.piece import Piece, table, text_of
 
 # (prompt, response) -> what a grade is made of, by name; the oracle's parts.
 Parts = Callable[[Judged, str], Mapping[str, float]]
@@ -48,10 +47,10 @@ class Judgement:
         return str(getattr(self.example, "category", "") or "")
 
     @property
-    def answers(self) -> dict[Side, str]:
+    def answers(self) -> dict[str, str]:
         """The texts as the judge saw them, A first."""
-        model, recorded = self.response, self.example.continuation
-        return dict(A=model, B=recorded) if self.model_side == "A" else dict(A=recorded, B=model)
+        texts = [self.response, self.example.continuation]
+        return dict(zip("AB", texts if self.model_side == "A" else texts[::-1], strict=True))
 
 
 def judgements(
@@ -82,12 +81,10 @@ def verdict_browser(pairs: Mapping[str, Sequence[Judgement]], parts: Parts | Non
         parts: what a grade is made of, shown beside each answer.
     """
     categories = {pair.category for group in pairs.values() for pair in group} - {""}
-    labels = ["all", *sorted(categories)]
-    filters = {
-        "model": ipywidgets.Dropdown(options=list(pairs), description="model"),
-        "outcome": ipywidgets.Dropdown(options=OUTCOMES, description="for the model"),
-        "category": ipywidgets.Dropdown(options=labels, description="category"),
-    }
+    options = {"model": [*pairs], "outcome": OUTCOMES, "category": ["all", *sorted(categories)]}
+    filters = {name: ipywidgets.Dropdown(options=options[name]) for name in options}
+    for name, label in zip(filters, ("model", "for the model", "category"), strict=True):
+        filters[name].description = label
     position = ipywidgets.IntSlider(1, min=1, max=1, description="pair")
 
     def chosen(model: str, outcome: str, category: str) -> list[Judgement]:
@@ -119,15 +116,14 @@ def judgement_page(pair: Judgement, title: str, parts: Parts | None = None) -> M
     if pair.exchanged is not None:
         verdict += f"; with the sides exchanged, {VERDICTS[pair.exchanged]}"
     points = "" if math.isnan(pair.points) else f", {pair.points:g} point(s)"
-    names: list[str] = []
-    rows = []
+    rows, grades = [], dict[str, float]()
     for side, text in pair.answers.items():
         whose = "the model's" if side == pair.model_side else "recorded"
         better = ", better" if pair.verdict == side else ""
-        grades = parts(pair.example, text) if parts else {}
-        names = [name.replace("_", " ") for name in grades]
-        row = [f"{side} ({whose}{better})", text_of(text.strip())]
-        rows.append(row + [f"{grade:.2f}" for grade in grades.values()])
+        grades = dict(parts(pair.example, text)) if parts else {}
+        numbers = map("{:.2f}".format, grades.values())
+        rows.append([f"{side} ({whose}{better})", text_of(text.strip()), *numbers])
+    header = ["", "answer", *(name.replace("_", " ") for name in grades)]
     return Markup(
         "<p><b>{}</b>: prompt {}, {}, {}<br>"
         "<b>Order</b>: the model's is {}, the recorded one {} (the judge does not know)<br>"
@@ -135,5 +131,5 @@ def judgement_page(pair: Judgement, title: str, parts: Parts | None = None) -> M
     ).format(
         title, pair.number, pair.example.id, pair.category, pair.model_side,
         "B" if pair.model_side == "A" else "A", verdict, pair.outcome, points,
-        text_of(pair.example.prefix.strip()), table(["", "answer", *names], rows, row_names=True),
+        text_of(pair.example.prefix.strip()), table(header, rows, row_names=True),
     )  # fmt: skip
