@@ -49,9 +49,9 @@ def _run(options: argparse.Namespace) -> int:
             print(doctor.report(findings))
             return int(any(not finding.ok for finding in findings))
         case "verdicts":
-            from cpo_suite.report import verdict_report
+            from cpo_suite.report import verdict_tables
 
-            return verdict_report.report(options.model, options.export, options.forget)
+            return verdict_tables.report(options.model, options.export, options.forget)
         case "diff":
             from cpo_suite.run import run_diff
 
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _site(profile: str) -> int:
     from cpo_suite.report import site
-    from cpo_suite.run.run_record import artifacts_folder
+    from cpo_suite.store import artifacts_folder
 
     results = site.results_of(profile, [ROOT / "figures", artifacts_folder() / "figures"])
     if not results.is_dir():

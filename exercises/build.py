@@ -183,9 +183,11 @@ def section(exercises: list[Exercise]) -> list[dict[str, Any]]:
 
 def _cell(name: str, kind: str, source: str) -> dict[str, Any]:
     cell: dict[str, Any] = {"cell_type": kind, "id": name, "metadata": {"tags": [TAG]}}
+    cell["source"] = source
     if kind == "code":
         cell |= {"execution_count": None, "outputs": []}
-    return dict(sorted((cell | {"source": source}).items()))
+        cell["source"] = source.splitlines(keepends=True)  # as ruff writes it
+    return dict(sorted(cell.items()))
 
 
 def with_exercises(notebook: str, exercises: list[Exercise]) -> str:

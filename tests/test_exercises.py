@@ -133,10 +133,10 @@ def test_a_source_becomes_cells(tmp_path: Path) -> None:
     assert task["source"] == (
         "### Exercise 00.1: Twice\n\n*easy, 5 minutes*\n\nWrite *twice*.\n\nIt doubles."
     )
-    assert stub["source"] == (
+    assert "".join(stub["source"]) == (
         'def twice(x: int) -> int:\n    """2x."""\n    raise NotImplementedError("your turn")'
     )
-    assert check["source"] == (
+    assert "".join(check["source"]) == (
         "import math\n\nfrom cpo_suite.teaching import course\n"
         "from cpo_suite.teaching.course import exercise\n\n"
         'with exercise("00.1"):\n    for x in (1, math.pi):\n'

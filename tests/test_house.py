@@ -48,7 +48,7 @@ def test_every_module_is_on_a_floor_and_every_floor_is_there():
     assert [name for names in FLOORS for name in names if name not in GRAPH] == []
 
 
-@pytest.mark.parametrize("package", ["cpo", pytest.param("cpo_suite", marks=not_yet)])
+@pytest.mark.parametrize("package", ["cpo", "cpo_suite"])
 def test_no_import_goes_upwards(package):
     assert upward(within(package)) == []
 

@@ -323,15 +323,15 @@ def test_answers_between_the_ends_with_their_scores():
 
 def test_pairs_stand_in_the_order_that_the_judge_saw():
     pairs = judgements(*judged())
-    assert [pair.outcome for pair in pairs] == ["won", "lost", "tied", "invalid"]
-    assert [pair.number for pair in pairs] == [1, 2, 3, 4]
-    assert [[*pair.answers.items()] for pair in pairs[1:3]] == [
-        [("A", "answer 1"), ("B", "recorded 1")], [("A", "recorded 2"), ("B", "answer 2")],
+    assert pairs["outcome"].tolist() == ["won", "lost", "tied", "invalid"]
+    assert pairs["number"].tolist() == [1, 2, 3, 4]
+    assert pairs[["A", "B"]][1:3].values.tolist() == [
+        ["answer 1", "recorded 1"], ["recorded 2", "answer 2"],
     ]  # fmt: skip
     # Both orders: A twice means that the first pair's winner changes with the order, as the model
     # is A, then B; on the second prompt it loses at A and at B.
     both = judgements(*judged(exchanged=True))
-    assert [pair.outcome for pair in both] == ["split", "lost", "tied", "invalid"]
+    assert both["outcome"].tolist() == ["split", "lost", "tied", "invalid"]
     verdicts, examples, responses = judged()
     with pytest.raises(ValueError, match="do not belong together"):
         judgements(verdicts, examples[::-1], responses)

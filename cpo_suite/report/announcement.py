@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from cpo_suite import calibration
 from cpo_suite.store import Artifact
-
-if TYPE_CHECKING:
-    from cpo_suite.suite import Suite
+from cpo_suite.suite import Suite
 
 
 def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
@@ -26,22 +23,19 @@ def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
     Raises:
         KeyError: no such row.
     """
-    roots: list[Artifact] = []
-    for item in wanted:
-        if isinstance(item, Artifact):
-            roots.append(item)
-        else:
-            seeds = range(suite.profile.seeds)
-            roots += [suite.generations_artifact(item, None, seed) for seed in seeds]
-    lacking = [item for item in suite.plan(*roots) if not item.made] if roots else []
+    profile = suite.profile
+    roots = [
+        item if isinstance(item, Artifact) else suite.generations_artifact(item, None, seed)
+        for item in wanted
+        for seed in range(profile.seeds)
+    ]
+    lacking = [planned for planned in suite.plan(*roots) if not planned.made] if roots else []
     if not lacking:
         return "Everything this notebook needs is made already: it takes seconds."
-    minutes = sum(item.seconds for item in lacking) / 60
-    plural = "s are" if len(lacking) > 1 else " is"
-    profile = suite.profile
+    minutes = sum(planned.seconds for planned in lacking) / 60
     measured = all(calibration.measurable(profile, model) for model in profile.models.values())
-    where = "this machine" if measured else profile.hardware
     return (
-        f"{len(lacking)} artifact{plural} still to be made, about {minutes:.0f} minutes on "
-        f"{where}; what is made once is found again."
+        f"{len(lacking)} artifact{'s are' if len(lacking) > 1 else ' is'} still to be made, about "
+        f"{minutes:.0f} minutes on {'this machine' if measured else profile.hardware}; what is "
+        "made once is found again."
     )

@@ -18,42 +18,40 @@ WRITERS = {
 def caption(frame: pd.DataFrame, profile: Profile) -> str:
     """One line for a table, or for a figure drawn from it: profile, judge, prompts, seeds,
     statistics."""
-    parts = [f"Profile {profile.name}."]
+    text = f"Profile {profile.name}."
     if "paper" in frame:
-        parts.append(_judged(frame))
+        text += _judged(frame)
         if frame["row"].str.endswith("/DPO").any():
-            parts.append(f"DPO's rejected responses: {WRITERS[profile.unhelpful.writer]}.")
-        parts.append(
-            f"The paper's numbers are for its own models and data, judged by {JUDGED_BY}: compare "
+            text += f" DPO's rejected responses: {WRITERS[profile.unhelpful.writer]}."
+        text += (
+            f" The paper's numbers are for its own models and data, judged by {JUDGED_BY}: compare "
             "order and differences, not levels."
         )
     if "verdict" in frame:
-        parts.append("Brackets are the intervals of the comparisons, 95 % after Holm's adjustment.")
+        text += " Brackets are the intervals of the comparisons, 95 % after Holm's adjustment."
     elif {"low", "high"} <= set(frame):
-        parts.append("Brackets are 95 % intervals over prompts.")
+        text += " Brackets are 95 % intervals over prompts."
         if "measure" in frame and (frame["measure"].str.lower() == "mauve").any():
-            parts.append("For MAUVE they come from random halves of the texts.")
-    return " ".join(parts)
+            text += " For MAUVE they come from random halves of the texts."
+    return text
 
 
 def _judged(frame: pd.DataFrame) -> str:
     """By whom, on how many prompts and seeds, when, and asked what (the hash of the template)."""
     filled = frame[frame["n"].notna()]
     if filled.empty:
-        return "No row of this table was judged in this run."
+        return " No row of this table was judged in this run."
     judges = ", ".join(sorted(filled["judge"].unique()))
     prompts = ", ".join(f"{n:,}" for n in sorted(filled["n"].unique()))
     seeds = int(filled["seeds"].max())
     trained = f"{seeds} training seed{'s' if seeds > 1 else ''}"
     if set(filled["measure"]) == {"mauve"}:
-        text = f"{judges}; {prompts} articles; {trained}."
+        text = f" {judges}; {prompts} articles; {trained}."
     else:
-        text = (
-            f"Win rate against the recorded response, judge: {judges}; {prompts} prompts; "
-            f"{trained}; ties count one half."
-        )
+        text = f" Win rate against the recorded response, judge: {judges}; {prompts} prompts; "
+        text += f"{trained}; ties count one half."
     days, templates = frame.attrs.get("judged"), frame.attrs.get("prompt")
     if days:
-        when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        text += f" Judged {when}" + (f", prompt {', '.join(templates)}." if templates else ".")
+        text += f" Judged {' to '.join(sorted({days[0], days[-1]}))}"
+        text += f", prompt {', '.join(templates)}." if templates else "."
     return text

@@ -8,9 +8,11 @@ claims is in one family, whose intervals are adjusted after Holm.
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,11 +20,10 @@ import pandas as pd
 from cpo.evaluation.statistics import Array, MetricError, holm_levels, resamples
 from cpo_suite.comparison import Comparison, Relation
 from cpo_suite.paper import ROWS, continued_mle
-
-if TYPE_CHECKING:
-    from cpo_suite.suite import Suite
+from cpo_suite.suite import Suite
 
 Verdict = Literal["holds", "fails", "undecided", "not run"]
+Evidence = tuple[float, Array, str]  # an effect, its bootstrap distribution `[DRAWS]`, and a note
 
 MARGIN = 0.02  # two points of win rate: what `>=` may lack and `~` may differ
 # Seconds over tokens, both against MLE, that still count as "only the larger batch".
@@ -61,9 +62,9 @@ class Outcome:
 
     comparison: str
     verdict: Verdict
-    effect: float = float("nan")
-    low: float = float("nan")
-    high: float = float("nan")
+    effect: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
     note: str = ""
 
     def __str__(self) -> str:
@@ -73,14 +74,6 @@ class Outcome:
         if math.isfinite(self.low):
             text += f" [{self.low:+.3f}, {self.high:+.3f}]"
         return f"{text} ({self.note})" if self.note else text
-
-
-class Evidence(NamedTuple):
-    """An effect, its bootstrap distribution `[DRAWS]`, and what is to be said of it."""
-
-    effect: float
-    drawn: Array
-    note: str = ""
 
 
 # --- The rule -------------------------------------------------------------------------------------
@@ -95,19 +88,19 @@ def judge_claims(suite: Suite) -> dict[int, list[Outcome]]:
     named = {number: suite.profile.claims.get(number, ()) for number in CLAIMS}
     outcomes: dict[str, Outcome] = {}
     tested: dict[str, tuple[Relation, Evidence]] = {}
-    for text in (text for texts in named.values() for text in texts):
+    for text in chain(*named.values()):
         comparison = Comparison.parse(text)
-        basis = _evidence(suite, comparison)
-        if isinstance(basis, str):
-            outcomes[text] = Outcome(text, "not run", note=basis)
+        evidence = _evidence(suite, comparison)
+        if isinstance(evidence, str):
+            outcomes[text] = Outcome(text, "not run", note=evidence)
         else:
-            tested[text] = (comparison.relation, basis)
+            tested[text] = (comparison.relation, evidence)
     levels = holm_levels([p_value(drawn, relation) for relation, (_, drawn, _) in tested.values()])
-    for level, (text, (relation, evidence)) in zip(levels, tested.items(), strict=True):
-        effect, drawn, note = evidence
-        low, high = np.percentile(drawn, [50 * level, 100 - 50 * level])
-        verdict = decide(low, high, relation)
-        outcomes[text] = Outcome(text, verdict, effect, float(low), float(high), note)
+    for level, (text, (relation, (effect, drawn, note))) in zip(
+        levels, tested.items(), strict=True
+    ):
+        low, high = np.percentile(drawn, [50 * level, 100 - 50 * level]).tolist()
+        outcomes[text] = Outcome(text, decide(low, high, relation), effect, low, high, note)
     return {number: [outcomes[text] for text in texts] for number, texts in named.items()}
 
 
@@ -136,12 +129,10 @@ def decide(low: float, high: float, relation: Relation) -> Verdict:
 
 def combined(outcomes: Sequence[Outcome]) -> Verdict:
     """A claim's verdict from those of its comparisons: all have to hold, one can break it."""
-    verdicts = {outcome.verdict for outcome in outcomes}
+    verdicts = {outcome.verdict for outcome in outcomes} or {"not run"}
     if "fails" in verdicts:
         return "fails"
-    if verdicts == {"holds"}:
-        return "holds"
-    return "not run" if verdicts <= {"not run"} else "undecided"
+    return verdicts.pop() if len(verdicts) == 1 else "undecided"
 
 
 def claims_frame(outcomes: Mapping[int, Sequence[Outcome]]) -> pd.DataFrame:
@@ -155,10 +146,10 @@ def claims_frame(outcomes: Mapping[int, Sequence[Outcome]]) -> pd.DataFrame:
         verdict = combined(compared)
         deciding = [outcome for outcome in compared if outcome.verdict == verdict] or compared
         least = min(deciding, key=lambda outcome: outcome.effect, default=Outcome("", verdict))
-        every = "; ".join(map(str, compared)) or "the profile names no comparison"
-        note = f"{CLAIMS[number]}. {every}"
-        numbers = (least.effect, least.low, least.high)
-        records.append((number, verdict, least.comparison, *numbers, note))
+        note = "; ".join(map(str, compared)) or "the profile names no comparison"
+        records.append(vars(least) | {
+            "claim": number, "verdict": verdict, "note": f"{CLAIMS[number]}. {note}"
+        })  # fmt: skip
     return pd.DataFrame(records, columns=CLAIM_COLUMNS)
 
 
@@ -183,27 +174,25 @@ def _evidence(suite: Suite, comparison: Comparison) -> Evidence | str:
 
 def _win_rate_difference(suite: Suite, comparison: Comparison) -> Evidence:
     """Difference in points, paired by prompt; `best` and `ends` chosen by validation prompts."""
-    weights: dict[str, int] = {}
+    weights: Counter[str] = Counter()
     notes = []
     for name, weight in comparison.weights.items():
+        row = name
         if choice := comparison.choices.get(name):
-            rates = {row: np.nanmean(_points(suite, row, "validation")) for row in choice}
-            best = max(rates, key=rates.__getitem__)
-            notes.append(f"{name} is {best} by validation prompts")
-            name = best
-        weights[name] = weights.get(name, 0) + weight
+            row = max(choice, key=lambda row: np.nanmean(_points(suite, row, "validation")))
+            notes.append(f"{name} is {row} by validation prompts")
+        weights[row] += weight
     points = {row: _points(suite, row, "test") for row in weights}
     if max(map(np.nanmean, points.values())) < FLOOR:
         notes.append(f"every row wins below {FLOOR:.0%}, hardly can differ")
-    by_task: dict[str, Array] = {}  # prompts are paired within a task
+    by_task: defaultdict[str, Any] = defaultdict(float)  # prompts are paired within a task
     for row, weight in weights.items():
-        task = ROWS[row].task
-        by_task[task] = by_task.get(task, 0.0) + weight * points[row]
+        by_task[ROWS[row].task] += weight * points[row]
     # Prompts with a verdict for every row.
     valid = [values[:, ~np.isnan(values).any(0)] for values in by_task.values()]
     if any(values.shape[1] == 0 for values in valid):
         raise MetricError(f"no prompt has a verdict for all of {', '.join(weights)}")
-    return Evidence(*bootstrap_difference(valid), "; ".join(notes))
+    return *bootstrap_difference(valid), "; ".join(notes)
 
 
 def _points(suite: Suite, row: str, split: str) -> Array:
@@ -242,20 +231,19 @@ def _mauve_difference(suite: Suite, comparison: Comparison) -> Evidence | str:
     deviation over halves is that of a paired difference (see `metrics.mauve_score`); training seeds
     add their own.
     """
-    difference: Array | float = 0.0  # [S, 1 + halves], the value and its replicates
+    difference: Any = 0.0  # [S, 1 + halves], the value and its replicates
     for row, weight in comparison.weights.items():
         per_seed = [suite.measures(row, seed).get("mauve") for seed in range(suite.profile.seeds)]
         scores = [[score.value, *score.replicates] for score in per_seed if score]
         if len(scores) < len(per_seed):
             return "the profile gives MAUVE no features, or a row's texts have no MAUVE"
-        difference = difference + weight * np.array(scores)
-    difference = np.atleast_2d(difference)
+        difference += weight * np.array(scores)
     variance = difference.mean(0)[1:].var(ddof=1)
     if len(difference) > 1:
         variance += difference[:, 0].var(ddof=1) / len(difference)
     effect = float(difference[:, 0].mean())
     drawn = effect + math.sqrt(variance) * np.random.default_rng(0).normal(size=DRAWS)
-    return Evidence(effect, drawn, "MAUVE, paired over halves of the articles")
+    return effect, drawn, "MAUVE, paired over halves of the articles"
 
 
 def _overhead(suite: Suite, row_id: str) -> Evidence:
@@ -266,12 +254,11 @@ def _overhead(suite: Suite, row_id: str) -> Evidence:
     rows = (continued_mle(ROWS[row_id]).id, row_id)
     seconds = np.array([[line["seconds"] for line in suite.history(row)] for row in rows])
     negatives = suite.negatives(row_id)
-    tokens = np.zeros((2, len(negatives.prefixes)))
+    per_prompt = []  # tokens that MLE reads, and the row
     for row, prefix in enumerate(negatives.prefixes):
-        candidates = negatives.candidates(row)
-        lengths = [len(prefix) + len(candidate) for candidate in candidates if candidate]
-        tokens[:, row] = len(prefix) + len(candidates[0]), sum(lengths)
-    tokens = tokens.reshape(2, seconds.shape[1], -1).sum(-1)
+        lengths = [len(prefix) + len(ids) for ids in negatives.candidates(row) if ids]
+        per_prompt.append((lengths[0], sum(lengths)))
+    tokens = np.array(per_prompt, dtype=float).T.reshape(2, seconds.shape[1], -1).sum(-1)
 
     def over_mle(values: Array) -> Array:
         """The row's sum over MLE's, of `[2, ..., steps]`."""
@@ -284,4 +271,4 @@ def _overhead(suite: Suite, row_id: str) -> Evidence:
         f"{time:.0f} against {mle_time:.0f} s of training, {slower:.1f} times the time "
         f"for {more:.1f} times the tokens; effect is their ratio, margin {OVERHEAD_MARGIN}"
     )
-    return Evidence(float(slower / more), np.concatenate(drawn), note)
+    return float(slower / more), np.concatenate(drawn), note

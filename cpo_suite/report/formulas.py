@@ -8,12 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from docutils.nodes import math, math_block
-    from sphinx.application import Sphinx
-    from sphinx.writers.html5 import HTML5Translator
+from typing import Any
 
 # docutils knows \bigl( and \bigr), but not \big( and \big), whose side follows from what they size;
 # and it leaves out the thin space that TeX sets between the name of a function and what is beside.
@@ -58,14 +53,15 @@ def with_mathml(markdown: str) -> str:
     return _IN_MARKDOWN.sub(draw, markdown)
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: Any) -> dict[str, Any]:
     """What Sphinx calls: registers the renderer `mathml`."""
     inline, block = (partial(_draw, block=block) for block in (False, True))
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _draw(translator: HTML5Translator, node: math | math_block, block: bool) -> None:
+def _draw(translator: Any, node: Any, block: bool) -> None:
+    """Write a node; a formula that cannot be drawn is a warning, which stops the build."""
     from docutils.nodes import SkipNode
     from sphinx.util.logging import getLogger
 
@@ -73,6 +69,6 @@ def _draw(translator: HTML5Translator, node: math | math_block, block: bool) -> 
         drawn = mathml(node.astext(), block)
     except ValueError as error:
         getLogger(__name__).warning("%s", error, location=node)
-        drawn = f"<code>{translator.encode(node.astext())}</code>"
+        raise SkipNode from error
     translator.body.append(f'<div class="math">{drawn}</div>\n' if block else drawn)
     raise SkipNode

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-import html
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 from nbformat import NotebookNode
 from PIL import Image
 
@@ -16,6 +18,8 @@ from cpo_suite.report.formulas import with_mathml
 
 # Cells of a notebook that are for its reader at work.
 NOT_IN_REPORT = {"exercise", "not-in-report"}
+_HTML = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+_HTML.trim_blocks = _HTML.keep_trailing_newline = True
 
 
 def write_report(notebook: NotebookNode, path: Path) -> None:
@@ -36,21 +40,13 @@ def write_report(notebook: NotebookNode, path: Path) -> None:
     for cell in shown.cells:
         if cell.cell_type == "markdown":
             cell.source = with_mathml(cell.source)
-    exporter = HTMLExporter(
-        template_name="basic",
-        exclude_input=True,
-        exclude_output_prompt=True,
-        exclude_input_prompt=True,
-        exclude_anchor_links=True,
-    )
-    body, _ = exporter.from_notebook_node(shown)
-    links = ""
-    for number, title in enumerate(re.findall(r"<h2>(.*?)</h2>", body), start=1):
-        links += f'<li><a href="#section-{number}">{title}</a></li>'
-        body = body.replace("<h2>", f'<h2 id="section-{number}">', 1)
-    contents = f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
+    hidden = ("input", "output_prompt", "input_prompt", "anchor_links")
+    options = {f"exclude_{part}": True for part in hidden}
+    body, _ = HTMLExporter(template_name="basic", **options).from_notebook_node(shown)
+    titles, number = re.findall(r"<h2>(.*?)</h2>", body), itertools.count(1)
+    body = re.sub("<h2>", lambda _: f'<h2 id="section-{next(number)}">', body)
     title = f"Contrastive Preference Optimization: {path.parent.name}"
-    path.write_text(page(title, contents + body), encoding="utf-8")
+    path.write_text(page(title, body, titles), encoding="utf-8")
 
 
 def describe_pictures(notebook: NotebookNode, results: Path, written: NotebookNode) -> None:
@@ -80,15 +76,15 @@ def description_of(picture: Path) -> str:
         return " ".join(str(image.info.get("Description", picture.stem)).split())
 
 
-def page(title: str, body: str) -> str:
-    """A page (HTML) in the report's style, which it holds."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>\n{style}</style></head>\n"
-        f"<body><main>\n<h1>{html.escape(title)}</h1>\n{body}\n</main></body></html>\n"
-    )
+def page(title: str, body: str, sections: Iterable[str] = ()) -> str:
+    """A page (HTML) in the report's style, which it holds.
+
+    Args:
+        body: HTML.
+        sections: their titles (HTML), for a list of contents; the n-th has the id `section-n`.
+    """
+    template = _HTML.get_template("page.html")
+    return template.render(title=title, body=Markup(body), sections=list(map(Markup, sections)))
 
 
 def samples(
@@ -111,22 +107,11 @@ def samples(
         if len(responses) != len(examples):
             raise ValueError(f"{name}: {len(responses)} responses to {len(examples)} prompts")
     shown = min(count, len(examples))
-    parts = [
-        f"<p>{shown} of {len(examples):,} held-out prompts, evenly spaced, none chosen. "
-        f"{html.escape(attribution)}</p>"
-    ]
-    for index in (number * len(examples) // shown for number in range(shown)):
-        example = examples[index]
-        columns = {"recorded": example.continuation}
-        columns |= {name: responses[index] for name, responses in texts.items()}
-        cells = "".join(
-            f"<div><h{level + 1}>{html.escape(name)}</h{level + 1}>"
-            f"<pre>{html.escape(text) or '<i>(empty)</i>'}</pre></div>"
-            for name, text in columns.items()
-        )
-        parts.append(
-            f"<h{level}>{html.escape(example.id)}</h{level}>"
-            f'<pre class="prompt">{html.escape(example.prefix)}</pre>'
-            f'<div class="side">{cells}</div>'
-        )
-    return "\n".join(parts)
+    chosen = [number * len(examples) // shown for number in range(shown)]
+    every = {"recorded": [example.continuation for example in examples], **texts}
+    return _HTML.get_template("samples.html").render(
+        samples=[(examples[at], {name: every[name][at] for name in every}) for at in chosen],
+        total=len(examples),
+        attribution=attribution,
+        level=level,
+    )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,22 @@ def figure_1(decoding: pd.DataFrame, negatives: pd.DataFrame) -> Figure:
     The frames are `table(suite, "f1a")` and `table(suite, "f1b")`. Both panels have one scale; in
     (b) continued MLE is the line, its interval the band around it.
     """
+    # Hatched as well as coloured: told apart in grey print, too.
+    hatched = {"color": "white", "edgecolor": VERMILION, "hatch": "////", "linewidth": 1.0}
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5), sharey=True)
-        _decoding_panel(left, decoding[decoding["ours"].notna()])
-        _negatives_panel(right, negatives[negatives["ours"].notna()])
+        judged = decoding[decoding["ours"].notna()]
+        rows = judged[judged["row"].str.startswith("f1a/MLE/")]
+        _bars(left, _methods(rows) - 0.2, rows, width=0.38, label="MLE continued", **hatched)
+        rows = judged[judged["row"].str.startswith("f1a/ANR/")]
+        _bars(left, _methods(rows) + 0.2, rows, width=0.38, label="CPO, ANR", color=SKY)
+        left.set_xticks(range(len(DECODINGS)), [name.replace("_", "-") for name in DECODINGS])
+        left.set_xlim(-0.6, len(DECODINGS) - 0.4)
         left.set_ylabel("win rate")
+        judged = negatives[negatives["ours"].notna()]
+        rows = judged[judged["row"] != "f1b/MLE"]
+        _bars(right, rows["row"].str.split("/").str[1], rows, width=0.65, color=SKY)
+        _level(right, judged[judged["row"] == "f1b/MLE"], "ours", "MLE continued")
         for axes, label in ((left, "(a) decoding"), (right, "(b) negatives, ranked")):
             axes.set_xlabel(label)
             axes.grid(axis="x", visible=False)
@@ -74,25 +85,9 @@ def figure_1(decoding: pd.DataFrame, negatives: pd.DataFrame) -> Figure:
     return figure
 
 
-def _decoding_panel(axes: Axes, judged: pd.DataFrame) -> None:
-    # Hatched as well as coloured: told apart in grey print, too.
-    mle = {"color": "white", "edgecolor": VERMILION, "hatch": "////", "linewidth": 1.0}
-    looks = (("MLE", "MLE continued", -0.2, mle), ("ANR", "CPO, ANR", 0.2, {"color": SKY}))
-    for name, label, offset, look in looks:
-        rows = judged[judged["row"].str.startswith(f"f1a/{name}/")]
-        if len(rows):
-            positions = [DECODINGS.index(row.split("/")[2]) + offset for row in rows["row"]]
-            _bars(axes, positions, rows, width=0.38, label=label, **look)
-    axes.set_xticks(range(len(DECODINGS)), [name.replace("_", "-") for name in DECODINGS])
-    axes.set_xlim(-0.6, len(DECODINGS) - 0.4)
-
-
-def _negatives_panel(axes: Axes, judged: pd.DataFrame) -> None:
-    is_mle = judged["row"] == "f1b/MLE"
-    if len(rows := judged[~is_mle]):
-        kinds = [row.split("/")[1] for row in rows["row"]]
-        _bars(axes, kinds, rows, width=0.65, color=SKY)
-    _level(axes, judged[is_mle], "ours", "MLE continued")
+def _methods(rows: pd.DataFrame) -> pd.Series:
+    """The place of each row's decoding method, from 0."""
+    return rows["row"].str.split("/").str[2].map(DECODINGS.index)
 
 
 def alpha_figure(frame: pd.DataFrame, measure: str = "win_rate", label: str = "") -> Figure:
@@ -106,13 +101,12 @@ def alpha_figure(frame: pd.DataFrame, measure: str = "win_rate", label: str = ""
     chosen = frame[(frame["measure"] == measure) & frame["row"].isin(list(ROWS))]
     alphas = chosen["row"].map(lambda row: ROWS[row].alpha).astype(float)
     lines = chosen.assign(alpha=alphas).dropna(subset=["alpha"]).sort_values("alpha")
-    tables = sorted({ROWS[row].table for row in lines["row"]})
+    tables = dict(list(lines.groupby(lines["row"].str.split("/").str[0]))) or {"": lines}
     with style():
         # Printed over both columns at most: a wider figure would be shrunk, and its text with it.
         size = (PAGE if len(tables) > 1 else COLUMN, 2.3)
-        figure, grid = plt.subplots(1, max(1, len(tables)), figsize=size, squeeze=False)
-        for axes, name in zip(grid.flat, tables or [""], strict=True):
-            line = lines[lines["row"].map(lambda row: ROWS[row].table) == name]
+        figure, grid = plt.subplots(1, len(tables), figsize=size, squeeze=False)
+        for axes, (name, line) in zip(grid.flat, tables.items(), strict=True):
             ends = {continued_mle(ROWS[row]).id for row in line["row"]}
             mle = chosen[chosen["row"].isin(ends)].assign(alpha=1.0)
             _alpha_panel(axes, line, mle, value)
@@ -128,8 +122,8 @@ def _alpha_panel(axes: Axes, line: pd.DataFrame, mle: pd.DataFrame, value: str) 
     whole = pd.concat([line, mle])
     ours = whole.dropna(subset=[value])
     if len(ours):
-        look = {"fmt": "o-", "color": BLUE, "label": "ours", "markersize": 3}
-        _whiskers(axes, ours["alpha"], ours, value, **look)
+        look = WHISKERS | {"fmt": "o-", "color": BLUE, "label": "ours", "markersize": 3}
+        axes.errorbar(ours["alpha"], ours[value], _spread(ours, value), **look)
     else:
         _say(axes, "no row was run")
     _level(axes, mle.dropna(subset=[value]), value, "MLE continued")
@@ -153,7 +147,7 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
         "undecided": {"color": "#777777", "fmt": "o", "markerfacecolor": "white"},
     }
     frame = pd.DataFrame([
-        {"claim": number} | asdict(outcome)
+        {"claim": number} | vars(outcome)
         for number, compared in outcomes.items()
         for outcome in compared or [Outcome("no comparison named", "not run")]
     ])  # fmt: skip
@@ -164,31 +158,33 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
         figure, axes = plt.subplots(figsize=(PAGE, 0.8 + 0.17 * len(frame)))
         for verdict, look in looks.items():  # in the legend even where no comparison has it
             rows = frame[drawn & (frame["verdict"] == verdict)]
-            spread = [rows["effect"] - rows["low"], rows["high"] - rows["effect"]]
-            look |= {"label": verdict, "markersize": 3.5, "capsize": 2, "elinewidth": 0.9}
-            axes.errorbar(rows["effect"], rows.index, xerr=spread, **look)
-        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+            look |= {"label": verdict, "markersize": 3.5, "xerr": _spread(rows, "effect")}
+            axes.errorbar(rows["effect"], rows.index, **WHISKERS, **look)
+        text: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6.5}
         not_drawn: Any = frame[~drawn].itertuples()
-        for row in not_drawn:
-            words = row.verdict
-            if is_ratio[row.Index] and math.isfinite(row.effect):
-                interval = f"{row.effect:.2f} [{row.low:.2f}, {row.high:.2f}]"
-                words += f": {interval} times the seconds that its tokens explain"
-            axes.text(0.02, row.Index, words, fontsize=6.5, color="#333333", **place)
+        for outcome in not_drawn:
+            axes.text(0.02, outcome.Index, _in_words(outcome), color="#333333", **text)
         for y in frame.index[begins.cumsum() % 2 == 1]:  # every other claim on grey
             axes.axhspan(y - 0.5, y + 0.5, color="#f2f2f2", lw=0)
         axes.axvline(0, color=BLACK, lw=0.8)
         for margin in (-MARGIN, MARGIN):
             axes.axvline(margin, color="#999999", lw=0.6, ls=":")
         numbers = frame["claim"].map("{}   ".format).where(begins, "")
-        labels = (numbers + frame["comparison"]).tolist()
-        axes.set_yticks(range(len(frame)), labels, fontsize=6.5)
-        axes.set_ylim(len(frame) - 0.5, -0.5)
+        axes.set_yticks(frame.index, numbers + frame["comparison"], fontsize=6.5)
+        axes.set(ylim=(len(frame) - 0.5, -0.5))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("left side - right side; dotted: the margin of >= and ~")
         _legend(axes)
     return figure
+
+
+def _in_words(outcome: Any) -> str:
+    """What is no difference: not run, or a ratio of times with its interval."""
+    if math.isnan(outcome.effect):
+        return str(outcome.verdict)
+    numbers = f"{outcome.effect:.2f} [{outcome.low:.2f}, {outcome.high:.2f}]"
+    return f"{outcome.verdict}: {numbers} times the seconds that its tokens explain"
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -216,26 +212,26 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
         name: pd.DataFrame([line for line in history if "loss" in line])
         for name, history in histories.items()
     }
-    drawn = [
-        (column, title, group)
+    looks = itertools.cycle((dashes, colour) for dashes in ("-", "--", ":") for colour in COLOURS)
+    look_of = dict(zip(frames, looks, strict=False))
+    panels = {
+        (column, title): group
         for column, contrastive, title in PANELS
-        if (group := [name for name, frame in frames.items()
-                      if column in frame and ("margin" in frame) == contrastive])
-    ]  # fmt: skip
-    columns = min(2, max(1, len(drawn)))
-    rows = max(1, math.ceil(len(drawn) / columns))
+        if (group := {name: frame for name, frame in frames.items()
+                      if column in frame and ("margin" in frame) == contrastive})
+    }  # fmt: skip
+    columns = min(2, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
     with style():
         # Not of pyplot, which would show it a second time at the end of a notebook's cell.
         figure = Figure(figsize=(COLUMN * columns, 1.7 * rows + 0.4))
-        cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes in cells[len(drawn) :]:
-            axes.set_visible(False)
-        for axes, (column, title, group) in zip(cells, drawn, strict=False):
-            for name in group:
-                index = list(frames).index(name)
-                colour = COLOURS[index % len(COLOURS)]
-                dashes = ("-", "--", ":")[index // len(COLOURS) % 3]
-                step, values = frames[name]["step"], frames[name][column]
+        cells = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, panel in itertools.zip_longest(cells, panels):
+            axes.set_visible(panel is not None)
+            column, title = panel or ("", "")
+            for name, frame in panels.get(panel, {}).items():
+                dashes, colour = look_of[name]
+                step, values = frame["step"], frame[column]
                 mean = values.rolling(max(1, len(values) // 20), min_periods=1).mean()
                 axes.plot(step, values, color=colour, alpha=0.25, lw=0.6)
                 axes.plot(step, mean, dashes, color=colour, label=name)
@@ -248,17 +244,21 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
 # --- Parts of figures -----------------------------------------------------------------------------
 
 
-def _bars(axes: Axes, x: Any, rows: pd.DataFrame, **look: Any) -> None:
+WHISKERS: dict[str, Any] = {"capsize": 2, "elinewidth": 0.9}
+
+
+def _spread(rows: pd.DataFrame, value: str) -> list[pd.Series]:
+    """How far an interval reaches below and above its value."""
+    return [rows[value] - rows["low"], rows["high"] - rows[value]]
+
+
+def _bars(axes: Axes, x: pd.Series, rows: pd.DataFrame, **look: Any) -> None:
     """Win rates as bars, with intervals and the paper's values."""
-    axes.bar(x, rows["ours"], **look)
-    _whiskers(axes, x, rows, "ours", fmt="none", color=BLACK)
-    _paper_marks(axes, x, rows)
-
-
-def _whiskers(axes: Axes, x: Any, rows: pd.DataFrame, value: str, **look: Any) -> None:
-    """Points or bars' ends with their statistics."""
-    spread = [rows[value] - rows["low"], rows["high"] - rows[value]]
-    axes.errorbar(x, rows[value], yerr=spread, capsize=2, elinewidth=0.9, **look)
+    if len(rows):
+        axes.bar(x, rows["ours"], **look)
+        spread = _spread(rows, "ours")
+        axes.errorbar(x, rows["ours"], spread, fmt="none", color=BLACK, **WHISKERS)
+        _paper_marks(axes, x, rows)
 
 
 def _level(axes: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
@@ -268,14 +268,12 @@ def _level(axes: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
         axes.axhspan(row["low"], row["high"], color=VERMILION, alpha=0.12, lw=0)
 
 
-def _paper_marks(axes: Axes, x: Any, rows: pd.DataFrame) -> None:
+def _paper_marks(axes: Axes, x: pd.Series, rows: pd.DataFrame) -> None:
     """The paper's values: open diamonds, never joined to ours."""
-    printed = rows["paper"].notna().to_numpy()
+    printed = rows["paper"].notna()
     if printed.any():
-        at = [place for place, is_printed in zip(x, printed, strict=True) if is_printed]
-        look = {"facecolors": "none", "edgecolors": BLACK, "linewidths": 1.0, "zorder": 4}
-        values = rows["paper"][printed].tolist()
-        axes.scatter(at, values, marker="D", s=22, label="paper", **look)  # type: ignore[arg-type]
+        look: Any = {"facecolors": "none", "edgecolors": BLACK, "linewidths": 1.0, "zorder": 4}
+        axes.scatter(x[printed], rows["paper"][printed], marker="D", s=22, label="paper", **look)
 
 
 def _legend(axes: Axes) -> None:
@@ -287,8 +285,7 @@ def _common_legend(figure: Figure, place: Any, columns: int) -> None:
     """One legend for all panels."""
     named: dict[str, Any] = {}
     for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        named |= dict(zip(labels, handles, strict=True))
+        named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(list(named.values()), list(named), loc=place, ncols=columns)
 
 

@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 from cpo_suite.profile import ROOT
 from cpo_suite.report.page import describe_pictures
 
+CONTENTS = {"Course": "notebooks/[0-9]*", "Appendix": "notebooks/A*", "More": "docs/*"}
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 
 
@@ -57,31 +58,23 @@ def gather(results: Path, source: Path, root: Path = ROOT) -> None:
     """Write all pages of the site, and the files that they link to, into the folder `source`."""
     for name in ("notebooks", "docs", "figures"):
         (source / name).mkdir(parents=True)
-    notebooks = sorted((root / "notebooks").glob("[0-9A][0-9]_*.ipynb"))
-    for path in notebooks:
+    for path in (root / "notebooks").glob("[0-9A][0-9]_*.ipynb"):
         nbformat.write(notebook_page(path, results), source / "notebooks" / path.name)
-    texts = sorted((root / "docs").glob("*.md"))
-    for path in [*texts, root / "README.md"]:
-        copy = source / path.relative_to(root)
-        copy.write_text(_relinked(path.read_text(encoding="utf-8"), path, root), encoding="utf-8")
+    for path in [*(root / "docs").glob("*.md"), root / "README.md"]:
+        text = _relinked(path.read_text(encoding="utf-8"), path, root)
+        (source / path.relative_to(root)).write_text(text, encoding="utf-8")
     # Reports and tables as files: of this run, and of those that the README speaks of.
     runs = {path.parent.name: path.parent for path in (root / "figures").glob("*/report.html")}
     for name, run in (runs | {results.name: results}).items():
         if run.is_dir():
             without = shutil.ignore_patterns("notebooks")
             shutil.copytree(run, source / "figures" / name, ignore=without)
-    contents = {
-        "Course": [f"notebooks/{path.stem}" for path in notebooks if path.stem[0] != "A"],
-        "Appendix": [f"notebooks/{path.stem}" for path in notebooks if path.stem[0] == "A"],
-        "More": [f"docs/{path.stem}" for path in texts],
-    }
-    trees = [
-        "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```"])
-        for title, pages in contents.items()
-        if pages
-    ]
     start = (source / "README.md").rename(source / "index.md")
-    start.write_text("\n\n".join([start.read_text(encoding="utf-8"), *trees]), encoding="utf-8")
+    with start.open("a", encoding="utf-8") as page:
+        for title, pages in CONTENTS.items():
+            if any(source.glob(f"{pages}.*")):
+                options = f":hidden:\n:glob:\n:caption: {title}"
+                page.write(f"\n```{{toctree}}\n{options}\n\n{pages}\n```\n")
 
 
 def notebook_page(path: Path, results: Path) -> NotebookNode:
@@ -91,12 +84,10 @@ def notebook_page(path: Path, results: Path) -> NotebookNode:
     notebook = nbformat.read(executed, as_version=4) if executed.is_file() else written
     notebook.metadata.pop("widgets", None)  # a live widget needs a kernel; its picture is shown
     describe_pictures(notebook, results, written)
-    note = ""
+    note = "This page shows the notebook as it was run; it has changed since."
     if notebook is written:
         note = f"This notebook was not run in the run shown here, `{results.name}`: no outputs."
-    elif _code(written) != _code(notebook):
-        note = "This page shows the notebook as it was run; it has changed since."
-    if note:
+    if notebook is written or _code(written) != _code(notebook):
         cell = nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```")
         notebook.cells.insert(1, cell)
     return notebook

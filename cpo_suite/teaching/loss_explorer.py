@@ -14,8 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cpo.losses import cpo_loss, ranked_cpo_loss
 from cpo_suite.report.plots import BLUE, PAGE, VERMILION, style
-from cpo_suite.teaching.pages import inline_picture
-from cpo_suite.teaching.piece import Piece
+from cpo_suite.teaching.piece import Piece, inline_picture
 
 MOST = 6  # candidates
 BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import ipywidgets
 from markupsafe import Markup, escape
 
-from cpo_suite.teaching.pages import table, text_of
-from cpo_suite.teaching.piece import Piece
+from cpo_suite.teaching.piece import Piece, table, text_of
 
 # From here on a token is as dark as it gets, in nats; below, in this many shades.
 DARKEST, SHADES = 8.0, 4

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets
+import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
-from cpo.evaluation.judging import Judged, Side, Verdicts
-from cpo_suite.teaching.pages import table, text_of
-from cpo_suite.teaching.piece import Piece
+from cpo.evaluation.judging import Judged, Verdicts
+from cpo_suite.teaching.piece import Piece, table, text_of
 
 # (prompt, response) -> what a grade is made of, by name; the oracle's parts.
 Parts = Callable[[Judged, str], Mapping[str, float]]
@@ -20,44 +20,14 @@ OUTCOMES = ("all", "won", "tied", "lost", "split", "invalid")
 VERDICTS = {"A": "A is better", "B": "B is better", "tie": "a tie", "invalid": "invalid"}
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """One pair, and what the judge said of it: `exchanged` with the sides exchanged, None where
-    only one order was judged. `number` counts the prompts from 1."""
-
-    number: int
-    example: Judged
-    response: str
-    model_side: Side
-    verdict: str
-    exchanged: str | None
-    points: float
-
-    @property
-    def outcome(self) -> str:
-        """One of `OUTCOMES`, for the model; "split" where the two orders contradict each other."""
-        if math.isnan(self.points):
-            return "invalid"
-        if self.points == 0.5 and self.verdict in ("A", "B"):
-            return "split"
-        return {1.0: "won", 0.5: "tied", 0.0: "lost"}.get(self.points, "split")
-
-    @property
-    def category(self) -> str:
-        """The category of the prompt; "" where the data have none."""
-        return str(getattr(self.example, "category", "") or "")
-
-    @property
-    def answers(self) -> dict[Side, str]:
-        """The texts as the judge saw them, A first."""
-        model, recorded = self.response, self.example.continuation
-        return dict(A=model, B=recorded) if self.model_side == "A" else dict(A=recorded, B=model)
-
-
 def judgements(
     verdicts: Verdicts, examples: Sequence[Judged], responses: Sequence[str]
-) -> list[Judgement]:
-    """The pairs behind verdicts, in their order.
+) -> pd.DataFrame:
+    """The pairs behind verdicts, in their order, numbered from 1 in the column `number`.
+
+    `A` and `B` are the texts as the judge saw them; `exchanged` is its verdict with the sides
+    exchanged, empty where only one order was judged. `outcome` is one of `OUTCOMES`, for the model:
+    "split" where the two orders contradict each other. `category` is "" where the data have none.
 
     Raises:
         ValueError: other prompts than the verdicts', or not a response to each.
@@ -68,34 +38,44 @@ def judgements(
             f"{len(verdicts)} verdicts, {len(ids)} prompts and {len(responses)} responses do "
             "not belong together: give the prompts that were judged, in their order"
         )
-    exchanged = verdicts.exchanged or [None] * len(ids)
-    judged = verdicts.model_sides, verdicts.verdicts, exchanged, verdicts.points.tolist()
-    rows = zip(examples, responses, *judged, strict=True)
-    return [Judgement(number, *row) for number, row in enumerate(rows, 1)]
+    recorded = [example.continuation for example in examples]
+    points, first = verdicts.points, np.array(verdicts.verdicts)
+    model_is_a = np.array(verdicts.model_sides) == "A"
+    split = (points == 0.5) & np.isin(first, ["A", "B"])
+    kinds = [np.isnan(points), split, points == 1, points == 0.5, points == 0]
+    return pd.DataFrame({
+        "number": range(1, len(ids) + 1),
+        "example": examples,
+        "category": [str(getattr(example, "category", "") or "") for example in examples],
+        "model_side": verdicts.model_sides,
+        "A": np.where(model_is_a, responses, recorded),
+        "B": np.where(model_is_a, recorded, responses),
+        "verdict": first,
+        "exchanged": verdicts.exchanged or None,
+        "points": points,
+        "outcome": np.select(kinds, ["invalid", "split", "won", "tied", "lost"], "split"),
+    })  # fmt: skip
 
 
-def verdict_browser(pairs: Mapping[str, Sequence[Judgement]], parts: Parts | None = None) -> Piece:
+def verdict_browser(pairs: Mapping[str, pd.DataFrame], parts: Parts | None = None) -> Piece:
     """The judged pairs of one model after the other, filtered by outcome and by category.
 
     Args:
-        pairs: for each name of a model its pairs.
+        pairs: for each name of a model its `judgements`.
         parts: what a grade is made of, shown beside each answer.
     """
-    categories = {pair.category for group in pairs.values() for pair in group} - {""}
-    labels = ["all", *sorted(categories)]
-    filters = {
-        "model": ipywidgets.Dropdown(options=list(pairs), description="model"),
-        "outcome": ipywidgets.Dropdown(options=OUTCOMES, description="for the model"),
-        "category": ipywidgets.Dropdown(options=labels, description="category"),
-    }
+    categories = set(pd.concat(list(pairs.values()))["category"]) - {""}
+    options = {"model": [*pairs], "outcome": OUTCOMES, "category": ["all", *sorted(categories)]}
+    filters = {name: ipywidgets.Dropdown(options=options[name]) for name in options}
+    for name, label in zip(filters, ("model", "for the model", "category"), strict=True):
+        filters[name].description = label
     position = ipywidgets.IntSlider(1, min=1, max=1, description="pair")
 
-    def chosen(model: str, outcome: str, category: str) -> list[Judgement]:
-        return [
-            pair
-            for pair in pairs[model]
-            if outcome in ("all", pair.outcome) and category in ("all", pair.category)
-        ]
+    def chosen(model: str, **wanted: str) -> pd.DataFrame:
+        left = pairs[model]
+        for column, value in wanted.items():
+            left = left if value == "all" else left[left[column] == value]
+        return left
 
     def count_again(_: object = None) -> None:
         values = {name: control.value for name, control in filters.items()}
@@ -103,9 +83,9 @@ def verdict_browser(pairs: Mapping[str, Sequence[Judgement]], parts: Parts | Non
 
     def draw(pair: int, **values: str) -> Markup:
         left = chosen(**values)
-        if not left:
+        if left.empty:
             return Markup("<p>No pair is left by this filter.</p>")
-        return judgement_page(left[pair - 1], f"Pair {pair} of {len(left)}", parts)
+        return judgement_page(left.iloc[pair - 1], f"Pair {pair} of {len(left)}", parts)
 
     count_again()
     for control in filters.values():
@@ -113,21 +93,21 @@ def verdict_browser(pairs: Mapping[str, Sequence[Judgement]], parts: Parts | Non
     return Piece("Verdict browser", draw, **filters, pair=position)
 
 
-def judgement_page(pair: Judgement, title: str, parts: Parts | None = None) -> Markup:
-    """Order, verdict and prompt of a pair, and the answers with what their grades are made of."""
+def judgement_page(pair: Any, title: str, parts: Parts | None = None) -> Markup:
+    """Order, verdict and prompt of a pair, a row of `judgements`, and the answers with what their
+    grades are made of."""
     verdict = VERDICTS[pair.verdict]
-    if pair.exchanged is not None:
+    if pd.notna(pair.exchanged):
         verdict += f"; with the sides exchanged, {VERDICTS[pair.exchanged]}"
-    points = "" if math.isnan(pair.points) else f", {pair.points:g} point(s)"
-    names: list[str] = []
-    rows = []
-    for side, text in pair.answers.items():
+    points = f", {pair.points:g} point(s)" if pd.notna(pair.points) else ""
+    rows, grades = [], dict[str, float]()
+    for side in ("A", "B"):
         whose = "the model's" if side == pair.model_side else "recorded"
         better = ", better" if pair.verdict == side else ""
-        grades = parts(pair.example, text) if parts else {}
-        names = [name.replace("_", " ") for name in grades]
-        row = [f"{side} ({whose}{better})", text_of(text.strip())]
-        rows.append(row + [f"{grade:.2f}" for grade in grades.values()])
+        grades = dict(parts(pair.example, pair[side])) if parts else {}
+        numbers = map("{:.2f}".format, grades.values())
+        rows.append([f"{side} ({whose}{better})", text_of(pair[side].strip()), *numbers])
+    header = ["", "answer", *(name.replace("_", " ") for name in grades)]
     return Markup(
         "<p><b>{}</b>: prompt {}, {}, {}<br>"
         "<b>Order</b>: the model's is {}, the recorded one {} (the judge does not know)<br>"
@@ -135,5 +115,5 @@ def judgement_page(pair: Judgement, title: str, parts: Parts | None = None) -> M
     ).format(
         title, pair.number, pair.example.id, pair.category, pair.model_side,
         "B" if pair.model_side == "A" else "A", verdict, pair.outcome, points,
-        text_of(pair.example.prefix.strip()), table(["", "answer", *names], rows, row_names=True),
+        text_of(pair.example.prefix.strip()), table(header, rows, row_names=True),
     )  # fmt: skip
