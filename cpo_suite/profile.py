@@ -34,8 +34,7 @@ from cpo.evaluation.chat import secret_in
 from cpo.negatives import SAMPLERS
 from cpo.registry import nearest
 from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
-from cpo_suite.comparison import Comparison
-from cpo_suite.paper import COMPARISONS, ROWS, ModelName, Objective, Row, Steps, rows_of
+from cpo_suite.paper import COMPARISONS, ROWS, Comparison, ModelName, Objective, Row, Steps, rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -121,17 +120,12 @@ class Model(_Settings):
     pretraining: Pretraining | None = None
 
     @property
-    def known_width(self) -> int:
-        """The width as given or by the configuration; 0 where neither says."""
+    def shape(self) -> tuple[int, int]:
+        """Width and layers, as set or by the configuration; 0 where neither says."""
         config = self.config or {}
-        return int(self.width or config.get("hidden_size") or config.get("n_embd") or 0)
-
-    @property
-    def size(self) -> int:
-        """Width times layers, as set or by the configuration; 0 where neither says."""
-        config = self.config or {}
+        width = self.width or config.get("hidden_size") or config.get("n_embd") or 0
         layers = self.layers or config.get("num_hidden_layers") or config.get("n_layer") or 0
-        return self.known_width * int(layers)
+        return int(width), int(layers)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
