@@ -19,16 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic.functional_validators import AfterValidator, field_validator, model_validator
 
 from cpo.data import ArticleColumn, PairColumn, Task
 from cpo.evaluation.chat import secret_in
@@ -333,6 +325,10 @@ class Mauve(_Settings):
     max_text_tokens: int = Field(64, ge=4)
 
 
+PaperRows = Annotated[str, _checked(_in_the_paper)]
+Claim = Annotated[str, _checked(Comparison.parse)]
+
+
 class Profile(_Settings):
     """All settings of a run; see the YAML files in `profiles/` for what each is for."""
 
@@ -363,16 +359,15 @@ class Profile(_Settings):
     mauve: Mauve
     generation_batch: Count = 128
     # Of the paper's rows, by id or by how ids begin, as in `t3` and `x/small`.
-    leaves_out: tuple[Annotated[str, _checked(_in_the_paper)], ...] = ()
+    leaves_out: tuple[PaperRows, ...] = ()
     # Rows beside the paper's, by id; a notebook adds them with `Suite.add_row`.
     own_rows: dict[str, Row] = {}
     # What is trained: unless set, all of both but those left out.
     rows: tuple[str, ...] = Field(None, validate_default=True, strict=False)
     # Comparisons in place of the paper's for the same claim; see `cpo_suite.report.claims`.
-    claims: dict[
-        Annotated[int, Field(ge=1, le=12)],
-        tuple[Annotated[str, _checked(Comparison.parse)], ...],
-    ] = Field({}, validate_default=True)
+    claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[Claim, ...]] = Field(
+        {}, validate_default=True
+    )
 
     @field_validator("own_rows")
     @classmethod
@@ -553,15 +548,13 @@ def _key_and_value(override: str) -> tuple[str, Any]:
     return key.strip(), parse_value(text)
 
 
-def _read(
-    name_or_path: str | Path, overrides: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """What a profile's file holds, with the overrides and absolute paths, and which are missing."""
-    path = Path(name_or_path)
+    path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        path = ROOT / "profiles" / f"{name_or_path}.yaml"
+        path = ROOT / "profiles" / f"{name}.yaml"
         if not path.is_file():
-            raise ProfileError(unknown("profile", str(name_or_path), profile_names()))
+            raise ProfileError(unknown("profile", str(name), profile_names()))
     elif not path.is_file():
         raise ProfileError(f"no profile file {path}")
     raw = parse_value(path.read_bytes(), str(path))
@@ -571,14 +564,14 @@ def _read(
         key, value = _key_and_value(with_absolute_paths(override))
         *groups, last = key.split(".")
         group = raw
-        for name in groups:
+        for outer in groups:
             # One that the file leaves out is begun here; validation names it if there is no such.
-            if group.get(name) is None:
-                group[name] = {}
-            group = group[name]
+            if group.get(outer) is None:
+                group[outer] = {}
+            group = group[outer]
             if not isinstance(group, dict):
                 raise ProfileError(
-                    f"unknown key '{key}': '{name}' is one value, not a group of keys"
+                    f"unknown key '{key}': '{outer}' is one value, not a group of keys"
                 )
         group[last] = value
     data = Path(os.environ.get("CPO_DATA") or _UNSET).expanduser()
@@ -633,16 +626,16 @@ def _explain(problem: Any) -> str:
     """What is wrong with which key, and the nearest valid one."""
     keys = [str(part) for part in problem["loc"] if part != "[key]"]
     dotted, message = ".".join(keys), problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "missing":
-        return f"key '{dotted}' is missing"
-    choices: list[str] = []
-    if problem["type"] == "extra_forbidden":
-        choices = _keys_at(keys[:-1])
-    elif problem["type"] == "literal_error" and problem["loc"][-1] == "[key]":
-        choices = re.findall(r"'([^']*)'", message)
-    if choices:
-        return f"unknown key '{dotted}'.{nearest(keys[-1], choices)}"
-    return f"{dotted}: {message}" if dotted else message
+    match problem:
+        case {"type": "missing"}:
+            return f"key '{dotted}' is missing"
+        case {"type": "extra_forbidden"}:
+            choices = _keys_at(keys[:-1])
+        case {"type": "literal_error", "loc": (*_, "[key]")}:
+            choices = re.findall(r"'([^']*)'", message)
+        case _:
+            return f"{dotted}: {message}" if dotted else message
+    return f"unknown key '{dotted}'.{nearest(keys[-1], choices)}"
 
 
 def _keys_at(keys: Sequence[str]) -> list[str]:

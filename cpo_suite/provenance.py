@@ -35,18 +35,15 @@ def git_revision() -> dict[str, Any] | None:
 
     What runs write under `figures/` does not make it unclean: it is a result, not a cause.
     """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, text=True, timeout=30
-        ).strip()
-
+    git = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--"]
+    command = [*git, ":(top)", ":(top,exclude)figures"]
     try:
-        changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)figures")
-        return {"revision": git("rev-parse", "HEAD"), "clean": not changed}
+        status = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
+    lines = status.stdout.splitlines()
+    [revision] = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
+    return {"revision": revision, "clean": all(line.startswith("# ") for line in lines)}
 
 
 def package_version(package: str) -> str | None:
