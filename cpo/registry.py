@@ -52,9 +52,7 @@ class Registry(dict[str, Function]):
         """Raises this registry's `error`, with the nearest name, where the name is unknown."""
         known = (*self.reserved, *self)
         if name not in known:
-            raise self.error(
-                f"unknown {self.kind} '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
-            )
+            raise self.error(unknown(self.kind, name, known))
 
     def register(self, name: str) -> Callable[[Function], Function]:
         """Decorator that makes a function known by `name`.
@@ -92,6 +90,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the closest choice, or an empty string."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> str:
+    """What is wrong with a name that is not among those `known`, with the nearest of them."""
+    return f"unknown {kind} '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
 
 
 def is_ours(function: Callable[..., Any]) -> bool:

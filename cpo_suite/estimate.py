@@ -188,4 +188,4 @@ def _activations_gb(profile: Profile, name: ModelName) -> float:
     """Of one micro-batch; 0 where the model's width and layers are not known."""
     model = profile.models[name]
     bytes_a_unit = BYTES_A_UNIT[profile.optimiser.precision]
-    return bytes_a_unit * model.size * profile.optimiser.micro_batch_tokens / 1e9
+    return bytes_a_unit * math.prod(model.shape) * profile.optimiser.micro_batch_tokens / 1e9

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables and figures, and the numbers it prints for them.
+"""The rows of the paper's tables and figures, the numbers it prints for them, and its claims.
 
 Feng, Ram, Hawkins, Rawal, Zhao, Zha: *Sequence-level Large Language Model Training with Contrastive
 Preference Optimization*, Findings of NAACL 2025, arXiv 2502.16433.
@@ -9,15 +9,24 @@ rows run at every size.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from itertools import zip_longest
+from typing import Literal, cast
+
+from pydantic import TypeAdapter
 
 from cpo.data import Task
+from cpo.registry import unknown
 
 ModelName = Literal["gpt2", "llama", "llama_small"]
 Objective = str  # mle, pss, cpo, ranked_cpo, dpo, ranking_nce; or one that a user registered
 Steps = Literal["long", "short", "ablation", "articles"]
 ReferenceName = Literal["reference", "ablation_reference", "articles_reference"]
+Relation = Literal[">", ">=", "~", "overhead"]
 
 
 @dataclass(frozen=True)
@@ -54,100 +63,87 @@ class Row:
         return "mauve" if self.table == "t4" else "win_rate"
 
 
-def _ensembles(trained: Row, printed: dict[float, float]) -> list[Row]:
-    """The rows `ID/alpha` of a trained CPO row ID, from itself (alpha = 0) upwards."""
-    return [
-        replace(trained, id=f"{trained.id}/{alpha:g}", alpha=alpha, paper=paper)
-        for alpha, paper in printed.items()
-    ]
-
-
-# Table 1: GPT2-XL, Dolly. Table 2: OpenLlama-3B, Dolly; MLE1, ANR and AN were trained for 200
-# steps.
-_TABLE_1 = [
-    Row("t1/MLE", "gpt2", "mle", "long", paper=0.471),
-    Row("t1/PSS", "gpt2", "pss", "long", paper=0.086),
-    Row("t1/DPO", "gpt2", "dpo", "long", "UN", paper=0.383),
-    Row("t1/ANR", "gpt2", "ranked_cpo", "long", "AN", paper=0.506),
-    *_ensembles(
-        Row("t1/MixNR", "gpt2", "ranked_cpo", "long", "MixN"),
-        {0: 0.476, 0.5: 0.479, 0.7: 0.487, 0.9: 0.485},
-    ),
-]
-_TABLE_2 = [
-    Row("t2/MLE1", "llama", "mle", "short", paper=0.505),
-    Row("t2/PSS", "llama", "pss", "long", paper=0.270),
-    Row("t2/DPO", "llama", "dpo", "long", "UN", paper=0.555),
-    Row("t2/ANR", "llama", "ranked_cpo", "short", "AN", paper=0.643),
-    Row("t2/AN", "llama", "cpo", "short", "AN", paper=0.56),
-    Row("t2/MLE2", "llama", "mle", "long", paper=0.522),
-    *_ensembles(
-        Row("t2/MixNR", "llama", "ranked_cpo", "long", "MixN"),
-        {0: 0.608, 0.1: 0.620, 0.3: 0.614, 0.5: 0.610, 0.7: 0.601, 0.9: 0.550},
-    ),
-    Row("t2/MixN", "llama", "cpo", "long", "MixN", paper=0.576),
-]
-
+# A line for each trained model: its row's id, model, objective, steps and negatives, then further
+# fields, or the numbers that the paper prints: of an ensemble one for each of `_ALPHAS`.
+# Table 1: GPT2-XL, Dolly. Table 2: OpenLlama-3B, Dolly; 200 steps of MLE1, ANR and AN.
 # Tables 3 and 4, and figure 2: OpenLlama-3B, Wikipedia; four batch negatives, ranked.
-_ARTICLES = Row("", "llama", "mle", "articles", task="articles", reference="articles_reference")
-_BNR = replace(_ARTICLES, objective="ranked_cpo", negatives="BN-articles")
-_TABLE_3 = [
-    replace(_ARTICLES, id="t3/MLE", paper=0.508),
-    *_ensembles(replace(_BNR, id="t3/BNR"), {0: 0.455, 0.5: 0.505, 0.7: 0.500, 0.9: 0.538}),
-]
-_TABLE_4 = [
-    replace(_ARTICLES, id="t4/MLE", paper=0.524),
-    *_ensembles(
-        replace(_BNR, id="t4/BNR"),
-        {0: 0.610, 0.1: 0.627, 0.3: 0.673, 0.5: 0.645, 0.7: 0.651, 0.9: 0.668},
-    ),
-]
-
-# Figure 1, decoding panel. Which CPO model it shows is unstated: ANR, and MLE of as many steps.
-DECODINGS = ("greedy", "top_p", "top_k", "beam")
-_FIGURE_1A = [
-    replace(row, id=f"{row.id}/{decoding}", decoding=decoding)
-    for decoding in DECODINGS
-    for row in (
-        Row("f1a/MLE", "llama", "mle", "short"),
-        Row("f1a/ANR", "llama", "ranked_cpo", "short", "AN"),
-    )
-]
-
+# Figure 1, decoding panel: which CPO model it shows is unstated; ANR, and MLE of as many steps.
 # Figure 1, negatives panel: a reference of 1,000 steps, 4 negatives, 200 steps, always ranked. The
 # text speaks of BNR, TNR and MNR; ANR, MixNR and continued MLE are added to read them against.
-_MLE = Row("f1b/MLE", "llama", "mle", "ablation", reference="ablation_reference")
-_FIGURE_1B = [_MLE] + [
-    replace(_MLE, id=f"f1b/{kind}R", objective="ranked_cpo", negatives=f"{kind}-ablation")
-    for kind in ("BN", "TN", "MN", "AN", "MixN")
-]
-
-# Beyond the paper: the combined objective that section 4 names and does not train; ranking NCE
+# Beyond the paper (x): the combined objective that section 4 names and does not train; ranking NCE
 # (appendix A.5), which has no reference; fewer negatives (K = 2 and 5 beside ANR's 12); and a
 # smaller model, for the claim that the gain grows with the model.
-_EXTRAS = [
-    Row("x/MixNR+MLE/0.5", "llama", "ranked_cpo", "long", "MixN", mle_weight=0.5),
-    Row("x/NCE", "llama", "ranking_nce", "short", "AN"),
-    Row("x/ANR/K2", "llama", "ranked_cpo", "short", "AN-1"),
-    Row("x/ANR/K5", "llama", "ranked_cpo", "short", "AN-4"),
-    Row("x/small/MLE", "llama_small", "mle", "short"),
-    Row("x/small/ANR", "llama_small", "ranked_cpo", "short", "AN"),
-]
+_TABLE = """\
+t1/MLE          gpt2        mle         long     -             0.471
+t1/PSS          gpt2        pss         long     -             0.086
+t1/DPO          gpt2        dpo         long     UN            0.383
+t1/ANR          gpt2        ranked_cpo  long     AN            0.506
+t1/MixNR        gpt2        ranked_cpo  long     MixN          0.476 0.479 0.487 0.485
+t2/MLE1         llama       mle         short    -             0.505
+t2/PSS          llama       pss         long     -             0.270
+t2/DPO          llama       dpo         long     UN            0.555
+t2/ANR          llama       ranked_cpo  short    AN            0.643
+t2/AN           llama       cpo         short    AN            0.56
+t2/MLE2         llama       mle         long     -             0.522
+t2/MixNR        llama       ranked_cpo  long     MixN          0.608 0.620 0.614 0.610 0.601 0.550
+t2/MixN         llama       cpo         long     MixN          0.576
+t3/MLE          llama       mle         articles -             0.508
+t3/BNR          llama       ranked_cpo  articles BN-articles   0.455 0.505 0.500 0.538
+t4/MLE          llama       mle         articles -             0.524
+t4/BNR          llama       ranked_cpo  articles BN-articles   0.610 0.627 0.673 0.645 0.651 0.668
+f1a/MLE/greedy  llama       mle         short    -             decoding=greedy
+f1a/ANR/greedy  llama       ranked_cpo  short    AN            decoding=greedy
+f1a/MLE/top_p   llama       mle         short    -             decoding=top_p
+f1a/ANR/top_p   llama       ranked_cpo  short    AN            decoding=top_p
+f1a/MLE/top_k   llama       mle         short    -             decoding=top_k
+f1a/ANR/top_k   llama       ranked_cpo  short    AN            decoding=top_k
+f1a/MLE/beam    llama       mle         short    -             decoding=beam
+f1a/ANR/beam    llama       ranked_cpo  short    AN            decoding=beam
+f1b/MLE         llama       mle         ablation -
+f1b/BNR         llama       ranked_cpo  ablation BN-ablation
+f1b/TNR         llama       ranked_cpo  ablation TN-ablation
+f1b/MNR         llama       ranked_cpo  ablation MN-ablation
+f1b/ANR         llama       ranked_cpo  ablation AN-ablation
+f1b/MixNR       llama       ranked_cpo  ablation MixN-ablation
+x/MixNR+MLE/0.5 llama       ranked_cpo  long     MixN          mle_weight=0.5
+x/NCE           llama       ranking_nce short    AN
+x/ANR/K2        llama       ranked_cpo  short    AN-1
+x/ANR/K5        llama       ranked_cpo  short    AN-4
+x/small/MLE     llama_small mle         short    -
+x/small/ANR     llama_small ranked_cpo  short    AN
+"""
+_COLUMNS = ("id", "model", "objective", "steps", "negatives")
+# By how many numbers are printed.
+_ALPHAS = {0: (None,), 1: (None,), 4: (0.0, 0.5, 0.7, 0.9), 6: (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)}
+_BY_STEPS = {
+    "ablation": {"reference": "ablation_reference"},
+    "articles": {"reference": "articles_reference", "task": "articles"},
+}
+DECODINGS = ("greedy", "top_p", "top_k", "beam")
 
-ROWS: dict[str, Row] = {
-    row.id: row
-    for row in [
-        *_TABLE_1, *_TABLE_2, *_TABLE_3, *_TABLE_4, *_FIGURE_1A, *_FIGURE_1B, *_EXTRAS,
+
+def _rows(line: str) -> Iterator[Row]:
+    """The rows of a line: one, or an ensemble's from the trained model (alpha = 0) upwards."""
+    words = line.split()
+    pairs = [
+        *zip(_COLUMNS, words, strict=False),
+        *(word.split("=") for word in words if "=" in word),
     ]
-}  # fmt: skip
+    fields = {name: value for name, value in pairs if value != "-"}
+    row = TypeAdapter(Row).validate_python(_BY_STEPS.get(fields["steps"], {}) | fields)
+    printed = [float(word) for word in words[5:] if "=" not in word]
+    for alpha, number in zip_longest(_ALPHAS[len(printed)], printed):
+        row_id = row.id if alpha is None else f"{row.id}/{alpha:g}"
+        yield replace(row, id=row_id, alpha=alpha, paper=number)
+
+
+ROWS = {row.id: row for line in _TABLE.splitlines() for row in _rows(line)}
 
 # The comparisons on which each claim is judged, named before anything ran; `Comparison` reads them.
 # `>=` allows two points less, `~` two points either way.
 COMPARISONS: dict[int, tuple[str, ...]] = {
     1: ("t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "t2/MixNR/0.1 > t2/MLE2"),
-    2: (
-        "t1/ANR > t1/DPO", "t1/ANR > t1/PSS", "t2/MixNR/0.1 > t2/DPO", "t2/MixNR/0.1 > t2/PSS",
-    ),
+    2: ("t1/ANR > t1/DPO", "t1/ANR > t1/PSS", "t2/MixNR/0.1 > t2/DPO", "t2/MixNR/0.1 > t2/PSS"),
     3: tuple(f"f1a/ANR/{decoding} > f1a/MLE/{decoding}" for decoding in DECODINGS),
     4: ("t2/ANR > t2/AN", "t2/MixNR/0 > t2/MixN"),
     5: ("f1b/BNR ~ f1b/TNR", "f1b/BNR >= f1b/MNR", "f1b/TNR >= f1b/MNR"),
@@ -199,3 +195,60 @@ def _row_like(row: Row) -> Row:
     if not alike:
         raise KeyError(f"the paper has no {row.objective} row that goes with {row.id}")
     return min(alike, key=lambda other: other.table != row.table)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`left relation right`, each a row or a sum of rows with signs, or `overhead ROW`.
+
+    `>`: more; `>=`: not less by more than a margin; `~`: alike within it. `best(t2/MixNR)` stands
+    for the ensemble strictly between that is best on validation prompts, `ends(t2/MixNR)` for the
+    better end there. `overhead ROW` sets a row's training time against that of MLE continued for as
+    many steps. `weights` says of each row how often it counts in `left - right`.
+    """
+
+    relation: Relation
+    weights: dict[str, int]
+
+    @classmethod
+    def parse(cls, text: str) -> Comparison:
+        """Read a comparison.
+
+        Raises:
+            ValueError: it cannot be read, or names no row of the paper.
+        """
+        if text.startswith("overhead "):
+            comparison = cls("overhead", {text.removeprefix("overhead ").strip(): 1})
+        else:
+            sides = re.split(r"\s(>=|>|~)\s", text)
+            if len(sides) != 3:
+                raise ValueError(f"'{text}' is no comparison: write `ROW > ROW`, with >, >= or ~")
+            weights = Counter[str]()
+            for sign, side in ((1, sides[0]), (-1, sides[2])):
+                for term in re.split(r"\s(?=[+-]\s)", f"+ {side.strip()}"):
+                    weights[term[2:]] += sign if term[0] == "+" else -sign
+            comparison = cls(cast(Relation, sides[1]), weights)
+        for row_id in comparison.rows:
+            if row_id not in ROWS:
+                raise ValueError(unknown("row", row_id, ROWS))
+        return comparison
+
+    @cached_property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """For each `best` and `ends` the rows that it is chosen from."""
+        matches = {name: re.fullmatch(r"(best|ends)\((\S+)\)", name) for name in self.weights}
+        return {name: _choice(*match.groups()) for name, match in matches.items() if match}
+
+    @property
+    def rows(self) -> list[str]:
+        """Every row that it needs."""
+        return [row for name in self.weights for row in self.choices.get(name, (name,))]
+
+
+def _choice(which: str, trained: str) -> tuple[str, ...]:
+    ensembles = [row for row in rows_of(trained) if row.alpha is not None]
+    if not ensembles:
+        raise ValueError(f"{which}({trained}): there are no ensembles '{trained}/alpha'")
+    if which == "best":
+        return tuple(row.id for row in ensembles if row.alpha)
+    return (ensembles[0].id, continued_mle(ensembles[0]).id)

@@ -14,28 +14,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic.functional_validators import AfterValidator, field_validator, model_validator
 
 from cpo.data import ArticleColumn, PairColumn, Task
 from cpo.evaluation.chat import secret_in
 from cpo.negatives import SAMPLERS
-from cpo.registry import nearest
+from cpo.registry import nearest, unknown
 from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
-from cpo_suite.comparison import Comparison
-from cpo_suite.paper import COMPARISONS, ROWS, ModelName, Objective, Row, Steps, rows_of
+from cpo_suite.paper import COMPARISONS, ROWS, Comparison, ModelName, Objective, Row, Steps, rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +38,29 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 class ProfileError(ValueError):
     """A profile that cannot be used; the message says which key is wrong and what is valid."""
+
+
+def _checked(check: Callable[[str], object]) -> AfterValidator:
+    """Refuses a text where `check` raises ValueError."""
+
+    def validate(text: str) -> str:
+        check(text)
+        return text
+
+    return AfterValidator(validate)
+
+
+def _without_secret(url: str) -> None:
+    if secret := secret_in(url):
+        raise ValueError(
+            f"the address holds {secret}, and is written into results: put the key into the "
+            "environment variable that api_key_variable names"
+        )
+
+
+def _in_the_paper(name: str) -> None:
+    if not rows_of(name):
+        raise ValueError(unknown("row", name, ROWS))
 
 
 class _Settings(BaseModel):
@@ -121,17 +136,12 @@ class Model(_Settings):
     pretraining: Pretraining | None = None
 
     @property
-    def known_width(self) -> int:
-        """The width as given or by the configuration; 0 where neither says."""
+    def shape(self) -> tuple[int, int]:
+        """Width and layers, as set or by the configuration; 0 where neither says."""
         config = self.config or {}
-        return int(self.width or config.get("hidden_size") or config.get("n_embd") or 0)
-
-    @property
-    def size(self) -> int:
-        """Width times layers, as set or by the configuration; 0 where neither says."""
-        config = self.config or {}
+        width = self.width or config.get("hidden_size") or config.get("n_embd") or 0
         layers = self.layers or config.get("num_hidden_layers") or config.get("n_layer") or 0
-        return self.known_width * int(layers)
+        return int(width), int(layers)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
@@ -211,9 +221,8 @@ class Continuation(_Settings):
 
     def rate_of(self, objective: Objective) -> float:
         """The learning rate of an objective."""
-        rates: dict[Any, float] = {**self.learning_rate}
-        own = {"pss": rates["mle"], "dpo": rates["cpo"], **rates}
-        return own.get(objective, rates["cpo"])
+        rates: dict[Any, float] = {"pss": self.learning_rate["mle"], **self.learning_rate}
+        return rates.get(objective, rates["cpo"])
 
     def beta_of(self, objective: Objective) -> float:
         """The scale of the rewards of an objective; 0 where it has none."""
@@ -231,7 +240,7 @@ class Server(_Settings):
     model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key
 
     model: str
-    base_url: str = "https://api.openai.com/v1"
+    base_url: Annotated[str, _checked(_without_secret)] = "https://api.openai.com/v1"
     api_key_variable: str = "OPENAI_API_KEY"
     parameters: dict[str, float | int | str] = {}
     concurrency: Count = 8
@@ -240,16 +249,6 @@ class Server(_Settings):
     usd_per_million_input: NotNegative = 0.0
     usd_per_million_output: NotNegative = 0.0
     max_usd: NotNegative | None = None
-
-    @field_validator("base_url")
-    @classmethod
-    def _without_secret(cls, url: str) -> str:
-        if secret := secret_in(url):
-            raise ValueError(
-                f"the address holds {secret}, and is written into results: put the key into the "
-                "environment variable that api_key_variable names"
-            )
-        return url
 
 
 class Unhelpful(_Settings):
@@ -326,6 +325,10 @@ class Mauve(_Settings):
     max_text_tokens: int = Field(64, ge=4)
 
 
+PaperRows = Annotated[str, _checked(_in_the_paper)]
+Claim = Annotated[str, _checked(Comparison.parse)]
+
+
 class Profile(_Settings):
     """All settings of a run; see the YAML files in `profiles/` for what each is for."""
 
@@ -348,7 +351,7 @@ class Profile(_Settings):
     ablation_reference: Stage
     articles_reference: Stage
     continuation: Continuation
-    negatives: dict[str, dict[str, Count]]
+    negatives: dict[str, dict[Annotated[str, _checked(SAMPLERS.check)], Count]]
     unhelpful: Unhelpful = Unhelpful()
     embedded_texts_per_second: Positive = 430.0  # of one process; for the plan
     decoding: dict[str, Decoding]
@@ -356,15 +359,29 @@ class Profile(_Settings):
     mauve: Mauve
     generation_batch: Count = 128
     # Of the paper's rows, by id or by how ids begin, as in `t3` and `x/small`.
-    leaves_out: tuple[str, ...] = ()
+    leaves_out: tuple[PaperRows, ...] = ()
     # Rows beside the paper's, by id; a notebook adds them with `Suite.add_row`.
     own_rows: dict[str, Row] = {}
     # What is trained: unless set, all of both but those left out.
     rows: tuple[str, ...] = Field(None, validate_default=True, strict=False)
     # Comparisons in place of the paper's for the same claim; see `cpo_suite.report.claims`.
-    claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[str, ...]] = Field(
+    claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[Claim, ...]] = Field(
         {}, validate_default=True
     )
+
+    @field_validator("own_rows")
+    @classmethod
+    def _can_be_trained(cls, rows: dict[str, Row]) -> dict[str, Row]:
+        for row_id, row in rows.items():
+            if row_id != row.id or not row_id.startswith("own/"):
+                raise ValueError(f"'{row_id}' is no id of a row of one's own, such as own/NAME")
+            if row.alpha is not None:
+                raise ValueError(f"{row_id} is an ensemble; use `cpo.ensembling` to mix two models")
+            OBJECTIVES.check(row.objective)
+            if (row.negatives is None) == (row.objective in OBJECTIVES):
+                needs = "needs" if row.negatives is None else "has no use for"
+                raise ValueError(f"{row_id}: the objective {row.objective} {needs} negatives")
+        return rows
 
     @field_validator("rows", mode="before")
     @classmethod
@@ -381,13 +398,10 @@ class Profile(_Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
-        for row_id, row in self.own_rows.items():
-            _check_own_row(row_id, row)
-        every_row = self.every_row
         for row_id in self.rows:
-            if row_id not in every_row:
-                raise ValueError(f"rows: {_unknown('row', row_id, every_row)}")
-            row = every_row[row_id]
+            if row_id not in self.every_row:
+                raise ValueError(f"rows: {unknown('row', row_id, self.every_row)}")
+            row = self.every_row[row_id]
             for group, name, settings in (
                 ("models", row.model, self.models),
                 ("negatives", row.negatives, self.negatives),
@@ -396,14 +410,10 @@ class Profile(_Settings):
                 ("decoding", "greedy", self.decoding),  # of references, always
             ):
                 if name is not None and name not in settings:
-                    raise ValueError(f"rows: {row_id} needs {group}.{name}, which is missing")
-        for name in self.leaves_out:
-            if not rows_of(name):
-                raise ValueError(f"leaves_out: {_unknown('row', name, ROWS)}")
-        for number, texts in self.claims.items():
-            for row_id in (row for text in texts for row in Comparison.parse(text).rows):
-                if row_id not in ROWS:
-                    raise ValueError(f"claims.{number}: {_unknown('row', row_id, ROWS)}")
+                    hint = nearest(name, settings)
+                    raise ValueError(
+                        f"rows: {row_id} needs {group}.{name}, which is missing.{hint}"
+                    )
         for stage in ("reference", "ablation_reference", "articles_reference", "continuation"):
             batch = getattr(self, stage).batch
             if batch % self.processes.count:
@@ -414,16 +424,12 @@ class Profile(_Settings):
         for objective in ("mle", "cpo"):
             if objective not in self.continuation.learning_rate:
                 raise ValueError(f"continuation.learning_rate: `{objective}` is missing")
+        others = self.continuation.batch - 1
         for name, mixture in self.negatives.items():
-            for kind in mixture:
-                if kind not in SAMPLERS:
-                    kinds = _unknown("kind", kind, sorted(SAMPLERS))
-                    raise ValueError(f"negatives.{name}: {kinds}")
-            others = self.continuation.batch - 1
-            if mixture.get("BN", 0) > others:
+            if (count := mixture.get("BN", 0)) > others:
                 raise ValueError(
-                    f"negatives.{name}: {mixture['BN']} BN cannot be drawn from the {others} other "
-                    "rows of a global batch: raise continuation.batch or lower the count"
+                    f"negatives.{name}: {count} BN cannot be drawn from the {others} other rows of "
+                    "a global batch: raise continuation.batch or lower the count"
                 )
         return self
 
@@ -457,22 +463,6 @@ class Profile(_Settings):
         return _validated(self.model_copy(update=changed).model_dump_json(), row.id)
 
 
-def _check_own_row(row_id: str, row: Row) -> None:
-    """Raises `ValueError` for a row that is no row of one's own, or cannot be trained."""
-    if row_id != row.id or not row_id.startswith("own/"):
-        raise ValueError(f"own_rows: '{row_id}' is no id of a row of one's own, such as own/NAME")
-    if row.alpha is not None:
-        raise ValueError(
-            f"own_rows: {row_id} is an ensemble; mix the two models with `cpo.ensembling` instead"
-        )
-    known = (*NEXT_TOKEN_OBJECTIVES, *sorted(OBJECTIVES))
-    if row.objective not in known:
-        raise ValueError(f"own_rows: {row_id}: {_unknown('objective', row.objective, known)}")
-    if (row.negatives is None) == (row.objective in OBJECTIVES):
-        needs = "needs negatives" if row.negatives is None else "has no use for negatives"
-        raise ValueError(f"own_rows: {row_id}: the objective {row.objective} {needs}")
-
-
 def profile_names() -> list[str]:
     """Names of the profiles that come with the project."""
     return sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
@@ -490,8 +480,8 @@ def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pro
         ProfileError: naming the key and the nearest valid one, for an unknown profile or key, or a
             wrong type.
     """
-    path, raw = _read(name_or_path, overrides)
-    return _validated(json.dumps(_map_paths(raw, _absolute(_folders(path)))), path.name)
+    raw, _ = _read(name_or_path, overrides)
+    return _validated(json.dumps(raw), Path(name_or_path).name)
 
 
 def missing_paths(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
@@ -501,43 +491,13 @@ def missing_paths(name_or_path: str | Path, overrides: Sequence[str] = ()) -> di
     Raises:
         ProfileError: there is no such profile, or it cannot be read.
     """
-    path, raw = _read(name_or_path, overrides)
-    missing = {}
-
-    def look(key: str, text: str) -> str:
-        places = _places(key, text, _folders(path))
-        if places and not os.path.exists(places[0]):
-            missing[key] = ", nor does ".join([f"{places[0]} does not exist", *places[1:]])
-            if places[-1].startswith("$"):
-                command = f"CPO_DATA=/path ./run_all.sh --profile {name_or_path}"
-                missing[key] += f". CPO_DATA, the folder of data, is not set: `{command}`"
-        return text
-
-    _map_paths(raw, look)
-    return missing
+    _, missing = _read(name_or_path, overrides)
+    command = f"`CPO_DATA=/path ./run_all.sh --profile {name_or_path}`"
+    hint = f". CPO_DATA, the folder of data, is not set: {command}"
+    return {key: text + (hint if _UNSET in text else "") for key, text in missing.items()}
 
 
-def parse_value(text: str) -> Any:
-    """A value as it would be read from a profile: `1e-5` a float, `true` a bool, `[a]` a list."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ProfileError(f"'{text}' is no YAML value: {' '.join(str(error).split())}") from None
-
-
-def with_absolute_paths(override: str) -> str:
-    """The override with its paths absolute, so that it means the same in every folder."""
-    key = override.partition("=")[0].strip()
-    return map_override(override, lambda value: _map_paths(value, _absolute([Path.cwd()]), key))
-
-
-def map_override(override: str, change: Callable[[Any], Any]) -> str:
-    """The override with its value changed; as it was written where that changes nothing."""
-    key, _, text = override.partition("=")
-    value = parse_value(text)
-    changed = change(value)
-    # As JSON, which is YAML too: a path may hold what has a meaning there.
-    return override if changed == value else f"{key}={_json(changed)}"
+# --- Reading --------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -551,87 +511,103 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
+def parse_value(text: str | bytes, name: str = "") -> Any:
+    """A value as it would be read from a profile: `1e-5` a float, `true` a bool, `[a]` a list.
 
+    It is of JSON's types, a date a text; where YAML has an alias stands a copy of its own, so that
+    an override changes one place.
 
-def _unknown(what: str, word: str, choices: Iterable[str]) -> str:
-    choices = list(choices)
-    return f"unknown {what} '{word}'.{nearest(word, choices)} Known: {', '.join(choices)}."
-
-
-def _read(name_or_path: str | Path, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
-    """The file of a profile, and what it holds, with the overrides; its own paths as written."""
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = ROOT / "profiles" / f"{name_or_path}.yaml"
-        if not path.is_file():
-            raise ProfileError(_unknown("profile", str(name_or_path), profile_names()))
-    elif not path.is_file():
-        raise ProfileError(f"no profile file {path}")
+    Raises:
+        ProfileError: it is not valid YAML; the message calls it by its name.
+    """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
-    # A copy of its own for each place that a YAML alias stands in: an override changes one place.
-    raw = json.loads(_json(raw))
-    for override in overrides:
-        _override(raw, with_absolute_paths(override))
-    return path, raw
+        return json.loads(json.dumps(yaml.load(text, Loader=_Loader), default=str))
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ProfileError(f"{name or repr(text)} is not valid YAML: {problem}") from None
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def with_absolute_paths(override: str) -> str:
+    """The override with its paths absolute, so that it means the same in every folder."""
+    key, _ = _key_and_value(override)
+    return map_override(override, lambda value: _absolute(value, [Path.cwd()], {}, key))
+
+
+def map_override(override: str, change: Callable[[Any], Any]) -> str:
+    """The override with its value changed; as it was written where that changes nothing."""
+    key, value = _key_and_value(override)
+    changed = change(value)
+    # As JSON, which is YAML too: a path may hold what has a meaning there.
+    return override if changed == value else f"{key}={json.dumps(changed, ensure_ascii=False)}"
+
+
+def _key_and_value(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ProfileError(f"an override is dotted.key=value, not '{override}'")
-    *groups, last = key.strip().split(".")
-    for group in groups:
-        # A group that the file leaves out is begun here; validation names it if there is no such.
-        if raw.get(group) is None:
-            raw[group] = {}
-        raw = raw[group]
-        if not isinstance(raw, dict):
-            raise ProfileError(f"unknown key '{key}': '{group}' is one value, not a group of keys")
-    raw[last] = json.loads(_json(parse_value(text)))
+    return key.strip(), parse_value(text)
+
+
+def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a profile's file holds, with the overrides and absolute paths, and which are missing."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = ROOT / "profiles" / f"{name}.yaml"
+        if not path.is_file():
+            raise ProfileError(unknown("profile", str(name), profile_names()))
+    elif not path.is_file():
+        raise ProfileError(f"no profile file {path}")
+    raw = parse_value(path.read_bytes(), str(path))
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    for override in overrides:
+        key, value = _key_and_value(with_absolute_paths(override))
+        *groups, last = key.split(".")
+        group = raw
+        for outer in groups:
+            # One that the file leaves out is begun here; validation names it if there is no such.
+            if group.get(outer) is None:
+                group[outer] = {}
+            group = group[outer]
+            if not isinstance(group, dict):
+                raise ProfileError(
+                    f"unknown key '{key}': '{outer}' is one value, not a group of keys"
+                )
+        group[last] = value
+    data = Path(os.environ.get("CPO_DATA") or _UNSET).expanduser()
+    folders = [path.parent.resolve(), data if str(data) == _UNSET else data.absolute()]
+    missing: dict[str, str] = {}
+    return _absolute(raw, folders, missing), missing
 
 
 # --- Paths ----------------------------------------------------------------------------------------
 
-_DATA = re.compile(r"(instructions|articles)\.path")
-_MODEL = re.compile(r"judge\.model|models\.\w+\.pretrained")
+_UNSET = "$CPO_DATA"
+_PATH_KEY = re.compile(r"(instructions|articles)\.path|judge\.model|models\.\w+\.pretrained")
 _PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # of a model, which is else a name of the hub
 
 
-def _map_paths(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
-    """The value of a key, with `change(key, text)` for each text that may be a path."""
+def _absolute(value: Any, folders: Sequence[Path], missing: dict[str, str], key: str = "") -> Any:
+    """The value of a key with the paths in it absolute: in the first of the folders that has them.
+
+    Those that are in none are added to `missing`, by key: where they were looked for.
+    """
     if isinstance(value, dict):
         prefix = f"{key}." if key else ""
-        return {name: _map_paths(item, change, f"{prefix}{name}") for name, item in value.items()}
-    may_be = isinstance(value, str) and (_DATA.fullmatch(key) or _MODEL.fullmatch(key))
-    return change(key, value) if may_be else value
-
-
-def _folders(file: Path) -> list[Path]:
-    """Where the paths in a profile's file are looked for, in this order."""
-    data = os.environ.get("CPO_DATA")
-    # Where it is not set, messages name it all the same.
-    folder = Path(data).expanduser().absolute() if data else Path("$CPO_DATA")
-    return [file.parent.resolve(), folder]
-
-
-def _places(key: str, text: str, folders: Sequence[Path]) -> list[str]:
-    """Where what a key names may be, the one to take first; nowhere if it is a name of the hub."""
-    text = os.path.expanduser(text)
+        return {
+            name: _absolute(item, folders, missing, f"{prefix}{name}")
+            for name, item in value.items()
+        }
+    if not isinstance(value, str) or not _PATH_KEY.fullmatch(key):
+        return value
+    text = os.path.expanduser(value)
     places = list(dict.fromkeys(os.path.normpath(folder / text) for folder in folders))
-    there = [place for place in places if os.path.exists(place)]
-    return there or (places if _DATA.fullmatch(key) or _PATH.search(text) else [])
-
-
-def _absolute(folders: Sequence[Path]) -> Callable[[str, str], str]:
-    """What makes the text of a key absolute if it is a path, for `_map_paths`."""
-    return lambda key, text: (_places(key, text, folders) or [text])[0]
+    if there := list(filter(os.path.exists, places)):
+        return there[0]
+    if not key.endswith(".path") and not _PATH.search(text):
+        return value  # a name of the hub
+    missing[key] = ", nor does ".join([f"{places[0]} does not exist", *places[1:]])
+    return places[0]
 
 
 # --- Validation -----------------------------------------------------------------------------------
@@ -642,24 +618,24 @@ def _validated(text: str, source: str) -> Profile:
     try:
         return Profile.model_validate_json(text)
     except ValidationError as error:
-        problems = [_explain(item) for item in error.errors()]
-        raise ProfileError(f"{source}: " + "; ".join(problems)) from None
+        problems = "; ".join(map(_explain, error.errors()))
+        raise ProfileError(f"{source}: {problems}") from None
 
 
 def _explain(problem: Any) -> str:
     """What is wrong with which key, and the nearest valid one."""
     keys = [str(part) for part in problem["loc"] if part != "[key]"]
     dotted, message = ".".join(keys), problem["msg"].removeprefix("Value error, ")
-    choices: list[str] = []
-    if problem["type"] == "extra_forbidden":
-        choices = _keys_at(keys[:-1])
-    elif problem["loc"][-1:] == ("[key]",):  # of a group whose keys are those of a Literal
-        choices = re.findall(r"'([^']*)'", message)
-    if choices:
-        return f"unknown key '{dotted}'.{nearest(keys[-1], choices)}"
-    if problem["type"] == "missing":
-        return f"key '{dotted}' is missing"
-    return f"{dotted}: {message}" if dotted else message
+    match problem:
+        case {"type": "missing"}:
+            return f"key '{dotted}' is missing"
+        case {"type": "extra_forbidden"}:
+            choices = _keys_at(keys[:-1])
+        case {"type": "literal_error", "loc": (*_, "[key]")}:
+            choices = re.findall(r"'([^']*)'", message)
+        case _:
+            return f"{dotted}: {message}" if dotted else message
+    return f"unknown key '{dotted}'.{nearest(keys[-1], choices)}"
 
 
 def _keys_at(keys: Sequence[str]) -> list[str]:

@@ -7,9 +7,11 @@ import platform
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+CORE = ("torch", "transformers", "accelerate")
 
 
 @cache
@@ -17,13 +19,13 @@ def provenance() -> dict[str, Any]:
     """Versions, git revision and machine, as they stand in manifests and `run.json`."""
     import torch
 
-    core = ("torch", "transformers", "accelerate")
+    parts = [f"{platform.machine()} {platform.system()}", f"{os.cpu_count()} cores"]
+    parts += [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return {
         "python": platform.python_version(),
-        "versions": {name: package_version(name) for name in core},
+        "versions": {name: package_version(name) for name in CORE},
         "git": git_revision(),
-        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "machine": ", ".join(parts),
         "executable": Path(sys.executable).name,
     }
 
@@ -33,23 +35,17 @@ def git_revision() -> dict[str, Any] | None:
 
     What runs write under `figures/` does not make it unclean: it is a result, not a cause.
     """
-
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=30
-        ).stdout.strip()
-
+    git = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--"]
+    command = [*git, ":(top)", ":(top,exclude)figures"]
     try:
-        changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)figures")
-        return {"revision": git("rev-parse", "HEAD"), "clean": not changed}
+        status = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
+    lines = status.stdout.splitlines()
+    [revision] = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
+    return {"revision": revision, "clean": all(line.startswith("# ") for line in lines)}
 
 
 def package_version(package: str) -> str | None:
     """The installed version of a package, None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return next((installed.version for installed in distributions(name=package)), None)

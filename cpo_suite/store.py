@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -47,17 +47,21 @@ class Identity:
     version: ClassVar[int]
 
     def describe(self) -> dict[str, Any]:
-        """All that determines it, as JSON; inner identities stand for themselves."""
+        """All that determines it: plain values and inner identities, whose `describe` is theirs."""
         return {"stage": self.stage, "version": self.version} | {
-            field.name: _canonical(getattr(self, field.name))
+            field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.metadata.get("identity", True) and getattr(self, field.name) != field.default
+            if field.compare and getattr(self, field.name) != field.default
         }
 
     @cached_property
     def key(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
-        text = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"))
+        """16 hexadecimal digits of the SHA-256 of the canonical JSON.
+
+        Raises:
+            TypeError: a field holds something else than plain values and other artifacts.
+        """
+        text = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"), default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -65,12 +69,11 @@ class Identity:
         """The artifacts among its fields: they are built before it."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.metadata.get("identity", True):
-                for part in value if isinstance(value, tuple) else (value,):
-                    if isinstance(part, Artifact):
-                        yield part
-                    elif isinstance(part, Identity):
-                        yield from part.needs
+            for part in value if isinstance(value, tuple) else (value,):
+                if field.compare and isinstance(part, Artifact):
+                    yield part
+                elif field.compare and isinstance(part, Identity):
+                    yield from part.needs
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def artifacts_folder() -> Path:
 
 def how(**kwargs: Any) -> Any:
     """A field that says how, not what: it enters neither the hash nor comparisons."""
-    return dataclasses.field(metadata={"identity": False}, compare=False, repr=False, **kwargs)
+    return dataclasses.field(compare=False, repr=False, **kwargs)
 
 
 def walk(*roots: Artifact) -> list[Artifact]:
@@ -116,15 +119,10 @@ def walk(*roots: Artifact) -> list[Artifact]:
     return list(seen.values())
 
 
-def _canonical(value: Any) -> Any:
+def _plain(value: Any) -> dict[str, Any]:
+    """An identity as JSON, which has no type for it."""
     if isinstance(value, Identity):
         return value.describe()
-    if isinstance(value, dict):
-        return {str(key): _canonical(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_canonical(item) for item in value]
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
     kind = type(value).__name__
     raise TypeError(f"an artifact's fields are plain values and other artifacts, not {kind}")
 
@@ -187,20 +185,27 @@ class Store:
         return target
 
     def _is_whole(self, artifact: Artifact) -> bool:
-        if self.find(artifact) is None:
-            return False
-        damage = self._damage(self.path(artifact))
+        """Whether it is there as its checksums say; where it was lost or altered, says so."""
+        target = self.find(artifact)
+        if target is None or target in self._intact:
+            return target is not None
+        try:
+            checksums = self.manifest(artifact)["sha256"]
+        except (OSError, ValueError, LookupError, TypeError):
+            damage = "its manifest cannot be read"
+        else:
+            damage = damaged_file(target, checksums)
         if damage:
             print(f"{artifact.stage} {artifact.key}: {damage}; it is built again", flush=True)
+        else:
+            self._intact.add(target)
         return not damage
 
     def _build(self, artifact: Artifact) -> None:
         target, main = self.path(artifact), is_main_process()
         temporary = target.with_name(f".{artifact.key}.tmp{'' if main else f'.{os.getpid()}'}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            if main:
-                stack.enter_context(FileLock(f"{target}.lock"))
+        with FileLock(f"{target}.lock") if main else nullcontext():
             # Another caller may have built it while this one waited for the lock.
             whole = partial(self._is_whole, artifact)
             if from_main_process(whole) if artifact.shared else whole():
@@ -208,37 +213,24 @@ class Store:
             # What a killed run left there: the lock is ours, so nobody is writing.
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-            started, clock = time.time(), time.perf_counter()
-            artifact.build(temporary, self)
-            if not main:
-                return
-            processes = process_count() if artifact.shared else 1
-            _write_manifest(temporary, artifact, started, time.perf_counter() - clock, processes)
-            if target.exists():  # a folder without a manifest, or damaged
-                shutil.rmtree(target)
-            os.replace(temporary, target)
-            shutil.rmtree(self.partial(artifact), ignore_errors=True)
-            self._intact.add(target)
-
-    def _damage(self, target: Path) -> str:
-        """What is wrong with an artifact by the checksums of its manifest; "" if nothing is."""
-        if target not in self._intact:
             try:
-                checksums = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-            except (OSError, ValueError, LookupError, TypeError):
-                return "its manifest cannot be read"
-            if damage := damaged_file(target, checksums):
-                return damage
-            self._intact.add(target)
-        return ""
+                started, clock = time.time(), time.perf_counter()
+                artifact.build(temporary, self)
+                if main:
+                    _write_manifest(temporary, artifact, started, time.perf_counter() - clock)
+                    if target.exists():  # a folder without a manifest, or damaged
+                        shutil.rmtree(target)
+                    os.replace(temporary, target)
+                    shutil.rmtree(self.partial(artifact), ignore_errors=True)
+                    self._intact.add(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_manifest(
-    folder: Path, artifact: Artifact, started: float, seconds: float, processes: int
-) -> None:
+def _write_manifest(folder: Path, artifact: Artifact, started: float, seconds: float) -> None:
     import torch
 
+    processes = process_count() if artifact.shared else 1
     manifest = {
         "recipe": artifact.describe(),
         "key": artifact.key,
@@ -249,4 +241,5 @@ def _write_manifest(
         "provenance": provenance(),
         "sha256": checksums_of(folder),
     }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    text = json.dumps(manifest, indent=1, sort_keys=True, default=_plain)
+    write_atomically(folder / MANIFEST, text)

@@ -42,12 +42,11 @@ from cpo_suite.artifacts import (
     Verdicts,
     planned,
 )
-from cpo_suite.comparison import Comparison
 from cpo_suite.corpora import Corpora, StatedCorpora
 from cpo_suite.estimate import Estimate, Planned
 from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.launching import launch
-from cpo_suite.paper import ModelName, ReferenceName, Row, continued_mle, cpo_end
+from cpo_suite.paper import Comparison, ModelName, ReferenceName, Row, continued_mle, cpo_end
 from cpo_suite.profile import ROOT, Judge, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, walk
 

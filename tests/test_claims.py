@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpo.evaluation.statistics import Estimate, holm_levels
-from cpo_suite.comparison import Comparison
-from cpo_suite.paper import ROWS
+from cpo_suite.paper import ROWS, Comparison
 from cpo_suite.profile import ProfileError, load_profile
 from cpo_suite.report import claims
 from cpo_suite.report.claims import (
@@ -41,6 +40,8 @@ def test_comparisons_are_read():
         Comparison.parse("t2/ANR beats t2/MLE1")
     with pytest.raises(ValueError, match="there are no ensembles 't9/XX/alpha'"):
         Comparison.parse("best(t9/XX) > t2/ANR")
+    with pytest.raises(ValueError, match="unknown row 't2/AR'. Did you mean 't2/ANR'"):
+        Comparison.parse("overhead t2/AR")
 
 
 def test_a_profile_with_an_unknown_row_in_a_claim_is_refused():
@@ -86,8 +87,11 @@ def test_verdicts():
     assert decide(-0.019, 0.019, "~") == "holds"
     assert decide(0.021, 0.05, "~") == "fails"
     assert decide(-0.01, 0.05, "~") == "undecided"
+    assert decide(-0.01, 0.02, "~") == decide(-0.02, 0.1, ">=") == "undecided"
+    assert decide(0.0, 0.1, ">") == "undecided"
     # Of a ratio of seconds to tokens; up to 1.15 is "only the larger batch".
     assert decide(1.05, 1.14, "overhead") == "holds"
+    assert decide(1.15, 1.15, "overhead") == "holds"
     assert decide(1.10, 1.20, "overhead") == "undecided"
     assert decide(1.16, 1.20, "overhead") == "fails"
 

@@ -104,14 +104,18 @@ def test_the_doctor_finds_everything_that_is_missing_at_once(monkeypatch, tmp_pa
     monkeypatch.delenv("CPO_DATA", raising=False)
     found = doctor.diagnose("small", ["memory_gb=1e6", "disk_gb=1e9", "gpus=99"])
     missing = {item.what: item for item in found if not item.ok}
-    assert set(missing) >= {"memory", "disk", "GPU", "environment variable CPO_DATA"}
+    assert set(missing) >= {"memory", "disk", "GPU", "instructions data", "articles data"}
     assert all(item.remedy for item in missing.values())
     said = doctor.report(found)
     assert f"{len(missing)} of {len(found)} missing" in said
-    # With a folder that is not there, the paths are named instead.
-    monkeypatch.setenv("CPO_DATA", str(tmp_path / "nowhere"))
+    assert "CPO_DATA, the folder of data, is not set" in missing["articles data"].detail
+    # With a folder that has neither, both places are named.
+    monkeypatch.setenv("CPO_DATA", str(tmp_path))
     details = [item.detail for item in doctor.inputs("small") if not item.ok]
-    assert details == [f"{tmp_path / 'nowhere'} does not exist"] * 2
+    assert details == [
+        f"{doctor.ROOT / 'profiles' / name} does not exist, nor does {tmp_path / name}"
+        for name in ("dolly", "wikipedia")
+    ]
 
 
 def test_the_doctor_asks_the_hub_only_for_what_a_profile_takes_from_it(monkeypatch, tmp_path):

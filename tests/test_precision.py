@@ -103,15 +103,16 @@ def test_it_is_measured_at_the_width_of_the_profile_s_widest_model(tmp_path, mon
     monkeypatch.setattr(precision, "measure", measure)
     for overrides in ([], ["models.llama.width=640"], ["models.llama.width=640"]):
         profile_precision.measured(smoke(*overrides), tmp_path)
-    own = max(model.known_width for model in smoke().models.values())
+    own = max(model.shape[0] for model in smoke().models.values())
     assert own and widths == [own, 640]
     wide = smoke("models.llama.width=640")
     assert "at width 640" in str(profile_precision.measured(wide, tmp_path))
     # Of a model from elsewhere a profile may say no width.
-    paper = load_profile("paper", ["models.gpt2.width=null"])
+    paper = load_profile("paper", ["gpus=0", "models.gpt2.width=null"])
     profile_precision.measured(paper, tmp_path)
     assert widths[-1] == 3200
-    profile_precision.measured(load_profile("paper", ["models.llama.width=null"]), tmp_path)
+    paper = load_profile("paper", ["gpus=0", "models.llama.width=null"])
+    profile_precision.measured(paper, tmp_path)
     assert widths[-1] == 1600
 
 

@@ -18,8 +18,7 @@ import numpy as np
 import pandas as pd
 
 from cpo.evaluation.statistics import Array, MetricError, holm_levels, resamples
-from cpo_suite.comparison import Comparison, Relation
-from cpo_suite.paper import ROWS, continued_mle
+from cpo_suite.paper import ROWS, Comparison, Relation, continued_mle
 from cpo_suite.suite import Suite
 
 Verdict = Literal["holds", "fails", "undecided", "not run"]
@@ -122,7 +121,8 @@ def p_value(drawn: Array, relation: Relation) -> float:
 def decide(low: float, high: float, relation: Relation) -> Verdict:
     """The verdict that an interval of `left - right` (of `overhead`, of the ratio) allows."""
     below, above = HOLDS_WITHIN[relation]
-    if below < low and high < above:
+    # The margin of an overhead is within it, those of differences are not.
+    if below < low and (high <= above if relation == "overhead" else high < above):
         return "holds"
     return "fails" if high < below or low > above else "undecided"
 
