@@ -15,33 +15,17 @@ def tiny_model(architecture: str, seed: int = 0, dropout: float = 0.1) -> Any:
     if architecture == "gpt2":
         return GPT2LMHeadModel(
             GPT2Config(
-                n_embd=32,
-                n_layer=2,
-                n_head=2,
-                n_positions=64,
-                vocab_size=VOCABULARY,
-                resid_pdrop=dropout,
-                embd_pdrop=dropout,
-                attn_pdrop=dropout,
-                bos_token_id=EOS,
-                eos_token_id=EOS,
-                initializer_range=0.3,
+                n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=VOCABULARY,
+                resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+                bos_token_id=EOS, eos_token_id=EOS, initializer_range=0.3,
             )
         )
     return LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=64,
-            attention_dropout=dropout,
-            tie_word_embeddings=architecture == "llama-tied",
-            bos_token_id=EOS,
-            eos_token_id=EOS,
-            pad_token_id=None,
-            initializer_range=0.3,
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+            vocab_size=VOCABULARY, max_position_embeddings=64, attention_dropout=dropout,
+            tie_word_embeddings=architecture == "llama-tied", bos_token_id=EOS, eos_token_id=EOS,
+            pad_token_id=None, initializer_range=0.3,
         )
     )
 

@@ -27,10 +27,7 @@ def test_comparisons_are_read():
     one = Comparison.parse("t1/MixNR/0.9 - t1/MixNR/0 > t2/MixNR/0.9 - t2/MixNR/0")
     assert one.relation == ">"
     assert one.weights == {
-        "t1/MixNR/0.9": 1,
-        "t1/MixNR/0": -1,
-        "t2/MixNR/0.9": -1,
-        "t2/MixNR/0": 1,
+        "t1/MixNR/0.9": 1, "t1/MixNR/0": -1, "t2/MixNR/0.9": -1, "t2/MixNR/0": 1,
     }
     plus_in_a_name = Comparison.parse("x/MixNR+MLE/0.5 ~ t2/MixNR/0.5")
     assert plus_in_a_name.weights == {"x/MixNR+MLE/0.5": 1, "t2/MixNR/0.5": -1}

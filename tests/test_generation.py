@@ -34,15 +34,8 @@ def test_sampling_is_seeded_and_top_k_is_not_transformers_default():
 
     def sample(seed: int, **options):
         return generate(
-            model,
-            PREFIXES,
-            eos_token_id=EOS,
-            max_new_tokens=1,
-            per_prefix=400,
-            batch=1600,
-            seed=seed,
-            do_sample=True,
-            **options,
+            model, PREFIXES, eos_token_id=EOS, max_new_tokens=1, per_prefix=400, batch=1600,
+            seed=seed, do_sample=True, **options,
         )
 
     assert sample(0) == sample(0) != sample(1)
@@ -76,14 +69,8 @@ def test_top_k_draws_from_the_models_own_distribution(architecture):
     model = tiny_model(architecture).eval()
     count = 4000
     groups = generate(
-        model,
-        PREFIXES[:2],
-        eos_token_id=EOS,
-        max_new_tokens=2,
-        per_prefix=count,
-        batch=5000,
-        do_sample=True,
-        top_k=3,
+        model, PREFIXES[:2], eos_token_id=EOS, max_new_tokens=2, per_prefix=count, batch=5000,
+        do_sample=True, top_k=3,
     )
     for prefix, group in zip(PREFIXES, groups, strict=False):
         # Expected: softmax over the three best, for the first token and, given it, for the second.

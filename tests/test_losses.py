@@ -21,7 +21,9 @@ def explicit_cpo(policy, reference, beta, mask=None):
     total = 0.0
     for row in range(len(policy)):
         usable = range(policy.shape[1]) if mask is None else mask[row].nonzero()[:, 0].tolist()
-        terms = {j: math.exp(beta * float(policy[row, j] - reference[row, j])) for j in usable}
+        terms = {
+            j: math.exp(beta * float(policy[row, j] - reference[row, j])) for j in usable
+        }
         total -= math.log(terms[0] / sum(terms.values()))
     return total / len(policy)
 

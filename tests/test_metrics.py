@@ -123,7 +123,8 @@ def test_mauves_interval_is_as_wide_as_new_samples_scatter(
 
     scores = [metrics.mauve_score(*sample(), halves=0).value for _ in range(60)]
     widths = [
-        one.high - one.low for one in (metrics.mauve_score(*sample(), halves=40) for _ in range(5))
+        one.high - one.low
+        for one in (metrics.mauve_score(*sample(), halves=40) for _ in range(5))
     ]
     assert np.mean(widths) / (2 * 1.96) == pytest.approx(np.std(scores), rel=0.4)
     assert "WARNING" not in "".join(capfd.readouterr())
@@ -190,7 +191,9 @@ def test_last_token_features_are_those_of_each_text_alone(model: torch.nn.Module
 
 def test_last_token_features_cut_to_one_length(model: torch.nn.Module) -> None:
     cut = metrics.last_token_features(model, [[1, 2, 3, 4], [5, 6]], max_tokens=2)
-    np.testing.assert_allclose(cut, metrics.last_token_features(model, [[1, 2], [5, 6]]), atol=1e-6)
+    np.testing.assert_allclose(
+        cut, metrics.last_token_features(model, [[1, 2], [5, 6]]), atol=1e-6
+    )
 
 
 def test_last_token_features_refuse_empty_texts(model: torch.nn.Module) -> None:

@@ -80,8 +80,7 @@ def test_bn_are_others_of_the_global_batch_without_replacement():
     for row, candidates in drawn.items():
         batch = set(range(row - row % 4, row - row % 4 + 4))
         allowed = [
-            plan.continuations[other]
-            for other in batch - {row}
+            plan.continuations[other] for other in batch - {row}
             if plan.prefixes[other] != plan.prefixes[row]
         ]
         assert sorted(candidates) == sorted(allowed)  # 3 asked: all of them, each once
@@ -227,7 +226,9 @@ def test_bn_never_have_an_equal_prefix(seed, batch):
     generator = torch.Generator().manual_seed(seed)
     prefixes = [(int(torch.randint(1, 4, (1,), generator=generator)),) for _ in range(2 * batch)]
     continuations = [(row + 1, EOS) for row in range(2 * batch)]
-    plan = planned(rows=2 * batch, batch=batch, prefixes=prefixes, continuations=continuations)
+    plan = planned(
+        rows=2 * batch, batch=batch, prefixes=prefixes, continuations=continuations
+    )
     drawn = negatives.batch_negatives(plan, dict.fromkeys(range(2 * batch), batch), seed)
     for row, candidates in drawn.items():
         for ids in candidates:

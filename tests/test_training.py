@@ -117,11 +117,8 @@ def test_mle_is_a_mean_over_the_tokens_of_the_global_batch(tmp_path):
     expected_sum = score_groups(model, groups, "fp32", 8, "mle").sum()
     tokens = sum(len(group.continuations[0]) for group in groups)
     history = train(
-        model,
-        [TrainingExample(group) for group in groups],
-        settings("mle", 1),
-        tmp_path / "out",
-        tmp_path / "part",
+        model, [TrainingExample(group) for group in groups], settings("mle", 1),
+        tmp_path / "out", tmp_path / "part",
     )
     assert history[0]["loss"] == pytest.approx(float(-expected_sum / tokens), abs=1e-5)
 
@@ -134,15 +131,11 @@ def test_micro_batches_do_not_change_the_result(tmp_path, objective):
         groups = random_groups(24, 1 if objective == "mle" else 3)
         examples = (
             [TrainingExample(group) for group in groups]
-            if objective == "mle"
-            else contrasted(model, groups, micro=micro)
+            if objective == "mle" else contrasted(model, groups, micro=micro)
         )
         train(
-            model,
-            examples,
-            settings(objective, 3, micro_batch=micro, learning_rate=1e-3),
-            tmp_path / f"out{micro}",
-            tmp_path / f"part{micro}",
+            model, examples, settings(objective, 3, micro_batch=micro, learning_rate=1e-3),
+            tmp_path / f"out{micro}", tmp_path / f"part{micro}",
         )
         ends.append(load_file(tmp_path / f"out{micro}" / "model.safetensors"))
     for name, weights in ends[0].items():

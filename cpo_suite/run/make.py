@@ -44,7 +44,7 @@ def build_shared(suite: Suite, keys: Sequence[str] = ()) -> None:
     """Build what several processes build together, in every process that was launched for it: all
     of a suite's plan, or the artifacts with these keys.
 
-    Verdicts, measures and ensembles are left to the notebooks.
+    Verdicts and measures are left to the notebooks.
     """
     for artifact in suite.artifacts():
         if artifact.shared and (not keys or artifact.key in keys):
