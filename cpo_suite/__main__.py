@@ -40,6 +40,10 @@ def _run(options: argparse.Namespace) -> int:
             return runner.run_suite(
                 options.profile, options.settings, options.only, options.start_from, options.dry_run
             )
+        case "make":
+            from cpo_suite.run import make
+
+            return make.make(options.profile, options.settings)
         case "site":
             return _site(options.profile)
         case "doctor":

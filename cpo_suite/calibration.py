@@ -14,19 +14,25 @@ import random
 import statistics
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cpo.engine import machine
+from cpo.generation import generate
+from cpo.ranking import embed_texts, minilm
+from cpo.scoring import Group, GroupScorer, collate_groups
+from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
+from cpo_suite.corpora import Corpora
 from cpo_suite.estimate import CHARACTERS_A_TOKEN, Speeds
-
-if TYPE_CHECKING:
-    from cpo.scoring import Group
-    from cpo_suite.corpora import Corpora
-    from cpo_suite.paper import ModelName
-    from cpo_suite.profile import Model, Profile
+from cpo_suite.paper import ModelName
+from cpo_suite.profile import Model, Profile
 
 VERSION = 2  # raised when something else is measured
 LARGEST = 2e7  # parameters of a model that is measured: larger ones take too long
@@ -54,10 +60,11 @@ def speeds(profile: Profile, corpora: Corpora, root: Path, name: ModelName) -> S
     parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
     parts.append(_threads(profile))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    measured = machine.remembered(
+    measured = _remembered(
+        profile,
         root,
         f"speeds {digest[:16]}",
-        lambda: dataclasses.asdict(_aside(profile, lambda clock: _measure(model, shapes, clock))),
+        lambda: dataclasses.asdict(_measure(model, shapes)),
     )
     return Speeds(**measured)
 
@@ -70,12 +77,7 @@ def embedded_texts_per_second(profile: Profile, corpora: Corpora, root: Path) ->
     characters = sorted(corpora.lengths[1])
     median, precision = characters[len(characters) // 2], profile.optimiser.precision
     key = f"texts a second, {median} characters, {precision}, {_threads(profile)} threads"
-    measured = machine.remembered(
-        root,
-        key,
-        lambda: _aside(profile, lambda clock: _embedding(median, precision, clock)),
-    )
-    return float(measured)
+    return float(_remembered(profile, root, key, lambda: _embedding(median, precision)))
 
 
 def _elsewhere(profile: Profile) -> bool:
@@ -84,8 +86,6 @@ def _elsewhere(profile: Profile) -> bool:
 
 def _threads(profile: Profile) -> int:
     """How many threads one of the profile's processes has here."""
-    import torch
-
     return max(1, torch.get_num_threads() // profile.processes.on_each_machine)
 
 
@@ -127,44 +127,39 @@ class _Shapes:
         )
 
 
-Clock = Callable[[], float]
+def _remembered(profile: Profile, root: Path, key: str, measure: Callable[[], Any]) -> Any:
+    """What `measure()` returned on this machine, with the threads of one of the profile's
+    processes.
+
+    The global generators are left as they were, and so are those who watch trainings.
+    """
+
+    def aside() -> Any:
+        plain, of_numpy, watchers = random.getstate(), np.random.get_state(), list(WATCHERS)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(_threads(profile))
+        WATCHERS.clear()
+        try:
+            with torch.random.fork_rng():
+                return measure()
+        finally:
+            torch.set_num_threads(threads)
+            WATCHERS[:] = watchers
+            random.setstate(plain)
+            np.random.set_state(of_numpy)
+
+    return machine.remembered(root, key, aside)
 
 
-def _aside(profile: Profile, measure: Callable[[Clock], Any]) -> Any:
-    """`measure` with a clock, as one of the profile's processes; the global generators are left as
-    they were, and so are those who watch trainings."""
-    import numpy as np
-    import torch
-
-    from cpo.training import WATCHERS
-
-    plain, of_numpy, watchers = random.getstate(), np.random.get_state(), list(WATCHERS)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(_threads(profile))
-    WATCHERS.clear()
-    try:
-        with torch.random.fork_rng():
-            return measure(_gpu_clock if machine.device() == "cuda" else time.perf_counter)
-    finally:
-        torch.set_num_threads(threads)
-        WATCHERS[:] = watchers
-        random.setstate(plain)
-        np.random.set_state(of_numpy)
-
-
-def _gpu_clock() -> float:
-    import torch
-
-    torch.cuda.synchronize()
+def _clock() -> float:
+    """Seconds, once the GPU has done all that it was asked to do."""
+    if machine.device() == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
+def _measure(model: Model, shapes: _Shapes) -> Speeds:
     """Time all kinds of work with a model of this configuration and random weights."""
-    import torch
-
-    from cpo.scoring import Group, GroupScorer, collate_groups
-
     network, vocabulary = _random_model(model)
     draw = random.Random(0)
 
@@ -183,7 +178,7 @@ def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
         return [groups[one : one + count] for one in range(0, len(groups), count)]
 
     def training(steps: list[list[Group]], objective: str, fp32_head: bool = True) -> float:
-        return _step_seconds(network, steps, objective, fp32_head, shapes.precision, clock)
+        return _step_seconds(network, steps, objective, fp32_head, shapes.precision)
 
     blocks = [row(shapes.block) for _ in range(max(1, LARGEST_STEP // 2 // shapes.block))]
     packed = [[Group(one[:1], [one[1:]]) for one in blocks]] * STEPS
@@ -201,23 +196,21 @@ def _measure(model: Model, shapes: _Shapes, clock: Clock) -> Speeds:
         with torch.inference_mode():
             scorer(**collated).cpu()
 
+    scoring = timeit.timeit(score, timer=_clock, number=STEPS - 1) / (STEPS - 1)
     prompts = [row(one) for one in shapes.prefixes]
     return Speeds(
         training=rate(pairs, training(pairs, "mle")),
         packing=rate(packed, training(packed, "mle", fp32_head=False)),
         contrast=rate(contrasts, training(contrasts, "ranked_cpo")),
-        scoring=_timed_tokens(contrasts) / _mean(score, clock, STEPS - 1),
-        decoding=_decoding(network, prompts, shapes.precision, clock),
-        generate=_decoding(network, prompts, shapes.precision, clock, do_sample=True, top_p=0.9),
+        scoring=_timed_tokens(contrasts) / scoring,
+        decoding=_decoding(network, prompts, shapes.precision),
+        generate=_decoding(network, prompts, shapes.precision, do_sample=True, top_p=0.9),
         step=step,
     )
 
 
 def _random_model(model: Model) -> tuple[Any, int]:
     """A model of the configuration with random weights, and the size of its vocabulary."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     assert model.config is not None and model.pretraining is not None
     config = {name: value for name, value in model.config.items() if name != "model_type"}
     config |= {f"{name}_token_id": END for name in ("bos", "eos", "pad")}
@@ -228,17 +221,10 @@ def _random_model(model: Model) -> tuple[Any, int]:
 
 
 def _step_seconds(
-    network: Any,
-    steps: list[list[Group]],
-    objective: str,
-    fp32_head: bool,
-    precision: str,
-    clock: Clock,
+    network: Any, steps: list[list[Group]], objective: str, fp32_head: bool, precision: str
 ) -> float:
     """The median of some steps, each on its batch, by the suite's own training; the first is left
     out."""
-    from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
-
     k, batch = len(steps[0][0].continuations), len(steps[0])
     examples = [TrainingExample(one, [True] * k, [0.0] * k) for groups in steps for one in groups]
     settings = TrainingSettings(
@@ -255,7 +241,7 @@ def _step_seconds(
     ends: list[float] = []
 
     def watch(*_: object) -> None:
-        ends.append(clock())
+        ends.append(_clock())
 
     WATCHERS.append(watch)
     try:
@@ -268,12 +254,8 @@ def _step_seconds(
     return statistics.median(end - begin for begin, end in zip(ends, ends[1:STEPS], strict=False))
 
 
-def _decoding(
-    network: Any, prompts: list[list[int]], precision: str, clock: Clock, **way: Any
-) -> float:
+def _decoding(network: Any, prompts: list[list[int]], precision: str, **decoding: Any) -> float:
     """New tokens a second of a batch in which nothing ends, the pass over the prompts left out."""
-    from cpo.generation import generate
-
     rows = [prompts[one % len(prompts)] for one in range(DECODED_ROWS)]
 
     def decode(tokens: int) -> None:
@@ -285,48 +267,31 @@ def _decoding(
             batch=len(rows),
             precision=precision,
             description="timing this machine",
-            **way,
+            **decoding,
         )
 
     decode(2)
-    few, many = (_best(partial(decode, tokens), clock) for tokens in (2, 2 + DECODED_STEPS))
+    few, many = (_fastest(partial(decode, tokens)) for tokens in (2, 2 + DECODED_STEPS))
     return len(rows) * DECODED_STEPS / (many - few)
 
 
-def _embedding(characters: int, precision: str, clock: Clock) -> float:
+def _embedding(characters: int, precision: str) -> float:
     """Texts of so many characters that the encoder takes in a second."""
-    from cpo.ranking import embed_texts, minilm
-
     embed = minilm(precision)
     draw = random.Random(0)
     words = ["".join(draw.choices("etaoinshrdlu", k=4)) for _ in range(500)]
     texts = [" ".join(draw.choices(words, k=max(1, characters // 5))) for _ in range(TEXTS)]
     embed_texts(texts[:8], embed)
-    return TEXTS / _best(lambda: embed_texts(texts, embed), clock)
-
-
-def _tokens(groups: Sequence[Group]) -> int:
-    return sum(len(one.prefix_ids) + sum(map(len, one.continuations)) for one in groups)
+    return TEXTS / _fastest(lambda: embed_texts(texts, embed))
 
 
 def _timed_tokens(steps: Sequence[Sequence[Group]]) -> float:
     """Of a step, on average; the first is left out, as it is in the seconds."""
-    return sum(map(_tokens, steps[1:])) / (len(steps) - 1)
+    timed = [group for groups in steps[1:] for group in groups]
+    tokens = sum(len(group.prefix_ids) + sum(map(len, group.continuations)) for group in timed)
+    return tokens / (len(steps) - 1)
 
 
-def _mean(work: Callable[[], object], clock: Clock, repetitions: int) -> float:
-    """Seconds of a repetition, on average."""
-    began = clock()
-    for _ in range(repetitions):
-        work()
-    return (clock() - began) / repetitions
-
-
-def _best(work: Callable[[], object], clock: Clock, repetitions: int = 2) -> float:
-    """Seconds of the fastest of several repetitions."""
-    seconds = []
-    for _ in range(repetitions):
-        began = clock()
-        work()
-        seconds.append(clock() - began)
-    return min(seconds)
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the faster of two repetitions."""
+    return min(timeit.repeat(work, timer=_clock, repeat=2, number=1))

@@ -9,22 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cpo.data import Task
 from cpo.evaluation.chat import ChatServer
-
-if TYPE_CHECKING:
-    from cpo_suite.corpora import Corpora
-    from cpo_suite.paper import ModelName
-    from cpo_suite.profile import Judge, Mauve, Model, Profile, Server
+from cpo_suite.corpora import Corpora
+from cpo_suite.paper import ModelName
+from cpo_suite.profile import Judge, Model, Profile, Server
 
 CHARACTERS_A_TOKEN = 4.2
 WITHOUT_MODEL = ("ensemble", "verdicts", "unhelpful")
 OF_A_PROCESS = 1.0  # GB, before there is a model
-# Beside the tokens: for each artifact that uses a model or only reads and writes, for each weight
-# that is read and written, and for each step of a training, in tokens that take as long.
-OVERHEAD_SECONDS = {"with a model": 0.5, "without": 0.1}
+# Beside the tokens: for each artifact that computes with a model or only reads and writes, for each
+# weight that is read and written, and for each step of a training, in tokens that take as long.
+OVERHEAD_SECONDS, OVERHEAD_WITHOUT_MODEL = 0.5, 0.1
 SECONDS_A_WEIGHT = 8e-9
 STEP_TOKENS = 900
 LAUNCH_SECONDS = 15.0  # until several processes have started and found each other
@@ -75,26 +72,24 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one artifact: seconds on one process, `fixed` ones that more processes do not shorten, and
-    what it asks of a chat model, `waiting` seconds for the answers."""
+    """Of one artifact on one process: `seconds` that several processes share out, `fixed` ones that
+    they do not shorten, and what is asked of a chat model: requests, the tokens of questions and
+    replies, and USD at the prices that the profile gives."""
 
-    seconds: float
-    waiting: float = 0.0
+    seconds: float = 0.0
+    fixed: float = 0.0
     requests: int = 0
     tokens: float = 0.0
     usd: float = 0.0
-    fixed: float = 0.0
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One artifact of a profile and what it costs; `seconds` is 0 where it is made already.
+    """One artifact of a profile, whether it is made already, and what making it takes.
 
     `memory_gb` is of each process; `disk_gb` stays, `scratch_gb` is taken by checkpoints meanwhile;
-    `alone` are the seconds it would take on one GPU, `gpu_hours` those of all that make it.
-    `requests` go to a chat model, with the `tokens` of questions and answers, `usd` at the prices
-    that the profile gives. `again` are the seconds on one process that it takes or, made already,
-    would take again, and `cost` what it is reckoned from.
+    `alone` are the seconds that it takes on one process, `gpu_hours` those of all that make it;
+    requests, tokens and USD as in `Cost`.
     """
 
     name: str
@@ -110,8 +105,6 @@ class Planned:
     usd: float = 0.0
     requests: int = 0
     tokens: float = 0.0
-    again: float = 0.0
-    cost: Cost = Cost(0.0)
 
 
 @dataclass(frozen=True)
@@ -139,13 +132,21 @@ class Estimate:
             mean(continuations, settings.max_continuation_tokens),
         )
 
+    def prompts(self, task: Task, split: str) -> int:
+        """How many prompts of a validation or test split are answered."""
+        pairs, articles = self.profile.instructions, self.profile.articles
+        validation, test = pairs.validation_rows, pairs.test_prompts
+        if task == "articles":
+            validation, test = articles.validation_articles, articles.test_articles
+        return test if split == "test" else validation
+
     def judging(self, judge: Judge, prompts: int, prefix: float, continuation: float) -> Cost:
         """What a judge takes for one model's responses; nothing where it asks no server.
 
         A reply is as long as the server's parameters allow, as reasoning may need all of it.
         """
         if judge.server is None or not judge.paid:
-            return Cost(0.0)
+            return Cost()
         reply = ChatServer(**judge.server.model_dump()).reply_tokens(REPLY_TOKENS)
         return self.asking(judge.server, prompts * judge.orders, prefix + 2 * continuation, reply)
 
@@ -154,16 +155,11 @@ class Estimate:
         question += QUESTION_TOKENS
         usd = question * server.usd_per_million_input + reply * server.usd_per_million_output
         return Cost(
-            0.0,
-            requests / server.concurrency * SECONDS_A_REQUEST,
-            requests,
-            requests * (question + reply),
-            requests * usd / 1e6,
+            fixed=requests / server.concurrency * SECONDS_A_REQUEST,
+            requests=requests,
+            tokens=requests * (question + reply),
+            usd=requests * usd / 1e6,
         )
-
-    def clustering(self, texts: int, mauve: Mauve, wanted: bool) -> float:
-        """Seconds of MAUVE's clustering, on a processor."""
-        return texts * mauve.seeds * MAUVE_SECONDS if wanted else 0.0
 
 
 def training_memory_gb(profile: Profile, name: ModelName) -> float:

@@ -1,9 +1,6 @@
 """Artifacts built by several processes: `accelerate launch` starts them, this process waits.
 
-`accelerate launch -m cpo_suite make --profile P` builds all that a profile's processes share out;
-what a notebook launches is the same for one artifact. Each process opens the same suite and builds
-alike: trainings go through transformers' trainer, which shares out each global batch; generation,
-scoring and embedding share out their batches with `cpo.engine.processes`. The main process writes.
+What they do is in `cpo_suite.run.make`.
 """
 
 from __future__ import annotations
@@ -14,44 +11,25 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cpo.engine.processes import leave_together
 from cpo.negatives import SAMPLERS
 from cpo.registry import is_ours
 from cpo.training import OBJECTIVES
 from cpo_suite.profile import Processes, Profile
-from cpo_suite.store import Artifact, Store
+from cpo_suite.store import Artifact
 
-if TYPE_CHECKING:
-    from cpo_suite.suite import Suite
-
+MODULE = "cpo_suite.run.make"  # is started; it imports the suite, which imports this one
 LAST_LINES = 25
 LAUNCHER = "torch/distributed/elastic"
 
 
 class LaunchError(RuntimeError):
     """The processes did not come to their end; the message holds the last lines they printed."""
-
-
-def build_shared(suite: Suite, keys: Sequence[str] = ()) -> None:
-    """Build what several processes build together, in every process that was launched for it: all
-    of a suite's plan, or the artifacts with these keys.
-
-    Verdicts, measures and ensembles are left to the notebooks.
-    """
-    for artifact in suite.artifacts():
-        if artifact.shared and (not keys or artifact.key in keys):
-            suite.store.get(artifact)
-    leave_together()
 
 
 def launch(profile: Profile, root: Path, artifact: Artifact) -> None:
@@ -93,12 +71,12 @@ def launch(profile: Profile, root: Path, artifact: Artifact) -> None:
 
 
 def _command(processes: Processes, job: Path) -> list[str]:
+    threads = max(1, (os.cpu_count() or 1) // processes.on_each_machine)
     return [
         *processes.before,
         *(sys.executable, "-m", "accelerate.commands.launch"),
         f"--num_processes={processes.count}",
-        "--num_cpu_threads_per_process",
-        str(max(1, (os.cpu_count() or 1) // processes.on_each_machine)),
+        f"--num_cpu_threads_per_process={threads}",
         "--mixed_precision=no",  # autocast is the scorer's
         "--dynamo_backend=no",
         f"--num_machines={processes.machines}",
@@ -108,7 +86,7 @@ def _command(processes: Processes, job: Path) -> list[str]:
         # start.
         "--machine_rank=0",
         *processes.options,
-        *("--module", "cpo_suite.launching", str(job)),
+        *("--module", MODULE, str(job)),
     ]
 
 
@@ -155,38 +133,3 @@ def _own_modules(profile: Profile) -> list[str]:
             "move the function to a module of its own, or set processes.count to 1"
         )
     return sorted(set(own.values()))
-
-
-def main() -> None:
-    """Build what the job file that is named on the command line describes; one of its processes."""
-    from cpo_suite.suite import Suite
-
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    threading.Thread(target=_end_with, args=(job["owner"],), daemon=True).start()
-    for module in job["modules"]:
-        import_module(module)
-    store = Store(job["store"])
-    suite = Suite(Profile.model_validate_json(job["profile"]), store, store.root / "figures")
-    build_shared(suite, job["keys"])
-
-
-def _end_with(owner: dict[str, Any]) -> None:
-    """End this process when the launcher, or the process that asked for all this, is gone."""
-    launcher, same_host = os.getppid(), owner["host"] == socket.gethostname()
-    while os.getppid() == launcher != 1 and not (same_host and _is_gone(owner["pid"])):
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-if __name__ == "__main__":
-    main()

@@ -50,12 +50,6 @@ from cpo_suite.paper import Comparison, ModelName, ReferenceName, Row, continued
 from cpo_suite.profile import ROOT, Judge, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, walk
 
-TASK_OF: dict[ReferenceName, Task] = {
-    "reference": "instructions",
-    "ablation_reference": "instructions",
-    "articles_reference": "articles",
-}
-
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -81,6 +75,8 @@ class Suite:
         self._store = store
         self.corpora = corpora or Corpora(self.profile, store)
         self.output = output
+        # The content of a model from elsewhere takes a while to hash.
+        self.base_artifact = cache(self._base_artifact)
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         keep_freed_memory()
@@ -112,9 +108,7 @@ class Suite:
     @classmethod
     def stated(cls, profile: Profile, store: Store, output: Path) -> Suite:
         """A suite by its profile alone, where data and models are not at hand: enough to plan."""
-        suite = cls(profile, store, output)
-        suite.corpora = StatedCorpora(suite.profile, store)
-        return suite
+        return cls(profile, store, output, StatedCorpora(profile, store))
 
     @property
     def store(self) -> Store:
@@ -166,17 +160,9 @@ class Suite:
     ) -> list[data.Example]:
         """What a row is judged on: the prompts of a split that fit every model of the profile, or
         the articles as prefix and rest, the rest as long as the profile caps it to."""
-        key = (model if task == "articles" else "", task, split)
-        if key not in self._prompts:
-            which = next(which for which, of in TASK_OF.items() if of == task)
-            self._prompts[key] = self._generations(
-                self.reference_artifact(model, which), "greedy", 0, split
-            ).judged()
-        return self._prompts[key]
-
-    @cached_property
-    def _prompts(self) -> dict[tuple[str, str, str], list[data.Example]]:
-        return {}
+        which: ReferenceName = "articles_reference" if task == "articles" else "reference"
+        reference = self.reference_artifact(model, which)
+        return self._generations(reference, "greedy", 0, split).judged()
 
     @property
     def test_examples(self) -> list[data.Example]:
@@ -190,44 +176,24 @@ class Suite:
 
     # --- Artifacts --------------------------------------------------------------------------------
 
-    def base_artifact(self, name: ModelName) -> BaseModel | ExternalModel:
-        """A base model: pretrained here, or one from elsewhere."""
-        if name not in self._base_artifacts:
-            self._base_artifacts[name] = self._base_artifact(name)
-        return self._base_artifacts[name]
-
-    @cached_property
-    def _base_artifacts(self) -> dict[str, BaseModel | ExternalModel]:
-        return {}  # the content of a model from elsewhere takes a while to hash
-
     def _base_artifact(self, name: ModelName) -> BaseModel | ExternalModel:
-        model, optimiser = self.profile.models[name], self.profile.optimiser
+        """A base model: pretrained here, or one from elsewhere."""
+        model = self.profile.models[name]
         if model.pretrained is not None:
             content = self.corpora.content_of(model.pretrained)
             return ExternalModel(content=content, name=name, pretrained=model.pretrained)
-        settings = model.pretraining
-        assert settings is not None and model.config is not None  # the profile's own check
-        digest = self.corpora.content_hash("articles", "train")
-        if settings.instructions:
-            digest += self.corpora.content_hash("instructions", "train")
+        assert model.pretraining is not None and model.config is not None  # the profile's own check
+        texts = self.corpora.content_hash("articles", "train")
+        if model.pretraining.instructions:
+            texts += self.corpora.content_hash("instructions", "train")
         return BaseModel(
             config=model.config,
-            texts=digest,
-            vocabulary=settings.vocabulary,
-            steps=settings.steps,
-            batch=settings.batch,
-            block_tokens=settings.block_tokens,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            weight_decay=optimiser.weight_decay,
-            betas=optimiser.betas,
-            clip=optimiser.clip,
-            precision=optimiser.precision,
+            texts=texts,
             seed=0,
             name=name,
-            instructions=settings.instructions,
             corpora=self.corpora,
-            optimiser=optimiser,
+            **dict(model.pretraining),
+            **dict(self.profile.optimiser),
         )
 
     def examples(
@@ -251,28 +217,17 @@ class Suite:
         self, model: ModelName, which: ReferenceName = "reference", seed: int = 0
     ) -> Model:
         """MLE from the base model: the paper's 2,000 steps, or figure 1's 1,000."""
-        stage = getattr(self.profile, which)
-        return self._model(
+        task: Task = "articles" if which == "articles_reference" else "instructions"
+        return Model(
             start=self.base_artifact(model),
-            examples=self.examples(model, task=TASK_OF[which]),
+            examples=self.examples(model, task=task),
+            negatives=None,
             objective="mle",
-            steps=stage.steps,
-            batch=stage.batch,
-            learning_rate=stage.learning_rate,
-            schedule=stage.schedule,
+            beta=0.0,
             seed=seed,
             name=f"{which}/{model}",
-        )
-
-    def _model(self, **fields: Any) -> Model:
-        optimiser = self.profile.optimiser
-        return Model(
-            **{"negatives": None, "beta": 0.0, **fields},
-            weight_decay=optimiser.weight_decay,
-            betas=optimiser.betas,
-            clip=optimiser.clip,
-            precision=optimiser.precision,
-            optimiser=optimiser,
+            **dict(getattr(self.profile, which)),
+            **dict(self.profile.optimiser),
         )
 
     def negatives_artifact(self, row: Row, seed: int = 0) -> Negatives:
@@ -302,12 +257,11 @@ class Suite:
 
     def _unhelpful(self, row: Row, seed: int) -> Unhelpful:
         """A DPO row's rejected responses."""
-        settings = self.profile.unhelpful
+        settings, chat = self.profile.unhelpful, {}
         server = settings.server if settings.writer == "chat" else None
-        chat: dict[str, Any] = {}
         if server:
-            parameters = json.dumps(server.parameters, sort_keys=True)
-            chat = {"model": server.model, "base_url": server.base_url, "parameters": parameters}
+            chat = server.model_dump(include={"model", "base_url", "parameters"})
+            chat["parameters"] = json.dumps(server.parameters, sort_keys=True)
         return Unhelpful(
             examples=self.examples(row.model),
             steps=self.profile.continuation.steps[row.steps],
@@ -337,12 +291,8 @@ class Suite:
             return Ensemble(mle=mle, cpo=cpo, alpha=row.alpha, name=row.id)
         settings, sampling = self.profile.continuation, {}
         if row.objective == "pss":
-            scheduled = settings.scheduled_sampling
-            sampling = {
-                "sampling_probability": scheduled.probability,
-                "sampling_passes": scheduled.passes,
-            }
-        return self._model(
+            sampling = {f"sampling_{name}": value for name, value in settings.scheduled_sampling}
+        return Model(
             start=self.reference_artifact(row.model, row.reference, seed),
             examples=self.examples(row.model, task=row.task),
             negatives=self.negatives_artifact(row, seed) if row.negatives else None,
@@ -355,6 +305,7 @@ class Suite:
             seed=seed,
             name=row.id,
             **sampling,
+            **dict(self.profile.optimiser),
         )
 
     def generations_artifact(
@@ -370,29 +321,19 @@ class Suite:
         self, model: Model | Ensemble, decoding: str, seed: int, split: str
     ) -> Generations:
         profile, task = self.profile, model.examples.task
-        articles = task == "articles"
-        readers = {}  # whatever they are called
-        for name in () if articles else profile.models:
-            examples = self.examples(name, split)
-            readers[examples.key] = examples
-        pairs, texts = profile.instructions, profile.articles
-        asked = {
-            ("instructions", "test"): pairs.test_prompts,
-            ("instructions", "validation"): pairs.validation_rows,
-            ("articles", "test"): texts.test_articles,
-            ("articles", "validation"): texts.validation_articles,
-        }
+        examples = self.examples(model.model_name, split, task)
+        names = profile.models if task == "instructions" else ()
+        readers = {reader.key: reader for reader in (self.examples(name, split) for name in names)}
         return Generations(
             model=model,
             prompts=self.corpora.content_hash(task, split),
-            read_by=tuple(readers[key] for key in sorted(readers)),
+            read_by=tuple(readers[key] for key in sorted(readers)),  # whatever they are called
             decoding=profile.decoding[decoding].model_dump(exclude_none=True),
-            max_new_tokens=texts.max_tokens if articles else pairs.max_continuation_tokens,
+            max_new_tokens=examples.max_continuation_tokens,
             batch=profile.generation_batch,
             precision=profile.optimiser.precision,
             seed=seed,
-            examples=self.examples(model.model_name, split, task),
-            asked=asked[task, split],
+            examples=examples,
         )
 
     def verdicts_artifact(
@@ -414,7 +355,6 @@ class Suite:
             base=generations.examples.base,
             mauve=self.profile.mauve.model_dump(),
             judge=self.profile.judge.kind,
-            settings=self.profile.mauve,
         )
 
     # --- The plan ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from cpo.scoring import Group, GroupScorer, collate_groups
 from cpo_suite import estimate
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import load_profile
+from cpo_suite.run.dry_run import artifacts_table, to_make, totals
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
@@ -93,8 +94,13 @@ def test_what_is_made_costs_nothing_more(tmp_path):
     built = suite.store.path(suite.reference_artifact("gpt2", "reference"))
     built.mkdir(parents=True)
     (built / MANIFEST).write_text("{}")
-    made = {item.name: item for item in suite.plan()}["reference/gpt2"]
-    assert made.made and (made.seconds, made.alone, made.gpu_hours) == (0, 0, 0)
+    planned = {item.name: item for item in suite.plan()}
+    made = planned["reference/gpt2"]
+    assert made.made and made not in to_make([*planned.values()])
+    # Neither its line nor the totals have anything of what it would take.
+    [line] = artifacts_table([made]).splitlines()[1:]
+    assert line.split() == ["reference/gpt2", "model", "made"]
+    assert "1 artifacts, 1 made, 0 to make: about 0 s" in totals(suite.profile, [made])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

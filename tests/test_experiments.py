@@ -160,7 +160,7 @@ def test_the_plan_names_everything_once_and_knows_what_is_made(suite):
     keys = [one.key for one in planned]
     assert len(set(keys)) == len(keys)
     by_name = {one.name: one for one in planned}
-    assert by_name["model t2/MLE2"].made and by_name["model t2/MLE2"].seconds == 0
+    assert by_name["model t2/MLE2"].made
     later = by_name["model t1/ANR"]
     assert not later.made and later.seconds > 0 and later.disk_gb > 0
     for row in suite.profile.trained_rows:

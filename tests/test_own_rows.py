@@ -22,7 +22,7 @@ from cpo.evaluation import judging
 from cpo.negatives import register
 from cpo.registry import RegistryError
 from cpo.training import TrainingError, register_objective
-from cpo_suite.estimate import Cost, Planned
+from cpo_suite.estimate import Planned
 from cpo_suite.launching import LaunchError, launch
 from cpo_suite.profile import ROOT, Profile, ProfileError
 from cpo_suite.report import tables
@@ -251,8 +251,8 @@ def test_two_processes_import_a_users_module(suite, folder, tmp_path, monkeypatc
 
 def test_a_dry_run_counts_a_notebooks_own_rows_by_what_they_are_like():
     def item(name: str, seconds: float, usd: float = 0.0) -> Planned:
-        cost = Cost(seconds, usd=usd)
-        return Planned(name, "model", "0" * 16, True, 0.0, 1.0, 0.0, again=seconds + 3, cost=cost)
+        alone = seconds + 3
+        return Planned(name, "model", "0" * 16, True, 9.0, 1.0, 0.0, alone=alone, usd=usd)
 
     plan = [item("negatives of t2/ANR", 30), item("model t2/ANR", 57, 0.5), item("model t2/AN", 9)]
     rows = {"own/A": ["f1b/MNR", "t2/ANR"], "own/B": ["t2/ANR"], "own/C": ["t9/X"]}

@@ -194,6 +194,46 @@ def test_a_row_is_made_alike_by_two_processes(suites, capfd):
     }
 
 
+def test_all_that_is_shared_out_is_made_in_one_launch(tmp_path):
+    rows = "rows=[f1b/MLE, f1b/TNR]"
+    arguments = [part for setting in (*SMALL, rows) for part in ("--set", setting)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes=2", "--mixed_precision=no", "--dynamo_backend=no"]
+    command += ["--num_machines=1", "--machine_rank=0", "-m", "cpo_suite", "make"]
+
+    def launched(*more: str) -> str:
+        done = subprocess.run(
+            [*command, "--profile", "smoke", *arguments, *more],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CPO_ARTIFACTS": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+    first, second = launched(), launched()
+    suite = Suite.open("smoke", [*SMALL, rows], tmp_path / "figures")
+    suite.store = Store(tmp_path)
+    shared = [artifact for artifact in suite.artifacts() if artifact.shared]
+    assert {artifact.stage for artifact in shared} == {
+        "base_model",
+        "model",
+        "negatives",
+        "generations",
+    }
+    for artifact in suite.artifacts():
+        assert (suite.store.find(artifact) is not None) == artifact.shared, artifact.title
+    for artifact in shared:
+        assert suite.store.manifest(artifact)["processes"] == 2
+        line = f"{artifact.title} ({artifact.stage} {artifact.key})"
+        # Said by one process alone.
+        assert first.count(f"build: {line}") == second.count(f"cached: {line}") == 1
+    # The notebooks find it: nothing is left to build for them.
+    assert len(suite.negatives("f1b/TNR")) == 2 * 8
+
+
 BROKEN = """
 from cpo.negatives import register
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from cpo_suite.artifacts.step import Step
 from cpo_suite.corpora import Corpora
 from cpo_suite.estimate import Cost, Estimate
 from cpo_suite.paper import ModelName
-from cpo_suite.profile import Optimiser
 from cpo_suite.store import Artifact, Identity, Store, how
 
 
@@ -48,7 +48,7 @@ class Loadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Loadable, Step):
-    """A model that is trained here: the settings of every training."""
+    """A model that is trained here, with the settings of every training."""
 
     steps: int
     batch: int
@@ -58,7 +58,8 @@ class Trained(Loadable, Step):
     clip: float
     precision: str
     seed: int
-    optimiser: Optimiser = how()
+    micro_batch_tokens: int = how()
+    checkpoint_minutes: float = how()
 
     def train(
         self,
@@ -68,24 +69,18 @@ class Trained(Loadable, Step):
         store: Store,
         **settings: Any,
     ) -> None:
-        """Train a model in place and save it; `settings` are the other `TrainingSettings`."""
-        tokens = self.optimiser.micro_batch_tokens
+        """Train a model in place and save it. The `TrainingSettings` that are not given are the
+        artifact's fields of the same names."""
         groups = [example.group for example in examples]
-        common = TrainingSettings(
-            steps=self.steps,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            clip=self.clip,
-            precision=self.precision,
-            seed=self.seed,
-            micro_batch=micro_batch_of(groups, self.batch, tokens),
-            tokens_at_once=tokens,
-            checkpoint_minutes=self.optimiser.checkpoint_minutes,
-            **settings,
-        )
-        train(network, examples, common, folder, store.partial(self))
+        fields = {field.name for field in dataclasses.fields(self)}
+        settings = {
+            "micro_batch": micro_batch_of(groups, self.batch, self.micro_batch_tokens),
+            "tokens_at_once": self.micro_batch_tokens,
+        } | settings
+        for field in dataclasses.fields(TrainingSettings):
+            if field.name in fields:
+                settings.setdefault(field.name, getattr(self, field.name))
+        train(network, examples, TrainingSettings(**settings), folder, store.partial(self))
 
 
 def micro_batch_of(groups: Sequence[Group], batch: int, tokens: int) -> int:
@@ -99,6 +94,7 @@ class BaseModel(Trained):
     """A base model and its tokenizer, made from scratch on packed text with a cosine schedule."""
 
     stage = "base_model"
+    called = "base model {}"
     version = 2
     shared = True
 
@@ -110,10 +106,6 @@ class BaseModel(Trained):
     name: ModelName = how()
     instructions: bool = how()
     corpora: Corpora = how()
-
-    @property
-    def title(self) -> str:
-        return f"base model {self.name}"
 
     @property
     def model_name(self) -> ModelName:
@@ -147,7 +139,6 @@ class BaseModel(Trained):
             store,
             objective="mle",
             schedule="cosine",
-            warmup_steps=self.warmup_steps,
             fp32_head=False,
             description=f"pretraining {self.name}",
         )

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from cpo_suite.artifacts.base_models import BaseModel, ExternalModel
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.models import Ensemble, Model
 from cpo_suite.artifacts.step import Step
-from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.estimate import MAUVE_SECONDS, Cost, Estimate
 from cpo_suite.judges import judge_of
-from cpo_suite.profile import Judge, Mauve
+from cpo_suite.profile import Judge
 from cpo_suite.store import Store, how
+
+SCORING_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Generations(Step):
     """
 
     stage = "generations"
+    called = "generations of {}"
     version = 3
     shared = True
 
@@ -50,11 +54,6 @@ class Generations(Step):
     precision: str
     seed: int
     examples: Examples = how()  # the split as the model reads it
-    asked: int = how()  # prompts, for the estimate
-
-    @property
-    def title(self) -> str:
-        return f"generations of {self.label}"
 
     @property
     def label(self) -> str:
@@ -74,33 +73,27 @@ class Generations(Step):
             DataError: no prompt fits every model.
         """
         examples, rows = self.examples, self.rows()
-        originals = {row.id: row for row in examples.corpora.split(examples.task, examples.split)}
+        corpora = examples.corpora
+        originals = {row.id: row for row in corpora.split(examples.task, examples.split)}
         if examples.task == "articles":
-            tokenizer = examples.tokenizer()
-
-            def text(ids: Sequence[int]) -> str:
-                return tokenizer.decode(ids, skip_special_tokens=True)
-
+            decode = partial(examples.tokenizer().decode, skip_special_tokens=True)
             return [
                 data.Example(
                     row.id,
-                    text(row.prefix_ids),
-                    text(row.continuation_ids),
+                    decode(row.prefix_ids),
+                    decode(row.continuation_ids),
                     "article",
                     originals[row.id].source,
                 )
                 for row in rows
             ]
         if not rows:
-            reports = examples.corpora.reports
-            lines = (
-                f"{reader.base.name}: "
-                f"{reports[reader.base.name, reader.split, reader.task].summary()}"
-                for reader in self.read_by
+            reports = "\n".join(
+                f"{reader.base.name}: {reader.summary()}" for reader in self.read_by
             )
             raise data.DataError(
                 f"no {examples.split} prompt fits every model: raise "
-                "instructions.max_prefix_tokens\n" + "\n".join(lines)
+                f"instructions.max_prefix_tokens\n{reports}"
             )
         return [originals[row.id] for row in rows]
 
@@ -138,11 +131,15 @@ class Generations(Step):
 
     def check(self, path: Path, ids: Sequence[str]) -> None:
         """Raises `DataError` where what was stored belongs to other prompts."""
-        if list(ids) != [example.id for example in self.judged()]:
+        if list(ids) != [row.id for row in self.rows()]:
             raise data.DataError(
                 f"{path} is of other prompts than {self.model.name} is judged on: remove its "
                 "folder, and it is built again"
             )
+
+    def prompt_count(self, estimate: Estimate) -> int:
+        """How many prompts are answered, by the profile."""
+        return estimate.prompts(self.examples.task, self.examples.split)
 
     def cost(self, estimate: Estimate) -> Cost:
         speeds = estimate.speeds(self.model_name)
@@ -151,7 +148,7 @@ class Generations(Step):
         # Greedy and top-k decoding are our own, the rest transformers' `generate`.
         own = beams == 1 and not (self.decoding["do_sample"] and "top_p" in self.decoding)
         speed = (speeds.decoding if own else speeds.generate) / beams
-        return Cost(self.asked * continuation / speed)
+        return Cost(self.prompt_count(estimate) * continuation / speed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +157,7 @@ class Verdicts(Step):
     `judge_identity`, `seed` that of the order in which it sees the two."""
 
     stage = "verdicts"
+    called = "verdicts on {}"
     version = 2
 
     generations: Generations
@@ -168,8 +166,8 @@ class Verdicts(Step):
     settings: Judge = how()
 
     @property
-    def title(self) -> str:
-        return f"verdicts on {self.generations.label}"
+    def label(self) -> str:
+        return self.generations.label
 
     @property
     def examples(self) -> Examples:
@@ -192,7 +190,8 @@ class Verdicts(Step):
 
     def cost(self, estimate: Estimate) -> Cost:
         prefix, continuation = estimate.tokens(self.examples.task)
-        return estimate.judging(self.settings, self.generations.asked, prefix, continuation)
+        prompts = self.generations.prompt_count(estimate)
+        return estimate.judging(self.settings, prompts, prefix, continuation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +199,7 @@ class Measures(Step):
     """The automatic measures of one model and its generations."""
 
     stage = "measures"
+    called = "measures of {}"
     version = 3
 
     generations: Generations
@@ -207,12 +207,10 @@ class Measures(Step):
     base: BaseModel | ExternalModel
     mauve: dict[str, Any]
     judge: str = "none"
-    scoring_batch: int = how(default=64)
-    settings: Mauve = how()
 
     @property
-    def title(self) -> str:
-        return f"measures of {self.generations.label}"
+    def label(self) -> str:
+        return self.generations.label
 
     def build(self, folder: Path, store: Store) -> None:
         measures = {name: dataclasses.asdict(value) for name, value in self._measure(store).items()}
@@ -236,7 +234,7 @@ class Measures(Step):
             store.load(self.generations.model),
             [Group(row.prefix_ids, [row.continuation_ids]) for row in truths],
             self.generations.precision,
-            self.scoring_batch,
+            SCORING_BATCH,
             "held-out loss",
         )[:, 0].numpy()
         tokens = np.array([len(row.continuation_ids) for row in truths])
@@ -258,14 +256,15 @@ class Measures(Step):
             )
         if self._with_mauve:
             recorded = [[token for token in row.continuation_ids if token != eos] for row in truths]
-            encoder, width = self.base.load(self.base.folder(store)), self.settings.max_text_tokens
+            encoder = self.base.load(self.base.folder(store))
+            width = self.mauve["max_text_tokens"]
             # One length for all: an empty generation is a single EOS, not dropped.
             p, q = (
                 metrics.last_token_features(encoder, [(ids or [eos])[:width] for ids in texts])
                 for texts in (recorded, generated)
             )
             try:
-                seeds = tuple(range(self.settings.seeds))
+                seeds = tuple(range(self.mauve["seeds"]))
                 measured["mauve"] = metrics.mauve_score(p, q, seeds=seeds)
             except statistics.MetricError as error:  # one row's degenerate texts, not the others'
                 name = self.generations.model.name
@@ -274,10 +273,11 @@ class Measures(Step):
 
     @property
     def _with_mauve(self) -> bool:
-        settings = self.settings
-        return settings.features == "base_model" and self.examples.task in settings.tasks
+        mauve = self.mauve
+        return mauve["features"] == "base_model" and self.examples.task in mauve["tasks"]
 
     def cost(self, estimate: Estimate) -> Cost:
-        speeds, asked = estimate.speeds(self.model_name), self.generations.asked
-        seconds = asked * sum(estimate.tokens(self.examples.task)) / speeds.scoring
-        return Cost(seconds, fixed=estimate.clustering(asked, self.settings, self._with_mauve))
+        prompts = self.generations.prompt_count(estimate)
+        tokens = prompts * sum(estimate.tokens(self.examples.task))
+        clustering = prompts * self.mauve["seeds"] * MAUVE_SECONDS if self._with_mauve else 0.0
+        return Cost(tokens / estimate.speeds(self.model_name).scoring, fixed=clustering)

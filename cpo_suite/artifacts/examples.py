@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cpo import data
-from cpo.data import DataError, LoadReport, Task, TokenizedExample
+from cpo.data import DataError, Task, TokenizedExample
 from cpo.models.folders import load_tokenizer
 from cpo.plan import plan_batches
 from cpo_suite.artifacts.base_models import BaseModel, ExternalModel
@@ -41,25 +41,27 @@ class Examples(Identity):
         Training rows follow the profile's `over_long`. In validation and test only an over-long
         prefix drops a row, so that the judged prompts do not depend on the recorded responses.
         """
-        corpora, key = self.corpora, (self.key, self.split)
-        if key not in corpora.tokenized:
-            tokenized, report = self._tokenize()
-            corpora.tokenized[key] = tokenized
-            corpora.reports[self.base.name, self.split, self.task] = report
-        return corpora.tokenized[key]
-
-    def _tokenize(self) -> tuple[list[TokenizedExample], LoadReport]:
-        rows, tokenizer = self.corpora.split(self.task, self.split), self.tokenizer()
-        limit = self.max_continuation_tokens
+        corpora, key, limit = self.corpora, (self.key, self.split), self.max_continuation_tokens
+        if key in corpora.tokenized:
+            return corpora.tokenized[key]
+        examples, tokenizer = corpora.split(self.task, self.split), self.tokenizer()
         if self.task == "articles":
-            return data.tokenize_articles(rows, tokenizer, max_tokens=limit)
-        return data.tokenize(
-            rows,
-            tokenizer,
-            max_prefix_tokens=self.max_prefix_tokens,
-            max_continuation_tokens=limit,
-            over_long=self.over_long if self.split == "train" else "truncate",
-        )
+            rows, report = data.tokenize_articles(examples, tokenizer, max_tokens=limit)
+        else:
+            rows, report = data.tokenize(
+                examples,
+                tokenizer,
+                max_prefix_tokens=self.max_prefix_tokens,
+                max_continuation_tokens=limit,
+                over_long=self.over_long if self.split == "train" else "truncate",
+            )
+        corpora.tokenized[key] = rows
+        corpora.reports[self.base.name, self.split, self.task] = report
+        return rows
+
+    def summary(self) -> str:
+        """What tokenising dropped or cut, once there are `rows`."""
+        return self.corpora.reports[self.base.name, self.split, self.task].summary()
 
     def planned(self, steps: int, batch: int, seed: int) -> list[TokenizedExample]:
         """The rows of a training schedule, `steps x batch` of them, in its order.
@@ -71,6 +73,5 @@ class Examples(Identity):
         try:
             plan = plan_batches(len(rows), steps, batch, seed)
         except ValueError as error:
-            report = self.corpora.reports[self.base.name, self.split, self.task]
-            raise DataError(f"{error}\n{self.base.name}: {report.summary()}") from None
+            raise DataError(f"{error}\n{self.base.name}: {self.summary()}") from None
         return [rows[index] for index in plan.flatten()]

@@ -10,12 +10,7 @@ from pathlib import Path
 from cpo.ensembling import interpolate
 from cpo.scoring import Group
 from cpo.training import RANKED_OBJECTIVES, TrainingExample
-from cpo_suite.artifacts.base_models import (
-    BaseModel,
-    ExternalModel,
-    Loadable,
-    Trained,
-)
+from cpo_suite.artifacts.base_models import BaseModel, ExternalModel, Loadable, Trained
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.negatives import ContrastSets, Negatives
 from cpo_suite.artifacts.step import Step
@@ -44,8 +39,7 @@ class Model(Trained):
 
     @property
     def title(self) -> str:
-        of_row = isinstance(self.start, Model)
-        return f"model {self.name}" if of_row else self.name
+        return f"model {self.name}" if isinstance(self.start, Model) else self.name
 
     def build(self, folder: Path, store: Store) -> None:
         # A user's own objective is known here by its name, without the hash of its source.
@@ -64,11 +58,6 @@ class Model(Trained):
             folder,
             store,
             objective=objective,
-            beta=self.beta,
-            mle_weight=self.mle_weight,
-            sampling_probability=self.sampling_probability,
-            sampling_passes=self.sampling_passes,
-            schedule=self.schedule,
             description=f"training {self.name}",
         )
         self.examples.tokenizer().save_pretrained(folder)
@@ -89,16 +78,13 @@ class Ensemble(Loadable, Step):
     """theta = alpha * theta_MLE + (1 - alpha) * theta_CPO (section 4)."""
 
     stage = "ensemble"
+    called = "model {}"
     version = 1
 
     mle: Model
     cpo: Model
     alpha: float
     name: str = how()
-
-    @property
-    def title(self) -> str:
-        return f"model {self.name}"
 
     @property
     def examples(self) -> Examples:
@@ -109,6 +95,3 @@ class Ensemble(Loadable, Step):
         policy = store.load(self.cpo)
         interpolate(store.load(self.mle), policy, self.alpha).save_pretrained(folder)
         self.examples.tokenizer().save_pretrained(folder)
-
-    def cost(self, estimate: Estimate) -> Cost:
-        return Cost(0.0)

@@ -34,6 +34,7 @@ class Unhelpful(Step):
     """An unhelpful response to each planned row, as text; `chat` says who was asked, and how."""
 
     stage = "unhelpful"
+    called = "unhelpful responses for {}"
     version = 1
 
     examples: Examples
@@ -44,10 +45,6 @@ class Unhelpful(Step):
     seed: int
     name: str = how()
     server: Server | None = how()
-
-    @property
-    def title(self) -> str:
-        return f"unhelpful responses for {self.name}"
 
     def build(self, folder: Path, store: Store) -> None:
         pairs = self.examples.corpora.instructions.train
@@ -73,7 +70,7 @@ class Unhelpful(Step):
 
     def cost(self, estimate: Estimate) -> Cost:
         if self.server is None:
-            return Cost(0.0)
+            return Cost()
         prefix, continuation = estimate.tokens(self.examples.task)
         written = min(self.steps * self.batch, self.examples.corpora.training_rows)
         return estimate.asking(self.server, written, prefix + continuation, continuation)
@@ -134,6 +131,7 @@ class Negatives(Step):
     """Candidates, their order and their reference log-probabilities, on a batch plan."""
 
     stage = "negatives"
+    called = "negatives of {}"
     version = 4
     shared = True
 
@@ -150,10 +148,6 @@ class Negatives(Step):
     name: str = how()
     counts: dict[str, int] = how()  # the mixture by registered names
     tokens_at_once: int = how()
-
-    @property
-    def title(self) -> str:
-        return f"negatives of {self.name}"
 
     def _planned(self) -> list[TokenizedExample]:
         return self.examples.planned(self.steps, self.batch, self.seed)

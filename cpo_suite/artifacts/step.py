@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 from cpo_suite.estimate import (
     CHECKPOINT_BYTES,
     LAUNCH_SECONDS,
     OF_A_PROCESS,
     OVERHEAD_SECONDS,
+    OVERHEAD_WITHOUT_MODEL,
     SECONDS_A_WEIGHT,
     WITHOUT_MODEL,
     Cost,
@@ -21,12 +22,22 @@ from cpo_suite.store import Artifact, Store
 
 
 class Step(Artifact):
-    """An artifact of the plan: it has a title, belongs to a model, and knows its cost."""
+    """An artifact of the plan: it has a title, belongs to a model, and knows its cost.
+
+    `called` is its title, with `{}` for the row that it belongs to.
+    """
+
+    called: ClassVar[str]
 
     @property
     def title(self) -> str:
         """What the plan calls it."""
-        raise NotImplementedError
+        return self.called.format(self.label)
+
+    @property
+    def label(self) -> str:
+        """The row, reference or base model that it belongs to."""
+        return self.name  # type: ignore[attr-defined]
 
     @property
     def model_name(self) -> ModelName:
@@ -35,42 +46,32 @@ class Step(Artifact):
 
     def cost(self, estimate: Estimate) -> Cost:
         """What building it takes, on one process."""
-        raise NotImplementedError
+        return Cost()
 
 
 def planned(artifact: Step, store: Store, estimate: Estimate) -> Planned:
     """An artifact with what it costs to build it here."""
-    profile, cost = estimate.profile, artifact.cost(estimate)
-    name = artifact.model_name
-    made = store.find(artifact) is not None
-    parameters = profile.models[name].parameters
-    trains = artifact.stage in ("base_model", "model")
-    held = parameters * 4 / 1e9
-    processes = profile.processes.count if artifact.shared else 1
-    used = "without" if artifact.stage in WITHOUT_MODEL else "with a model"
-    fixed = cost.waiting + OVERHEAD_SECONDS[used] + cost.fixed
-    if artifact.stage not in ("verdicts", "unhelpful"):
+    profile, cost, stage = estimate.profile, artifact.cost(estimate), artifact.stage
+    parameters = profile.models[artifact.model_name].parameters
+    weights_gb, trains = parameters * 4 / 1e9, stage in ("base_model", "model")
+    fixed = cost.fixed + (OVERHEAD_WITHOUT_MODEL if stage in WITHOUT_MODEL else OVERHEAD_SECONDS)
+    if stage not in ("verdicts", "unhelpful"):
         fixed += parameters * SECONDS_A_WEIGHT
+    processes = profile.processes.count if artifact.shared else 1
     seconds = cost.seconds / processes + fixed + (LAUNCH_SECONDS if processes > 1 else 0.0)
-    spent: dict[str, Any] = {}
-    if not made:
-        spent = {
-            "alone": cost.seconds + fixed,
-            "gpu_hours": seconds * processes / 3600 if profile.gpus else 0.0,
-            "usd": cost.usd,
-            "requests": cost.requests,
-            "tokens": cost.tokens,
-        }
+    memory = training_memory_gb(profile, artifact.model_name)
     return Planned(
         artifact.title,
-        artifact.stage,
+        stage,
         artifact.key,
-        made,
-        0.0 if made else seconds,
-        training_memory_gb(profile, name) if trains else held + OF_A_PROCESS,
-        held if trains or artifact.stage == "ensemble" else 0.001,
-        parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
-        again=cost.seconds + fixed,
-        cost=cost,
-        **spent,
+        made=store.find(artifact) is not None,
+        seconds=seconds,
+        memory_gb=memory if trains else weights_gb + OF_A_PROCESS,
+        disk_gb=weights_gb if trains or stage == "ensemble" else 0.001,
+        scratch_gb=parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
+        alone=cost.seconds + fixed,
+        gpu_hours=seconds * processes / 3600 if profile.gpus else 0.0,
+        usd=cost.usd,
+        requests=cost.requests,
+        tokens=cost.tokens,
     )

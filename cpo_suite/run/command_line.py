@@ -3,6 +3,8 @@
     and what it takes; --set changes a setting of the profile, such as seeds=3; --from and --only
     choose notebooks by number, and --only may be repeated. Output: figures/<profile>/ for a full,
     unchanged run, artifacts/figures/ otherwise.
+accelerate launch [...] -m cpo_suite make [--profile P] [--set key=value]...
+    Build, in the processes that it launches, what several processes share out: docs/several_gpus.md
 ./run_all.sh lab [arguments of jupyter lab]   JupyterLab in the same environment
 ./run_all.sh site [--profile P]               a book of the notebooks and their results, into site/
 ./run_all.sh test [arguments of pytest]       ruff, mypy and pytest
@@ -42,6 +44,7 @@ COMMANDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("--from", {"dest": "start_from"}),
         ("--only", {"action": "append", "default": []}),
     ],
+    "make": [PROFILE, SETTINGS],
     "lab": [],
     "site": [PROFILE],
     "test": [],

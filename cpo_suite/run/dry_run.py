@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 from cpo_suite import precision
-from cpo_suite.estimate import Cost, Planned, micro_batch_that_fits, training_memory_gb
+from cpo_suite.estimate import Planned, micro_batch_that_fits, training_memory_gb
 from cpo_suite.profile import Profile
-from cpo_suite.store import artifacts_folder
+from cpo_suite.store import Store, artifacts_folder
+from cpo_suite.suite import Suite
 
 
 def plan(profile: str, overrides: Sequence[str], output: str) -> list[Planned]:
     """The artifacts of a suite, in the order of building; reads its data, and builds nothing."""
-    from cpo_suite.suite import Suite
-
     return Suite.open(profile, list(overrides), output).plan()
 
 
 def plan_without_data(profile: Profile, output: Path) -> list[Planned]:
     """The same by the profile alone, with texts as long as Dolly's and nothing cached."""
-    from cpo_suite.store import Store
-    from cpo_suite.suite import Suite
-
     return Suite.stated(profile, Store(artifacts_folder()), output).plan()
 
 
@@ -99,44 +97,36 @@ def own_rows(
         like_theirs += next((of_row[row] for row in alike if row in of_row), [])
     if not like_theirs:
         return []
-    seconds = duration(sum(item.again for item in like_theirs))
+    seconds = duration(sum(item.alone for item in like_theirs))
     return [
         f"Not counted there: notebook {number} defines {', '.join(rows)} itself; if they are "
-        f"not made yet, about {seconds} more, {_asked([item.cost for item in like_theirs])}."
+        f"not made yet, about {seconds} more, {_asked(like_theirs)}."
     ]
 
 
-def _asked(costs: Sequence[Planned | Cost]) -> str:
+def _asked(planned: Sequence[Planned]) -> str:
     """What is asked of chat models, and its price."""
-    requests, usd = sum(cost.requests for cost in costs), sum(cost.usd for cost in costs)
-    tokens = sum(cost.tokens for cost in costs) / 1e6
+    requests, usd = sum(item.requests for item in planned), sum(item.usd for item in planned)
+    tokens = sum(item.tokens for item in planned) / 1e6
     asked = f"{requests:,} requests of {tokens:.1f} M tokens, " if requests else ""
     return f"{asked}{usd:.2f} USD"
 
 
 def artifacts_table(planned: Sequence[Planned]) -> str:
     """One line for each artifact: made or to make, and what making it takes."""
-    rows: list[tuple[str, ...]] = [
-        ("artifact", "stage", "state", "time", "GPU-hours", "memory GB", "disk GB", "requests")
-        + ("tokens", "USD")
-    ]
+    heading = "artifact,stage,state,time,GPU-hours,memory GB,disk GB,requests,tokens,USD"
+    rows = [heading.split(",")]
     for item in planned:
-        cells = (item.name, item.stage, "made", *[""] * 7)
-        if not item.made:
-            cells = (item.name, item.stage, "to make", duration(item.seconds))
-            cells += (f"{item.gpu_hours:.2f}", f"{item.memory_gb:.2f}", f"{item.disk_gb:.3f}")
-            cells += (f"{item.requests:,}", f"{item.tokens:,.0f}", f"{item.usd:.2f}")
-        rows.append(cells)
+        cost = [duration(item.seconds), f"{item.gpu_hours:.2f}", f"{item.memory_gb:.2f}"]
+        cost += [f"{item.disk_gb:.3f}", f"{item.requests:,}", f"{item.tokens:,.0f}"]
+        state = ["made"] if item.made else ["to make", *cost, f"{item.usd:.2f}"]
+        rows.append([item.name, item.stage, *state])
     return table(rows)
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first the heading, as text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return tabulate(rows, headers="firstrow", tablefmt="plain", disable_numparse=True)
 
 
 def duration(seconds: float) -> str:

@@ -126,7 +126,11 @@ def _preflight(run: Run, plan: Plan) -> list[Planned]:
         if not finding.ok:
             print(f"Note: {finding.what}: {finding.detail}. {finding.remedy}.", flush=True)
     planned, findings = _look(run, plan)
-    stages = None if planned is None else {item.stage for item in planned if item.requests}
+    stages = (
+        None
+        if planned is None
+        else {item.stage for item in estimate.to_make(planned) if item.requests}
+    )
     parts = [part for part, stage in STAGE_OF.items() if stages is None or stage in stages]
     findings += [*doctor.room(run.settings, planned), *doctor.servers(run.settings, parts)]
     missing = [f"  {item.what}: {item.detail}. {item.remedy}" for item in findings if not item.ok]
