@@ -141,7 +141,7 @@ class Verdicts:
     `verdicts` are those in the order that `model_sides` says, `exchanged` those with the sides
     exchanged, empty where only one order was judged. `prompt` is the hash of the judge's template,
     `judged` the UTC date; `marked` counts responses that hold a part of the template. `why` says of
-    `verdicts`, and then of `exchanged`, why one is invalid (`verdict_store.INVALID_KINDS`), "" for
+    `verdicts`, and then of `exchanged`, why one is invalid (`judge_prompts.INVALID_KINDS`), "" for
     the others; it is empty where the judge does not say.
     """
 

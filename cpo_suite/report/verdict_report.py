@@ -5,13 +5,18 @@ Invalid verdicts of a kind can be forgotten, so that the next run asks for them 
 
 from __future__ import annotations
 
-import csv
 import shutil
 import sys
-from pathlib import Path
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
 
+import pandas as pd
+
+from cpo.evaluation.judge_prompts import INVALID_KINDS, read_verdict
 from cpo.evaluation.judging import Verdicts
-from cpo.evaluation.verdict_store import INVALID_KINDS, VerdictStore, VerdictStoreError
+from cpo.evaluation.replies import Reply
+from cpo.evaluation.reply_store import STORE, VERDICTS, Question, ReplyStore, ReplyStoreError
 from cpo_suite.run.dry_run import table
 from cpo_suite.run.run_record import artifacts_folder
 
@@ -26,49 +31,49 @@ def report(model: str | None = None, export: str | None = None, forget: str | No
     Returns:
         The exit code: 0, or 2 where there is no store or a file cannot be written.
     """
-    path = artifacts_folder() / "verdicts.sqlite"
-    if not path.is_file():
+    path = artifacts_folder() / STORE
+    if not path.is_file() and not path.with_name(VERDICTS).is_file():
         print(
             f"{path} does not exist: no verdict has been paid for yet. A profile whose judge is "
             "`openai` makes it.",
             file=sys.stderr,
         )
         return 2
-    filters = {"model": model} if model else {}
     try:
-        with VerdictStore(path) as store:
+        with ReplyStore(path) as store:
+            verdicts = [
+                _verdict(question, reply)
+                for question, reply in store.rows("verdict")
+                if model in (None, question.asked["model"])
+            ]
             if forget:
-                count = store.forget(forget, **filters)
+                keys = [verdict["key"] for verdict in verdicts if verdict["why"] == forget]
+                store.forget(keys)
                 _remove_artifacts(forget, model)
-                print(f"{count:,} verdicts ({forget}) are forgotten: the next run asks again")
-            lines = store.summary(**filters)
-            if export:
-                with Path(export).open("w", encoding="utf-8", newline="") as file:
-                    writer = None
-                    for row in store.rows(**filters):
-                        if writer is None:
-                            writer = csv.DictWriter(file, list(row))
-                            writer.writeheader()
-                        writer.writerow(row)
-    except (OSError, VerdictStoreError) as error:
+                print(f"{len(keys):,} verdicts ({forget}) are forgotten: the next run asks again")
+                verdicts = [verdict for verdict in verdicts if verdict["why"] != forget]
+        if export:
+            pd.DataFrame(verdicts).to_csv(export, index=False)
+    except (OSError, ReplyStoreError) as error:
         print(error, file=sys.stderr)
         return 2
     header = (
         "model", "server", "verdicts", "A", "B", "tie", "invalid", "tokens", "USD", "asked",
         "why invalid",
     )  # fmt: skip
-    cells = [
-        (
-            line["model"], line["server"], f"{line['verdicts']:,}", f"{line['A']:,}",
-            f"{line['B']:,}", f"{line['tie']:,}", f"{line['invalid']:,}", f"{line['tokens']:,}",
-            f"{line['usd']:.4f}", f"{line['first'][:10]} to {line['last'][:10]}",
-            ", ".join(f"{line[kind]:,} {kind}" for kind in INVALID_KINDS if line[kind]),
-        )
-        for line in lines
-    ]  # fmt: skip
+    cells = []
+    if verdicts:
+        for (server, name), rows in pd.DataFrame(verdicts).groupby(["server", "model"]):
+            said, why = Counter(rows["verdict"]), Counter(rows["why"])
+            counts = [len(rows), *(said[verdict] for verdict in ("A", "B", "tie", "invalid"))]
+            counts.append((rows["input_tokens"] + rows["output_tokens"]).sum())
+            asked = f"{rows['asked_at'].min()[:10]} to {rows['asked_at'].max()[:10]}"
+            kinds = ", ".join(f"{why[kind]:,} {kind}" for kind in INVALID_KINDS if why[kind])
+            usd = f"{rows['usd'].sum():.4f}"
+            cells.append((name, server, *(f"{count:,}" for count in counts), usd, asked, kinds))
     print(table([header, *cells]))
-    total = sum(line["usd"] for line in lines)
-    print(f"{sum(line['verdicts'] for line in lines):,} verdicts, {total:.4f} USD, in {path}")
+    total = sum(verdict["usd"] for verdict in verdicts)
+    print(f"{len(verdicts):,} verdicts, {total:.4f} USD, in {path}")
     if export:
         print(f"written to {export}")
     return 0
@@ -80,3 +85,11 @@ def _remove_artifacts(why: str, model: str | None) -> None:
         verdicts = Verdicts.from_jsonl(path)
         if why in verdicts.why and (model is None or verdicts.judge.startswith(f"{model} at ")):
             shutil.rmtree(path.parent)
+
+
+def _verdict(question: Question, reply: Reply) -> dict[str, Any]:
+    """A verdict with all that was asked and replied, as a line of the export."""
+    verdict, why = read_verdict(reply)
+    line = {"key": question.key, "item": question.item, "verdict": verdict, "why": why}
+    line |= {"text": reply.text, "reply_model": reply.model}
+    return line | asdict(reply) | question.asked
