@@ -1,7 +1,6 @@
 """The road from recipes to numbers, on models of a few thousand weights."""
 
 import hashlib
-import json
 import math
 
 import numpy as np
@@ -53,9 +52,10 @@ def test_a_row_is_made_once_and_found_again(suite):
     assert (first.path / "manifest.json").stat().st_mtime_ns == made
     # The rows of tables that share a training share its artifact; another objective does not.
     assert suite.model("t2/MixN").path != first.path
-    assert suite.negatives_artifact(ROWS["t2/MixN"]).key == suite.negatives_artifact(
-        ROWS["t2/MixNR/0"]
-    ).key
+    assert (
+        suite.negatives_artifact(ROWS["t2/MixN"]).key
+        == suite.negatives_artifact(ROWS["t2/MixNR/0"]).key
+    )
 
 
 def test_the_ensemble_lies_between_its_ends(suite):
