@@ -61,16 +61,18 @@ def report(model: str | None = None, export: str | None = None, forget: str | No
         "model", "server", "verdicts", "A", "B", "tie", "invalid", "tokens", "USD", "asked",
         "why invalid",
     )  # fmt: skip
-    cells = []
+    cells: list[tuple[str, ...]] = []
     if verdicts:
         for (server, name), rows in pd.DataFrame(verdicts).groupby(["server", "model"]):
             said, why = Counter(rows["verdict"]), Counter(rows["why"])
             counts = [len(rows), *(said[verdict] for verdict in ("A", "B", "tie", "invalid"))]
-            counts.append((rows["input_tokens"] + rows["output_tokens"]).sum())
+            counts.append(int(rows["input_tokens"].sum() + rows["output_tokens"].sum()))
             asked = f"{rows['asked_at'].min()[:10]} to {rows['asked_at'].max()[:10]}"
             kinds = ", ".join(f"{why[kind]:,} {kind}" for kind in INVALID_KINDS if why[kind])
             usd = f"{rows['usd'].sum():.4f}"
-            cells.append((name, server, *(f"{count:,}" for count in counts), usd, asked, kinds))
+            cells.append(
+                (str(name), str(server), *(f"{count:,}" for count in counts), usd, asked, kinds)
+            )
     print(table([header, *cells]))
     total = sum(verdict["usd"] for verdict in verdicts)
     print(f"{len(verdicts):,} verdicts, {total:.4f} USD, in {path}")
@@ -92,4 +94,4 @@ def _verdict(question: Question, reply: Reply) -> dict[str, Any]:
     verdict, why = read_verdict(reply)
     line = {"key": question.key, "item": question.item, "verdict": verdict, "why": why}
     line |= {"text": reply.text, "reply_model": reply.model}
-    return line | asdict(reply) | question.asked
+    return {**line, **asdict(reply), **question.asked}
