@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from cpo.evaluation import statistics
+from cpo.evaluation.judge_prompts import INVALID_KINDS
 from cpo.evaluation.judging import Verdicts
 from cpo.evaluation.statistics import Estimate, MetricError, mean_over_seeds
-from cpo.evaluation.judge_prompts import INVALID_KINDS
 from cpo_suite.paper import Row, continued_mle
 from cpo_suite.suite import Suite
 
