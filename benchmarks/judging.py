@@ -17,8 +17,8 @@ from pathlib import Path
 import openai
 
 from benchmarks.measurements import Line
-from cpo.evaluation.chat import ChatServer, Reply, ask_all
-from cpo.evaluation.verdict_store import Question, StoredVerdict, VerdictStore
+from cpo.evaluation.chat import ChatServer
+from cpo.evaluation.reply_store import Question, replies_to
 from tests.chat_server import ChatServerProcess
 
 VERDICTS, CONCURRENCY, LATENCY, REPEATS = 1_000, 8, 0.05, 2
@@ -27,39 +27,27 @@ TARGET = 1 / 1.3
 RESPONSE = "A response of a usual length, some sixty words in all. " * 6
 
 
-def questions_for(url: str) -> list[Question]:
-    """As long as the paper's prompts with Dolly's responses."""
-    return [
-        Question(
-            prompt=f"For the following query {i}, which response is more helpful?\n{RESPONSE * 2}",
-            model="judge",
-            parameters={"temperature": 0, "max_tokens": 8},
-            server=url,
-            model_side="A",
-            response_a=RESPONSE,
-            response_b=RESPONSE,
-        )
-        for i in range(VERDICTS)
-    ]
+# As long as the paper's prompts with Dolly's responses.
+PROMPTS = [
+    f"For the following query {i}, which response is more helpful?\n{RESPONSE * 2}"
+    for i in range(VERDICTS)
+]
 
 
 def with_cpo(url: str) -> None:
     """Every verdict asked for and stored, from an empty store."""
-    questions = questions_for(url)
-    with tempfile.TemporaryDirectory() as folder, VerdictStore(Path(folder) / "v.sqlite") as store:
-
-        def keep(index: int, reply: Reply) -> None:
-            question = questions[index]
-            verdict = StoredVerdict(
-                question.key, str(index), "A", reply.text, reply.model, reply.input_tokens,
-                reply.output_tokens, reply.seconds, 0.0, reply.asked_at,
-            )  # fmt: skip
-            store.put(question, verdict)
-
-        server = ChatServer(url, "judge", "", questions[0].parameters, CONCURRENCY)
-        prompts = [question.prompt for question in questions]
-        ask_all(server, prompts, keep, reply_tokens=8, description="verdicts")
-        assert sum(1 for _ in store.rows()) == VERDICTS
+    server = ChatServer(url, "judge", "", {"temperature": 0, "max_tokens": 8}, CONCURRENCY)
+    questions = [Question("verdict", "", server.question(prompt)) for prompt in PROMPTS]
+    with tempfile.TemporaryDirectory() as folder:
+        replies = replies_to(
+            questions,
+            server,
+            Path(folder) / "replies.sqlite",
+            lambda question, reply: reply.fault,
+            reply_tokens=8,
+            description="verdicts",
+        )
+    assert [reply.text for reply in replies] == ["A"] * VERDICTS
 
 
 def with_openai(url: str) -> None:
@@ -74,7 +62,7 @@ def with_openai(url: str) -> None:
         return reply.choices[0].message.content
 
     with client, ThreadPoolExecutor(CONCURRENCY) as pool:
-        replies = list(pool.map(ask, [question.prompt for question in questions_for(url)]))
+        replies = list(pool.map(ask, PROMPTS))
     assert replies == ["A"] * VERDICTS
 
 

@@ -13,6 +13,7 @@ from cpo.evaluation.chat import ChatServer
 from cpo.evaluation.judge_prompts import PARSER_VERSION, template_hash
 from cpo.evaluation.judging import Judge, judge_named, rule_identity
 from cpo.evaluation.model_judges import MINIMUM_MASS, ChatJudge, LocalJudge
+from cpo.evaluation.reply_store import STORE
 from cpo.models.folders import fetched, load_model, load_tokenizer
 from cpo_suite.profile import Judge as Settings
 from cpo_suite.profile import Server
@@ -22,7 +23,7 @@ def judge_of(settings: Settings, task: Task, folder: Path) -> Judge | None:
     """The judge that a profile chooses; None without one.
 
     Args:
-        folder: where the verdict store `verdicts.sqlite` lies, or is made.
+        folder: where the store of replies lies, or is made.
 
     Raises:
         JudgeError: no such judge.
@@ -31,7 +32,7 @@ def judge_of(settings: Settings, task: Task, folder: Path) -> Judge | None:
         return None
     if settings.server is not None and settings.kind == "openai":
         server = chat_server(settings.server, "judge.server")
-        return ChatJudge(server, folder / "verdicts.sqlite", task)
+        return ChatJudge(server, folder / STORE, task)
     if settings.model is not None and settings.kind == "local":
         return _local(settings.model, settings.batch, task)
     return judge_named(settings.kind)

@@ -519,5 +519,5 @@ class Suite:
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
         """The profile's judge of a task; None without one. What a server is asked is kept in
-        `verdicts.sqlite` beside the other artifacts."""
+        `replies.sqlite` beside the other artifacts."""
         return judge_of(self.profile.judge, task, self.store.root)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cpo.evaluation.verdict_store import INVALID_KINDS
+from cpo.evaluation.judge_prompts import INVALID_KINDS
 from cpo_suite.__main__ import main
 from cpo_suite.run import command_line, runner
 

@@ -1,7 +1,6 @@
 """The road from recipes to numbers, on models of a few thousand weights."""
 
 import hashlib
-import json
 import math
 
 import numpy as np
@@ -11,6 +10,7 @@ from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file
 
 from cpo.data import DataError
+from cpo.evaluation.reply_store import STORE, ReplyStore
 from cpo.evaluation.statistics import Estimate
 from cpo.scoring import Group, score_groups
 from cpo_suite.paper import ROWS
@@ -220,10 +220,10 @@ def test_a_row_without_an_unhelpful_response_is_masked(suite):
     first = negatives.mask[: with_chat.profile.continuation.batch, 1]
     assert history[0]["loss"] == pytest.approx(first.mean() * math.log(2), abs=1e-4)
     # The replies, reasoning included, were paid for: they stay beside what was made of them.
-    [kept] = suite.store.root.glob("unhelpful/*/unhelpful.jsonl")
-    replies = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert {one["fault"] for one in replies} == {"", "refused"}
-    assert any("Of no use" in one["raw"] for one in replies)
+    with ReplyStore(suite.store.root / STORE) as kept:
+        replies = [reply for _, reply in kept.rows("unhelpful response")]
+    assert {reply.fault for reply in replies} == {"", "refused"}
+    assert any("Of no use" in reply.raw for reply in replies)
 
 
 def test_pss_is_a_training_of_its_own_from_the_same_reference(suite):

@@ -16,6 +16,7 @@ from cpo.data import Example
 from cpo.evaluation import judging
 from cpo.evaluation.judging import JudgeError, Verdicts
 from cpo_suite.world import build_world, oracle_score
+from cpo_suite.world import registered as registered_world
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +111,8 @@ def test_oracle_ties_within_its_margin(
     examples: list[Example], monkeypatch: pytest.MonkeyPatch, a: float, b: float, verdict: str
 ) -> None:
     grades = {"first": a, "second": b}
-    monkeypatch.setattr(judging, "oracle_score", lambda source, text, prefix: grades[text])
-    assert judging.oracle(examples[0], "first", "second") == verdict
+    monkeypatch.setattr(registered_world, "oracle_score", lambda source, text, prefix: grades[text])
+    assert registered_world.oracle(examples[0], "first", "second") == verdict
 
 
 def test_oracle_grades_the_continuation_of_the_prefix_that_was_given(
@@ -124,14 +125,14 @@ def test_oracle_grades_the_continuation_of_the_prefix_that_was_given(
         seen.append(prefix)
         return 0.5
 
-    monkeypatch.setattr(judging, "oracle_score", grade)
-    assert judging.oracle(examples[0], "first", "second") == "tie"
+    monkeypatch.setattr(registered_world, "oracle_score", grade)
+    assert registered_world.oracle(examples[0], "first", "second") == "tie"
     assert seen == [examples[0].prefix] * 2
 
 
 def test_oracle_refuses_real_data() -> None:
     with pytest.raises(JudgeError, match="embedded world alone, and d-1 is not"):
-        judging.oracle(plain("d-1"), "a", "b")
+        registered_world.oracle(plain("d-1"), "a", "b")
 
 
 def test_longest() -> None:

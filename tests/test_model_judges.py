@@ -14,21 +14,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from chat_server import Answer, ScriptedServer, question_of
 from safetensors.torch import load_file, save_file
 
 from cpo.data import Example
-from cpo.evaluation import judging, model_judges, statistics
+from cpo.evaluation import judging, statistics
 from cpo.evaluation.chat import ChatError, ChatServer
-from cpo.evaluation.judge_prompts import judge_prompt
+from cpo.evaluation.judge_prompts import judge_prompt, read_verdict
 from cpo.evaluation.judging import JudgeError, Pair
-from cpo.evaluation.model_judges import ChatJudge, LocalJudge, judge_identity, judge_of
+from cpo.evaluation.model_judges import ChatJudge, LocalJudge
+from cpo.evaluation.replies import Reply
+from cpo.evaluation.reply_store import STORE, ReplyStore
 from cpo.evaluation.statistics import win_rate
-from cpo.evaluation.verdict_store import VerdictStore
+from cpo.evaluation.unhelpful import write_unhelpful
 from cpo.models.folders import ModelFolderError
+from cpo_suite import judges, world  # noqa: F401  the world registers its judge
 from cpo_suite.__main__ import main
+from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.profile import Judge as Settings
 from cpo_suite.profile import Server
 
@@ -54,9 +59,9 @@ def examples(count: int) -> list[Example]:
 
 
 def chat_judge(server: ScriptedServer, folder: Path, **settings: Any) -> ChatJudge:
-    settings = {"parameters": {"temperature": 0}, "backoff": 0.01, **settings}
+    settings = {"parameters": {"temperature": 0}, **settings}
     asked = ChatServer(server.url, "judge-1", KEY_VARIABLE, **settings)
-    return ChatJudge(asked, folder / "verdicts.sqlite", "instructions")
+    return ChatJudge(asked, folder / STORE, "instructions")
 
 
 def shown(request: dict[str, Any]) -> tuple[str, str]:
@@ -135,13 +140,13 @@ def test_answers_that_are_no_verdict_are_invalid_and_stay_so(tmp_path: Path) -> 
         assert (verdicts.valid, verdicts.invalid, verdicts.ties) == (2, 3, 1)
         judging.judge_responses(judge, examples(5), ["written"] * 5)
         assert len(server.requests) == 5
-    with VerdictStore(judge.store) as store:
-        assert {row["text"] for row in store.rows()} == {"A", "", "Perhaps.", "Both"}
+    assert {reply.text for reply in replies_of(judge).values()} == {"A", "", "Perhaps.", "Both"}
 
 
-def rows_of(judge: ChatJudge) -> list[dict[str, Any]]:
-    with VerdictStore(judge.store) as store:
-        return list(store.rows())
+def replies_of(judge: ChatJudge) -> dict[str, Reply]:
+    """What is stored, by prompt."""
+    with ReplyStore(judge.store) as store:
+        return {question.item: reply for question, reply in store.rows("verdict")}
 
 
 def judged(judge: ChatJudge, count: int = 12, response: str = "written") -> judging.Verdicts:
@@ -165,10 +170,10 @@ def test_thinking_before_the_answer_is_no_verdict(tmp_path: Path) -> None:
     with ScriptedServer(lambda request: shapes[next(draw) % 3]) as server:
         judge = chat_judge(server, tmp_path)
         assert judged(judge).verdicts == ("A",) * 12
-    rows = rows_of(judge)
-    assert {row["text"] for row in rows} == {"A"} and {row["why"] for row in rows} == {""}
-    assert sum(json.loads(row["raw"])["content"] == parts for row in rows) == 4
-    assert sum("Response B is better." in row["raw"] for row in rows) == 4
+    replies = replies_of(judge).values()
+    assert {read_verdict(reply) for reply in replies} == {("A", "")}
+    assert sum(json.loads(reply.raw)["content"] == parts for reply in replies) == 4
+    assert sum("Response B is better." in reply.raw for reply in replies) == 4
 
 
 def test_every_kind_of_invalid_verdict_is_named_and_counted(tmp_path: Path) -> None:
@@ -198,9 +203,9 @@ def test_every_kind_of_invalid_verdict_is_named_and_counted(tmp_path: Path) -> N
     assert verdicts.invalid_kinds == {
         "unclear": 1, "cut": 1, "empty": 1, "refused": 2, "too long": 1
     }  # fmt: skip
-    by_item = {row["item"]: row for row in rows_of(judge)}
-    assert by_item["p4"]["usd"] == 0 and "filtered due" in by_item["p4"]["raw"]
-    assert by_item["p2"]["finish_reason"] == "length" and "in terms" in by_item["p2"]["text"]
+    by_item = replies_of(judge)
+    assert by_item["p4"].usd == 0 and "filtered due" in by_item["p4"].raw
+    assert by_item["p2"].finish_reason == "length" and "in terms" in by_item["p2"].text
     path = tmp_path / "verdicts.jsonl"
     verdicts.to_jsonl(path)
     assert judging.Verdicts.from_jsonl(path) == verdicts
@@ -227,7 +232,7 @@ def test_a_judge_whose_first_replies_are_no_verdicts_is_stopped(tmp_path: Path, 
         assert isinstance(judge, ChatJudge)
         with pytest.raises(ChatError, match="none of the first 8 replies is of use") as said:
             judged(judge)
-        assert len(server.requests) == 8 == len(rows_of(judge))  # kept, and no more were sent
+        assert len(server.requests) == 8 == len(replies_of(judge))  # kept, and no more were sent
         if kind in ("cut", "thinking"):
             assert "at max_tokens: 8 (finish_reason length)" in str(said.value)
             assert "Raise judge.server.parameters.max_tokens" in str(said.value)
@@ -287,7 +292,7 @@ def test_refused_prompts_are_asked_again_where_it_is_wanted(
             folder.mkdir(parents=True)
             judged(judge, count).to_jsonl(folder / "verdicts.jsonl")
         assert main(["verdicts", "--forget", "refused", "--model", "judge-2"]) == 0
-        assert finished["holds_one"].exists() and len(rows_of(judge)) == 12
+        assert finished["holds_one"].exists() and len(replies_of(judge)) == 12
         assert main(["verdicts", "--forget", "refused"]) == 0
         assert "1 verdicts (refused) are forgotten" in capsys.readouterr().out
         # From a finished run it would be read again: that one goes, and no other.
@@ -296,6 +301,36 @@ def test_refused_prompts_are_asked_again_where_it_is_wanted(
         assert judged(judge).verdicts == ("A",) * 3 + ("B",) + ("A",) * 8
         assert len(server.requests) == 13
     assert main(["verdicts", "--forget", "refusd"]) == 2
+
+
+def test_verdicts_are_counted_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CPO_ARTIFACTS", str(tmp_path))
+    assert main(["verdicts"]) == 2
+    assert "no verdict has been paid for yet" in capsys.readouterr().err
+    with ScriptedServer(lambda request: "" if "Question 3?" in question_of(request) else "B"
+                        ) as server:  # fmt: skip
+        judged(chat_judge(server, tmp_path, usd_per_million_output=1e6), 4)
+        other = ChatServer(server.url, "judge-2", KEY_VARIABLE)
+        judged(ChatJudge(other, tmp_path / STORE, "instructions"), 2)
+        store = tmp_path / STORE
+        write_unhelpful("chat", examples(1), seed=0, store=store, server=other)
+    capsys.readouterr()
+    exported = tmp_path / "verdicts.csv"
+    assert main(["verdicts", "--export", str(exported)]) == 0
+    out = capsys.readouterr().out
+    # Seven tokens in and three out each, at a dollar a token; the writer's replies are no verdicts.
+    assert re.search(r"judge-1 +\S+ +4 +0 +3 +0 +1 +40 +12\.0000 .* 1 empty", out)
+    assert re.search(r"judge-2 +\S+ +2 +0 +2 +0 +0 +20 +0\.0000", out)
+    assert "6 verdicts, 12.0000 USD" in out
+    table = pd.read_csv(exported, keep_default_na=False)
+    assert sorted(table["verdict"]) == ["B"] * 5 + ["invalid"]
+    assert set(table["reply_model"]) == {"judge-1-2026", "judge-2-2026"}
+    columns = {"prompt", "model", "server", "model_side", "response_a", "response_b", "why", "raw"}
+    assert columns < set(table.columns)
+    assert main(["verdicts", "--model", "judge-2"]) == 0
+    assert "2 verdicts, 0.0000 USD" in capsys.readouterr().out
 
 
 def test_a_run_that_failed_keeps_what_was_paid_for_and_goes_on(tmp_path: Path) -> None:
@@ -311,8 +346,7 @@ def test_a_run_that_failed_keeps_what_was_paid_for_and_goes_on(tmp_path: Path) -
         judge = chat_judge(server, tmp_path, concurrency=2)
         with pytest.raises(ChatError, match="401"):
             judging.judge_responses(judge, examples(20), ["written"] * 20)
-        with VerdictStore(judge.store) as store:
-            kept = len(list(store.rows()))
+        kept = len(replies_of(judge))
         assert kept == 6
         server.answer = lambda request: "B"
         before = len(server.requests)
@@ -623,7 +657,7 @@ def test_all_that_determines_verdicts_names_them(monkeypatch: pytest.MonkeyPatch
     texts = {json.dumps(judge_identity(one, "instructions"), sort_keys=True) for one in others}
     assert len(texts | {named, json.dumps(judge_identity(base, "articles"), sort_keys=True)}) == 6
     # What is read otherwise is another verdict, though the reply is the same.
-    monkeypatch.setattr(model_judges, "PARSER_VERSION", model_judges.PARSER_VERSION + 1)
+    monkeypatch.setattr(judges, "PARSER_VERSION", judges.PARSER_VERSION + 1)
     assert json.dumps(judge_identity(base, "instructions"), sort_keys=True) != named
 
 

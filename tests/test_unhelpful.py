@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import Answer, ScriptedServer, question_of
+from chat_server import Answer, ScriptedServer, question_of, short_pauses
 
 from cpo.data import Example, render_prefix
 from cpo.evaluation.chat import ChatServer
+from cpo.evaluation.replies import Reply
+from cpo.evaluation.reply_store import Question, ReplyStore
 from cpo.evaluation.unhelpful import UnhelpfulError, write_unhelpful
 from cpo_suite.world import (
     WorldExample,
     build_world,
-    oracle,
     oracle_parts,
     score_of,
     unhelpful_answer,
@@ -113,6 +115,7 @@ def test_an_id_and_a_seed_make_the_answer_and_no_grade_does(
     def graded(*_: Any) -> Any:
         raise AssertionError("the writer asked the oracle")
 
+    oracle = sys.modules["cpo_suite.world.oracle"]  # the package's `oracle` is the judge
     monkeypatch.setattr(oracle, "oracle_parts", graded)
     monkeypatch.setattr(oracle, "_matches", graded)
     assert [unhelpful_answer(p, 1) for p in some] == first
@@ -125,10 +128,10 @@ def test_an_id_and_a_seed_make_the_answer_and_no_grade_does(
 
 def test_the_worlds_writer_is_for_the_world(pairs: list[WorldExample], tmp_path: Path) -> None:
     examples = [of_the_world(p) for p in pairs[:5]]
-    written = write_unhelpful("world", examples, seed=3, partial=tmp_path)
+    written = write_unhelpful("world", examples, seed=3, store=tmp_path)
     assert written == [unhelpful_answer(p, 3) for p in pairs[:5]]
     with pytest.raises(UnhelpfulError, match="dolly-1 is not of it"):
-        write_unhelpful("world", [example("dolly-1", "Why?", "So.")], seed=0, partial=tmp_path)
+        write_unhelpful("world", [example("dolly-1", "Why?", "So.")], seed=0, store=tmp_path)
 
 
 # --- the stand-in --------------------------------------------------------------------------------
@@ -137,9 +140,9 @@ def test_the_worlds_writer_is_for_the_world(pairs: list[WorldExample], tmp_path:
 def test_other_responses_are_of_the_category_and_of_another_prompt(tmp_path: Path) -> None:
     rows = [example(f"q{i}", f"Question {i // 2}?", f"Answer {i // 3}.") for i in range(60)]
     rows += [example(f"c{i}", f"Sort {i}.", f"Sorted {i}.", "classification") for i in range(20)]
-    answers = write_unhelpful("other_response", rows, seed=0, partial=tmp_path)
-    assert answers == write_unhelpful("other_response", rows, seed=0, partial=tmp_path)
-    assert answers != write_unhelpful("other_response", rows, seed=1, partial=tmp_path)
+    answers = write_unhelpful("other_response", rows, seed=0, store=tmp_path)
+    assert answers == write_unhelpful("other_response", rows, seed=0, store=tmp_path)
+    assert answers != write_unhelpful("other_response", rows, seed=1, store=tmp_path)
     for row, answer in zip(rows, answers, strict=True):
         sources = [r for r in rows if r.continuation == answer and r.category == row.category]
         assert sources and answer != row.continuation
@@ -151,16 +154,16 @@ def test_a_stand_in_of_an_equal_prompt_or_response_is_refused(tmp_path: Path) ->
     alike = [example("a", "Why?", "So."), example("b", "Why?", "No."), example("c", "How?", "So. ")]
     # a may take neither b (its prompt) nor c (its response); b may take c alone, c b alone.
     with pytest.raises(UnhelpfulError, match="^a: no other example of the category 'open_qa'"):
-        write_unhelpful("other_response", alike, seed=0, partial=tmp_path)
-    answers = write_unhelpful("other_response", alike[1:], seed=0, partial=tmp_path)
+        write_unhelpful("other_response", alike, seed=0, store=tmp_path)
+    answers = write_unhelpful("other_response", alike[1:], seed=0, store=tmp_path)
     assert answers == ["So. ", "No."]
 
 
 def test_unknown_writers_and_a_missing_server_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnhelpfulError, match="world, other_response, chat"):
-        write_unhelpful("oracle", [], seed=0, partial=tmp_path)
+    with pytest.raises(UnhelpfulError, match="other_response, .*chat"):
+        write_unhelpful("oracle", [], seed=0, store=tmp_path)
     with pytest.raises(UnhelpfulError, match="ChatServer"):
-        write_unhelpful("chat", [], seed=0, partial=tmp_path)
+        write_unhelpful("chat", [], seed=0, store=tmp_path)
 
 
 # --- a chat model --------------------------------------------------------------------------------
@@ -170,26 +173,30 @@ def test_unknown_writers_and_a_missing_server_are_refused(tmp_path: Path) -> Non
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    short_pauses(monkeypatch)
     with ScriptedServer(lambda request: f"Unhelpful: {question_of(request)}") as served:
         yield served
 
 
 def chat(server: ScriptedServer, **changes: Any) -> ChatServer:
     parameters = {"max_tokens": 64, "temperature": 0.7}
-    writer = ChatServer(server.url, "model-1", KEY_VARIABLE, parameters, 1, backoff=0.01)
+    writer = ChatServer(server.url, "model-1", KEY_VARIABLE, parameters, 1)
     return replace(writer, **changes)
 
 
 ROWS = [example(f"row-{i}", f"What is {i}?", f"It is {{{i}}}.") for i in range(6)]
 
 
-def ask(writer: ChatServer, folder: Path, rows: list[Example] = ROWS) -> list[str | None]:
-    return write_unhelpful("chat", rows, seed=0, partial=folder, server=writer)
+def ask(
+    writer: ChatServer, folder: Path, rows: list[Example] = ROWS, seed: int = 0
+) -> list[str | None]:
+    store = folder / "replies.sqlite"
+    return write_unhelpful("chat", rows, seed=seed, store=store, server=writer)
 
 
-def written(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "unhelpful.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def written(folder: Path) -> list[tuple[Question, Reply]]:
+    with ReplyStore(folder / "replies.sqlite") as store:
+        return list(store.rows("unhelpful response"))
 
 
 def test_the_request_is_the_papers_template_word_for_word(
@@ -236,23 +243,29 @@ def test_after_an_abort_only_the_missing_are_asked(server: ScriptedServer, tmp_p
     )
     with pytest.raises(UnhelpfulError, match="answered 404: no model 'model-1'"):
         ask(chat(server), tmp_path)
-    assert [row["id"] for row in written(tmp_path)] == ["row-0", "row-1", "row-2"]
+    assert [question.item for question, _ in written(tmp_path)] == ["row-0", "row-1", "row-2"]
     assert len(server.requests) == 4  # nothing after the refusal
-    # A kill in the middle of a line: what it held is asked again.
-    with (tmp_path / "unhelpful.jsonl").open("a") as lines:
-        lines.write('{"key": "12')
     server.answer = good
     server.requests.clear()
     answers = ask(chat(server), tmp_path)
     assert "What is 3?" in server.questions[0] and len(server.requests) == 3
     assert all(f"What is {i}?" in str(answers[i]) for i in range(6))
-    assert [row["id"] for row in written(tmp_path)] == [row.id for row in ROWS]
+    assert [question.item for question, _ in written(tmp_path)] == [row.id for row in ROWS]
     # All there: no request, no key needed. Another model or temperature is another question.
     server.requests.clear()
     assert ask(chat(server, api_key_variable="CPO_UNSET"), tmp_path) == answers
     assert not server.requests
     ask(chat(server, parameters={"max_tokens": 64, "temperature": 0.1}), tmp_path)
     ask(chat(server, model="model-2"), tmp_path)
+    assert len(server.requests) == 12
+
+
+def test_another_seed_has_replies_of_its_own(server: ScriptedServer, tmp_path: Path) -> None:
+    numbers = iter(range(100))
+    server.answer = lambda request: f"Reply {next(numbers)}."
+    responses = [ask(chat(server), tmp_path, seed=seed) for seed in (0, 1)]
+    assert len({*responses[0], *responses[1]}) == 12 == len(server.requests)
+    assert [ask(chat(server), tmp_path, seed=seed) for seed in (0, 1)] == responses
     assert len(server.requests) == 12
 
 
@@ -289,7 +302,7 @@ def test_a_missing_key_is_named_before_any_request(
 
 
 def test_nobody_there_is_said(tmp_path: Path) -> None:
-    writer = ChatServer("http://127.0.0.1:1/v1", "model-1", "", backoff=0.01)
+    writer = ChatServer("http://127.0.0.1:1/v1", "model-1", "")
     with pytest.raises(UnhelpfulError, match="cannot be reached"):
         ask(writer, tmp_path)
 
@@ -306,8 +319,8 @@ def test_nothing_and_the_truth_are_asked_for_again_once(
     for _ in range(2):  # and then no more, in this run or a later one
         assert ask(chat(server), tmp_path / "bad", [ROWS[1], ROWS[0]]) == ["Fine.", None]
         assert len(server.requests) == 3
-    kinds = {row["id"]: row["fault"] for row in written(tmp_path / "bad")}
-    assert kinds == {"row-1": "", "row-0": "the true response" if bad and "0" in bad else "empty"}
+    texts_kept = {question.item: reply.text for question, reply in written(tmp_path / "bad")}
+    assert texts_kept == {"row-1": "Fine.", "row-0": bad or ""}
 
 
 def of_no_use(kind: str) -> Answer:
@@ -334,7 +347,7 @@ def test_a_response_that_cannot_be_used_is_missing_and_the_others_are_there(
     assert "1 of 6 unhelpful responses are missing (1 " in capsys.readouterr().out
     asked = len(server.requests)
     assert ask(chat(server), tmp_path) == responses and len(server.requests) == asked
-    assert not any(KEY in path.read_text() for path in tmp_path.iterdir())
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_reasoning_is_no_part_of_a_response(server: ScriptedServer, tmp_path: Path) -> None:
@@ -346,26 +359,8 @@ def test_reasoning_is_no_part_of_a_response(server: ScriptedServer, tmp_path: Pa
     ])  # fmt: skip
     server.answer = lambda request: next(replies)
     assert ask(chat(server), tmp_path, ROWS[:3]) == ["Things exist."] * 3
-    kept = written(tmp_path)
-    assert [row["response"] for row in kept] == ["Things exist."] * 3
-    assert json.loads(kept[0]["raw"])["content"].startswith("<think>\nThe user wants")
-    assert json.loads(kept[1]["raw"])["content"] == parts
-
-
-def test_responses_of_earlier_versions_are_read_again(
-    server: ScriptedServer, tmp_path: Path
-) -> None:
-    ask(chat(server), tmp_path)
-    texts = ["Things exist.", "<think>\nThe user</think>\n\nThings exist.", "<think>The user"]
-    old = [
-        {"key": row["key"], "id": row["id"], "model": row["model"], "response": text}
-        for row, text in zip(written(tmp_path), texts, strict=False)
-    ]
-    lines = "".join(json.dumps(row) + "\n" for row in old)
-    (tmp_path / "unhelpful.jsonl").write_text(lines)
-    server.requests.clear()
-    assert ask(chat(server), tmp_path, ROWS[:3]) == ["Things exist.", "Things exist.", None]
-    assert not server.requests
+    contents = [json.loads(reply.raw)["content"] for _, reply in written(tmp_path)]
+    assert contents[0].startswith("<think>\nThe user wants") and contents[1] == parts
 
 
 @pytest.mark.parametrize("kind", ["refused", "too long", "cut", "thinking", "empty"])
@@ -397,11 +392,11 @@ def test_without_any_response_it_does_not_go_on(server: ScriptedServer, tmp_path
 
 
 def test_no_more_requests_than_were_allowed(server: ScriptedServer, tmp_path: Path) -> None:
-    with pytest.raises(UnhelpfulError, match="6 questions to ask and max_requests is 5"):
+    with pytest.raises(UnhelpfulError, match="6 requests, .* and max_requests is 5"):
         ask(chat(server, max_requests=5), tmp_path)
     assert not server.requests
     server.answer = lambda request: ""
-    with pytest.raises(UnhelpfulError, match="all 1 requests"):
+    with pytest.raises(UnhelpfulError, match="1 requests to .* max_requests is 1"):
         ask(chat(server, max_requests=1), tmp_path, ROWS[:1])
     assert len(server.requests) == 1
 
@@ -409,5 +404,5 @@ def test_no_more_requests_than_were_allowed(server: ScriptedServer, tmp_path: Pa
 def test_the_key_is_written_nowhere(server: ScriptedServer, tmp_path: Path) -> None:
     writer = chat(server)
     ask(writer, tmp_path)
-    texts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    assert texts and not any(KEY in text for text in [*texts, repr(writer)])
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not any(KEY.encode() in content for content in [*files, repr(writer).encode()])

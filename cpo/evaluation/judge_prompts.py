@@ -13,9 +13,10 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from cpo.data import Task
-from cpo.evaluation.replies import read_message
+from cpo.evaluation.replies import FAULTS, Reply, read_message
 
 Verdict = Literal["A", "B", "tie", "invalid"]
+INVALID_KINDS = ("unclear", *FAULTS)  # why a verdict is invalid: the words, or the reply
 
 # What the templates mark their own parts with. A response that holds one can pass for another part.
 MARKERS = re.compile(
@@ -57,7 +58,7 @@ def holds_markers(response: str) -> bool:
     return MARKERS.search(response) is not None
 
 
-# Stored replies are parsed again when this changes: raise it with every change of what follows.
+# Names finished verdicts, which are read anew when it changes: raise it with every change below.
 PARSER_VERSION = 2
 
 _NOUN = r"(?:response|continuation|answer|option|text|assistant|candidate|model|output)"
@@ -130,6 +131,13 @@ def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
     answer = read_message({"content": text}, "").text.strip()
     verdicts = {_stated(part, labels) for part in _marked(answer) or [answer]}
     return verdicts.pop() if len(verdicts) == 1 else "invalid"
+
+
+def read_verdict(reply: Reply) -> tuple[Verdict, str]:
+    """The verdict in a reply, and why it is invalid, one of `INVALID_KINDS`, "" where it is not. A
+    reply with a fault never is a verdict."""
+    verdict = "invalid" if reply.fault else parse_verdict(reply.text)
+    return verdict, reply.fault or ("unclear" if verdict == "invalid" else "")
 
 
 def _marked(answer: str) -> list[str]:

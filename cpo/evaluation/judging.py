@@ -26,6 +26,7 @@ from cpo.evaluation.statistics import both_orders
 from cpo.registry import Registry
 
 Side = Literal["A", "B"]
+_OTHER: dict[Side, Side] = {"A": "B", "B": "A"}
 
 
 class JudgeError(ValueError):
@@ -54,6 +55,10 @@ class Pair:
     response_a: str
     response_b: str
     model_side: Side
+
+    def exchanged(self) -> Pair:
+        """The same two, each on the other side."""
+        return Pair(self.example, self.response_b, self.response_a, _OTHER[self.model_side])
 
 
 class Judge(Protocol):
@@ -141,7 +146,7 @@ class Verdicts:
     `verdicts` are those in the order that `model_sides` says, `exchanged` those with the sides
     exchanged, empty where only one order was judged. `prompt` is the hash of the judge's template,
     `judged` the UTC date; `marked` counts responses that hold a part of the template. `why` says of
-    `verdicts`, and then of `exchanged`, why one is invalid (`verdict_store.INVALID_KINDS`), "" for
+    `verdicts`, and then of `exchanged`, why one is invalid (`judge_prompts.INVALID_KINDS`), "" for
     the others; it is empty where the judge does not say.
     """
 
@@ -162,13 +167,12 @@ class Verdicts:
             or (self.why and len(self.why) != len(self.verdicts) + len(self.exchanged))
         ):
             raise JudgeError("ids, sides and verdicts must be as many")
-        for said in filter(None, (self.verdicts, self.exchanged)):
-            for item, verdict in zip(self.ids, said, strict=True):
-                if verdict not in get_args(Verdict):
-                    raise JudgeError(
-                        f"the judge '{self.judge}' answered {verdict!r} to {item}: a verdict is "
-                        f"one of {', '.join(get_args(Verdict))}"
-                    )
+        for item, verdict in zip(self.ids * 2, (*self.verdicts, *self.exchanged), strict=False):
+            if verdict not in get_args(Verdict):
+                raise JudgeError(
+                    f"the judge '{self.judge}' answered {verdict!r} to {item}: a verdict is one of "
+                    f"{', '.join(get_args(Verdict))}"
+                )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -186,11 +190,11 @@ class Verdicts:
     @property
     def by_order(self) -> list[npt.NDArray[np.float64]]:
         """Points per prompt in each order that was judged, one or two arrays `[n]`."""
-        exchanged_sides: list[Side] = ["B" if side == "A" else "A" for side in self.model_sides]
-        orders: list[tuple[Sequence[Verdict], Sequence[Side]]] = [(self.verdicts, self.model_sides)]
+        orders = [list(map(points, self.verdicts, self.model_sides))]
         if self.exchanged:
-            orders.append((self.exchanged, exchanged_sides))
-        return [np.array([points(*one) for one in zip(*order, strict=True)]) for order in orders]
+            sides = [_OTHER[side] for side in self.model_sides]
+            orders.append(list(map(points, self.exchanged, sides)))
+        return [np.array(order) for order in orders]
 
     @property
     def invalid(self) -> int:
@@ -210,10 +214,9 @@ class Verdicts:
     @property
     def invalid_kinds(self) -> Counter[str]:
         """How many verdicts, in either order, are invalid for which reason."""
-        shown = (*self.verdicts, *self.exchanged)
-        why = self.why or ("unclear",) * len(shown)
-        pairs = zip(shown, why, strict=True)
-        return Counter(one or "unclear" for verdict, one in pairs if verdict == "invalid")
+        verdicts = (*self.verdicts, *self.exchanged)
+        reasons = zip(verdicts, self.why or ("",) * len(verdicts), strict=True)
+        return Counter(why or "unclear" for verdict, why in reasons if verdict == "invalid")
 
     def to_jsonl(self, path: Path) -> None:
         """A line about the judging, then one per prompt: id, model_side, verdict, exchanged (null
@@ -280,35 +283,26 @@ def judge_responses(
         raise JudgeError(f"{len(responses)} responses to {len(examples)} prompts")
     if orders not in (1, 2):
         raise JudgeError(f"a pair has one order or both: orders is 1 or 2, not {orders}")
-    sides = [model_side(example.id, seed) for example in examples]
-    pairs = [
-        Pair(example, *_shown(response, example.continuation, side), side)
-        for example, response, side in zip(examples, responses, sides, strict=True)
-    ]
-    exchanged = [
-        Pair(pair.example, pair.response_b, pair.response_a, "B" if pair.model_side == "A" else "A")
-        for pair in (pairs if orders == 2 else [])
-    ]
-    shown = [*pairs, *exchanged]
+    pairs = []
+    for example, response in zip(examples, responses, strict=True):
+        pair = Pair(example, response, example.continuation, "A")
+        pairs.append(pair if model_side(example.id, seed) == "A" else pair.exchanged())
+    shown = pairs + [pair.exchanged() for pair in pairs if orders == 2]
     verdicts = tuple(judge(shown))
     if len(verdicts) != len(shown):
         raise JudgeError(f"the judge '{judge.name}' gave {len(verdicts)} verdicts on {len(shown)}")
     why_invalid = getattr(judge, "why_invalid", None)
     return Verdicts(
-        judge.name,
-        tuple(example.id for example in examples),
-        tuple(sides),
-        verdicts[: len(pairs)],
-        verdicts[len(pairs) :],
-        judge.prompt,
-        datetime.now(UTC).date().isoformat(),
-        sum(map(holds_markers, responses)),
-        tuple(why_invalid(shown)) if why_invalid else (),
+        judge=judge.name,
+        ids=tuple(pair.example.id for pair in pairs),
+        model_sides=tuple(pair.model_side for pair in pairs),
+        verdicts=verdicts[: len(pairs)],
+        exchanged=verdicts[len(pairs) :],
+        prompt=judge.prompt,
+        judged=datetime.now(UTC).date().isoformat(),
+        marked=sum(map(holds_markers, responses)),
+        why=tuple(why_invalid(shown)) if why_invalid else (),
     )
-
-
-def _shown(response: str, recorded: str, side: Side) -> tuple[str, str]:
-    return (response, recorded) if side == "A" else (recorded, response)
 
 
 def _coin(*parts: str) -> bool:

@@ -1,7 +1,7 @@
 """Judges that are language models: one behind a server, and one on this machine.
 
 Both are asked with the paper's templates (`judge_prompts`). What a server answers is paid for, so
-each answer is in the verdict store before the next question leaves (`verdict_store`).
+each reply is in the store before the next question leaves (`reply_store`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from cpo.data import Task
 from cpo.engine.progress import progress_bar
-from cpo.evaluation.chat import ChatServer, Reply, ask_all
+from cpo.evaluation.chat import ChatServer
 from cpo.evaluation.judge_prompts import (
     Verdict,
     judge_prompt,
     query_of,
+    read_verdict,
     template_hash,
 )
 from cpo.evaluation.judging import JudgeError, Pair
-from cpo.evaluation.verdict_store import Question, StoredVerdict, VerdictStore, read_verdict
+from cpo.evaluation.replies import Reply
+from cpo.evaluation.reply_store import Question, replies_to
 
 REPLY_TOKENS = 8  # what a verdict takes, for the estimate of a cost
 MINIMUM_MASS = 0.5  # of P("A") + P("B"), with which a local model answers at all
@@ -62,89 +65,34 @@ class ChatJudge:
         """Hash of the template."""
         return template_hash(self.task)
 
-    def questions(self, pairs: Sequence[Pair]) -> list[Question]:
-        """What would be asked, one for each pair."""
-        return [
-            Question(
-                prompt=_prompt(pair, self.task),
-                model=self.server.model,
-                parameters=self.server.parameters,
-                server=self.server.base_url,
-                model_side=pair.model_side,
-                response_a=pair.response_a,
-                response_b=pair.response_b,
-            )
-            for pair in pairs
-        ]
-
-    def missing(self, pairs: Sequence[Pair]) -> list[Question]:
-        """What of it the store does not hold, each once."""
-        questions = {question.key: question for question in self.questions(pairs)}
-        with VerdictStore(self.store) as store:
-            stored = store.get(list(questions))
-        return [question for key, question in questions.items() if key not in stored]
-
     def __call__(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """What is no verdict is invalid; `why_invalid` says why.
 
         Raises `ChatError` where the server does not answer, or where none of its first replies is a
-        verdict, and `VerdictStoreError` for the store; what was answered before is kept.
+        verdict, and `ReplyStoreError` for the store; what was answered before is kept.
         """
-        questions = self.questions(pairs)
-        items = {one.key: pair.example.id for one, pair in zip(questions, pairs, strict=True)}
-        missing = self.missing(pairs)
-        server = self.server
-
-        with VerdictStore(self.store) as store:
-            stored = store.get([question.key for question in questions])
-            resumed = any(one.verdict != "invalid" for one in stored.values())
-            known = bool(missing) and store.gave_verdicts(missing[0])
-
-            def keep(index: int, reply: Reply) -> None:
-                question = missing[index]
-                verdict, why = read_verdict(reply.text, reply.fault)
-                said = StoredVerdict(
-                    key=question.key,
-                    item=items[question.key],
-                    verdict=verdict,
-                    text=reply.text,
-                    model=reply.model,
-                    input_tokens=reply.input_tokens,
-                    output_tokens=reply.output_tokens,
-                    seconds=reply.seconds,
-                    usd=server.price(reply.input_tokens, reply.output_tokens),
-                    asked_at=reply.asked_at,
-                    why=why,
-                    finish_reason=reply.finish_reason,
-                    raw=reply.raw,
-                )
-                store.put(question, said)
-
-            def fault_of(index: int, reply: Reply) -> str:
-                _, why = read_verdict(reply.text, reply.fault)
-                # A judge that gives verdicts elsewhere may find nothing to say of these responses.
-                # But what is cut, or empty, other parameters mend.
-                return "" if known and why not in ("cut", "empty") else why
-
-            if missing:
-                ask_all(
-                    server,
-                    [question.prompt for question in missing],
-                    keep,
-                    reply_tokens=server.reply_tokens(REPLY_TOKENS),
-                    description=f"verdicts of {self.name}",
-                    fault_of=None if resumed else fault_of,
-                )
-            stored = store.get([question.key for question in questions])
-        return [stored[question.key].verdict for question in questions]
+        return [read_verdict(reply)[0] for reply in self._replies(pairs)]
 
     def why_invalid(self, pairs: Sequence[Pair]) -> list[str]:
         """For pairs that were judged, why a verdict is invalid, one of
-        `verdict_store.INVALID_KINDS`; "" for those that are not."""
-        questions = self.questions(pairs)
-        with VerdictStore(self.store) as store:
-            stored = store.get([question.key for question in questions])
-        return [stored[question.key].why for question in questions]
+        `judge_prompts.INVALID_KINDS`; "" for those that are not."""
+        return [read_verdict(reply)[1] for reply in self._replies(pairs)]
+
+    def _replies(self, pairs: Sequence[Pair]) -> list[Reply]:
+        questions = []
+        for pair in pairs:
+            asked = self.server.question(_prompt(pair, self.task))
+            asked |= {"response_a": pair.response_a, "response_b": pair.response_b}
+            asked["model_side"] = pair.model_side
+            questions.append(Question("verdict", pair.example.id, asked))
+        return replies_to(
+            questions,
+            self.server,
+            self.store,
+            lambda question, reply: read_verdict(reply)[1],
+            reply_tokens=REPLY_TOKENS,
+            description=f"verdicts of {self.name}",
+        )
 
 
 @dataclass(frozen=True)
@@ -226,12 +174,11 @@ class LocalJudge:
                 for start in range(0, len(order), self.batch):
                     rows = order[start : start + self.batch]
                     # Padded on the right, where a causal model never looks from the last token.
-                    padded = torch.zeros(len(rows), len(prompts[rows[-1]]), dtype=torch.long)
-                    for place, row in enumerate(rows):
-                        padded[place, : len(prompts[row])] = torch.tensor(prompts[row])
-                    logits = self.model(padded.to(self.model.device), use_cache=False).logits
-                    for place, row in enumerate(rows):
-                        p = logits[place, len(prompts[row]) - 1].float().softmax(-1)
+                    ids = [torch.tensor(prompts[row]) for row in rows]
+                    padded = pad_sequence(ids, batch_first=True).to(self.model.device)
+                    logits = self.model(padded, use_cache=False).logits
+                    for row, row_logits in zip(rows, logits, strict=True):
+                        p = row_logits[len(prompts[row]) - 1].float().softmax(-1)
                         probabilities[row] = [p[tokens].sum().item() for tokens in labels]
                     bar.update(len(rows))
         finally:
@@ -260,10 +207,8 @@ class LocalJudge:
     def _label(self, letter: str) -> list[int]:
         """The tokens that an answer `letter` may begin with: the letter, and the letter behind a
         blank, which byte-level BPE writes as Ġ and SentencePiece as ▁."""
-        vocabulary = self.tokenizer.get_vocab()
-        tokens = [
-            vocabulary[blank + letter] for blank in ("", "Ġ", "▁") if blank + letter in vocabulary
-        ]
+        vocabulary, pieces = self.tokenizer.get_vocab(), (letter, f"Ġ{letter}", f"▁{letter}")
+        tokens = [vocabulary[piece] for piece in pieces if piece in vocabulary]
         if not tokens:
             raise JudgeError(f"the tokenizer of {self.name} has no token for '{letter}'")
         return tokens

@@ -1,4 +1,4 @@
-"""What a chat model's message holds: an answer, the reasoning before it, and what is wrong with it.
+"""What a chat model replied: an answer, the reasoning before it, and what is wrong with it.
 
 Servers send one text or several parts, and the reasoning as a part, as a field of its own, or as a
 block in front of the answer. The answer alone counts, and one that was cut is none.
@@ -6,9 +6,11 @@ block in front of the answer. The answer alone counts, and one that was cut is n
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 # What can be wrong with a reply, whatever was asked; "" for nothing.
@@ -23,6 +25,23 @@ _CUT = {
     "error", "abort", "insufficient_system_resource",
 }  # fmt: skip
 
+# What servers say of a parameter that a model does not take, of a prompt that their filter refuses,
+# of one that is too long for the model, of an empty account, and of what concerns every prompt.
+_UNSUPPORTED = (
+    r"unsupported|not support|not allowed|not permitted|unrecogni|unknown|deprecated|only .*allowed"
+)
+_FILTERED = (
+    r"content.?(filter|management|policy|moderation)|responsible.?ai|flagged|moderation|safety"
+    r"|data_inspection|content exists risk"
+)
+_OVER_LONG = (
+    r"context.?(length|size|window)|maximum (context|model) length|max_(seq|model)_len"
+    r"|(prompt|input) is too long|too long to fit|too many tokens|input token count|inputs. tokens"
+    r"|max_num_tokens|reduce the length|input length"
+)
+_USED_UP = r"exceeded your current quota|billing|credit"
+_FOR_ALL = rf"{_USED_UP}|quota|api.?key|no models? |model .*not |not .*model"
+
 _TAG = r"[<\[◁]{}(?:\w+:)?(?:think|thinking|thought|reasoning|analysis)[>\]▷]"
 _OPENING, _CLOSING = (re.compile(_TAG.format(slash), re.IGNORECASE) for slash in ("", "/"))
 
@@ -34,6 +53,109 @@ class Message:
     text: str
     reasoning: str
     fault: Fault
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model replied, as it came, and what that took.
+
+    A prompt that was refused or is too long has a reply too: no text, and nothing to pay. `raw` is
+    the whole message as JSON, or the error; `finish_reason` the server's, "" where it is not known;
+    `model` the one that the reply names. Token counts are the server's, or where it gives none,
+    estimates. `seconds` are those of the request that succeeded, `asked_at` is in UTC.
+    """
+
+    raw: str
+    finish_reason: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    seconds: float
+    usd: float
+    asked_at: str
+
+    @cached_property
+    def message(self) -> Message:
+        """The reply, taken apart."""
+        return read_message(json.loads(self.raw), self.finish_reason)
+
+    @property
+    def text(self) -> str:
+        """The answer, "" for none."""
+        return self.message.text
+
+    @property
+    def fault(self) -> Fault:
+        """Why the reply is of no use, whatever was asked."""
+        return self.message.fault
+
+
+def read_completion(content: bytes) -> tuple[str, str, str, int | None, int | None] | None:
+    """Message as JSON, finish reason, model, and tokens in and out of a chat completion; a text is
+    "" and a count None where it is not told. None for HTML, an error's body, half an answer."""
+    try:
+        completion = json.loads(content)
+        choice, usage = completion["choices"][0], completion.get("usage") or {}
+        message, finish_reason = choice.get("message"), str(choice.get("finish_reason") or "")
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+    if not message and finish_reason.startswith(REFUSED):  # a filter may take all of it away
+        message = {}
+    if not isinstance(message, dict):
+        return None
+    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return json.dumps(message), finish_reason, completion.get("model") or "", *tokens
+
+
+def error_in(response: Any) -> dict[str, Any]:
+    """The fields of the error in an HTTP response; all of it is the `message` where it has none."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = response.text
+    error = body.get("error", body) if isinstance(body, dict) else body
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def _says(response: Any, pattern: str) -> bool:
+    """Whether an error's words match: its codes, or all of it where it has no message."""
+    error = error_in(response)
+    parts = [error.get(name) for name in ("code", "type", "innererror")]
+    words = " ".join(map(str, [*parts, error.get("message", error)]))
+    return re.search(pattern, words, re.IGNORECASE) is not None
+
+
+def fault_of_prompt(response: Any) -> str:
+    """The finish reason of a prompt that alone was refused with an error, "" for what concerns all
+    prompts, "unknown" for what may be either."""
+    status = response.status_code
+    if (
+        status == 413
+        or (status in (400, 422, 500) and _says(response, _OVER_LONG))
+        or (status == 429 and _says(response, "request too large"))
+    ):
+        return TOO_LONG
+    if status in (400, 403, 422) and _says(response, _FILTERED):
+        return REFUSED
+    return "unknown" if status in (400, 422) and not _says(response, _FOR_ALL) else ""
+
+
+def is_used_up(response: Any) -> bool:
+    """Whether the account is empty. A limit by the minute may say so, and when to come again."""
+    pause = {"retry-after", "retry-after-ms"} & set(response.headers)
+    pattern = "insufficient_quota" if pause else f"insufficient_quota|{_USED_UP}"
+    return response.status_code == 429 and _says(response, pattern)
+
+
+def unsupported_parameter(response: Any, parameters: Mapping[str, Any]) -> str:
+    """The parameter that a model does not take, "" where something else is wrong."""
+    if response.status_code not in (400, 403, 422) or not _says(response, _UNSUPPORTED):
+        return ""
+    error = error_in(response)
+    if error.get("param") in parameters:
+        return str(error["param"])
+    words = str(error.get("message", error))
+    return next((name for name in parameters if re.search(rf"\b{re.escape(name)}\b", words)), "")
 
 
 def read_message(message: Mapping[str, Any], finish_reason: str) -> Message:

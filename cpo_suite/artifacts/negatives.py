@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 
 from cpo import data
 from cpo.data import TokenizedExample
-from cpo.evaluation.unhelpful import REPLIES, write_unhelpful
+from cpo.evaluation.reply_store import STORE
+from cpo.evaluation.unhelpful import write_unhelpful
 from cpo.negatives import PlannedRows, draw_negatives
 from cpo.ranking import embed_texts, minilm, rank_candidates
 from cpo.scoring import Group, order_by_length, score_groups
@@ -50,19 +50,16 @@ class Unhelpful(Step):
         pairs = self.examples.corpora.instructions.train
         by_id = {pair.id: pair for pair in pairs}
         planned = self.examples.planned(self.steps, self.batch, self.seed)
-        partial = store.partial(self)
         texts = write_unhelpful(
             self.writer,
             [by_id[row.id] for row in planned],
             seed=self.seed,
-            partial=partial,
+            store=store.root / STORE,
             others=pairs,
             server=chat_server(self.server, "unhelpful.server") if self.server else None,
         )
         lines = json.dumps(texts, ensure_ascii=False, indent=0)
         (folder / "unhelpful.json").write_text(lines, encoding="utf-8")
-        if self.server:  # whole replies, which were paid for, outlive what was made of them
-            shutil.copy(partial / REPLIES, folder)
 
     def load(self, folder: Path) -> list[str | None]:
         """A response to each planned row, None where the writer had none."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,11 @@ import pandas as pd
 from tabulate import tabulate
 
 from cpo.evaluation import statistics
+from cpo.evaluation.judge_prompts import INVALID_KINDS, read_verdict
 from cpo.evaluation.judging import Verdicts
+from cpo.evaluation.replies import Reply
+from cpo.evaluation.reply_store import STORE, VERDICTS, Question, ReplyStore, ReplyStoreError
 from cpo.evaluation.statistics import MetricError, mean_over_seeds
-from cpo.evaluation.verdict_store import INVALID_KINDS, VerdictStore, VerdictStoreError
 from cpo_suite.paper import Row, continued_mle
 from cpo_suite.report.tables import verdicts_of
 from cpo_suite.store import artifacts_folder
@@ -33,6 +37,7 @@ COLUMNS = [
     "worst", "best", *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
     "mcnemar_p", "holm_p",
 ]  # fmt: skip
+NEEDED = ["key", "verdict", "why", "server", "model", "input_tokens", "output_tokens", "usd"]
 
 # --- Rows -----------------------------------------------------------------------------------------
 
@@ -123,35 +128,37 @@ def report(model: str | None = None, export: str | None = None, forget: str | No
     Returns:
         The exit code: 0, or 2 where there is no store or a file cannot be written.
     """
-    path = artifacts_folder() / "verdicts.sqlite"
-    if not path.is_file():
+    path = artifacts_folder() / STORE
+    if not path.is_file() and not path.with_name(VERDICTS).is_file():
         reason = "no verdict has been paid for yet. A profile whose judge is `openai` makes it."
         print(f"{path} does not exist: {reason}", file=sys.stderr)
         return 2
-    filters = {"model": model} if model else {}
     try:
-        with VerdictStore(path) as store:
+        with ReplyStore(path) as store:
+            lines = [
+                _verdict(question, reply)
+                for question, reply in store.rows("verdict")
+                if model in (None, question.asked["model"])
+            ]
+            verdicts = pd.DataFrame(lines, columns=list(lines[0]) if lines else NEEDED)
             if forget:
-                count = store.forget(forget, **filters)
+                forgotten = verdicts["why"] == forget
+                store.forget(verdicts["key"][forgotten])
                 _remove_artifacts(forget, model)
+                count = forgotten.sum()
                 print(f"{count:,} verdicts ({forget}) are forgotten: the next run asks again")
-            judges = store.summary(**filters)
-            if export:
-                pd.DataFrame(store.rows(**filters), dtype=object).to_csv(export, index=False)
-    except (OSError, VerdictStoreError) as error:
+                verdicts = verdicts[~forgotten]
+        if export:
+            verdicts.to_csv(export, index=False)
+    except (OSError, ReplyStoreError) as error:
         print(error, file=sys.stderr)
         return 2
-    counts = ("verdicts", "A", "B", "tie", "invalid", "tokens")
-    lines = [
-        {name: judge[name] for name in ("model", "server")}
-        | {name: f"{judge[name]:,}" for name in counts}
-        | {"USD": f"{judge['usd']:.4f}", "asked": f"{judge['first'][:10]} to {judge['last'][:10]}"}
-        | {"why invalid": ", ".join(f"{judge[k]:,} {k}" for k in INVALID_KINDS if judge[k])}
-        for judge in judges
+    judges = [
+        _judge(model, server, rows)
+        for (server, model), rows in verdicts.groupby(["server", "model"])
     ]
-    print(tabulate(lines, headers="keys", tablefmt="plain", disable_numparse=True))
-    verdicts, usd = (sum(judge[name] for judge in judges) for name in ("verdicts", "usd"))
-    print(f"{verdicts:,} verdicts, {usd:.4f} USD, in {path}")
+    print(tabulate(judges, headers="keys", tablefmt="plain", disable_numparse=True))
+    print(f"{len(verdicts):,} verdicts, {verdicts['usd'].sum():.4f} USD, in {path}")
     if export:
         print(f"written to {export}")
     return 0
@@ -163,3 +170,28 @@ def _remove_artifacts(why: str, model: str | None) -> None:
         verdicts = Verdicts.from_jsonl(path)
         if why in verdicts.why and (model is None or verdicts.judge.startswith(f"{model} at ")):
             shutil.rmtree(path.parent)
+
+
+def _verdict(question: Question, reply: Reply) -> dict[str, Any]:
+    """A verdict with all that was asked and replied, as a line of the export."""
+    verdict, why = read_verdict(reply)
+    line = {"key": question.key, "item": question.item, "verdict": verdict, "why": why}
+    line |= {"text": reply.text, "reply_model": reply.model}
+    return {**line, **asdict(reply), **question.asked}
+
+
+def _judge(model: str, server: str, verdicts: pd.DataFrame) -> dict[str, str]:
+    """A line of the printed table."""
+    outcomes, why = Counter(verdicts["verdict"]), Counter(verdicts["why"])
+    counts = {"verdicts": len(verdicts)}
+    counts |= {outcome: outcomes[outcome] for outcome in ("A", "B", "tie", "invalid")}
+    counts["tokens"] = int(verdicts[["input_tokens", "output_tokens"]].to_numpy().sum())
+    asked = verdicts["asked_at"].str[:10]
+    return {
+        "model": model,
+        "server": server,
+        **{name: f"{count:,}" for name, count in counts.items()},
+        "USD": f"{verdicts['usd'].sum():.4f}",
+        "asked": f"{asked.min()} to {asked.max()}",
+        "why invalid": ", ".join(f"{why[kind]:,} {kind}" for kind in INVALID_KINDS if why[kind]),
+    }
