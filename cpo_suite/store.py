@@ -29,6 +29,7 @@ from cpo.engine.processes import (
     process_count,
     wait_for_everyone,
 )
+from cpo_suite.profile import ROOT
 from cpo_suite.provenance import provenance
 
 
@@ -88,6 +89,11 @@ class Artifact(Identity):
     def load(self, folder: Path) -> Any:
         """What its files hold."""
         return folder
+
+
+def artifacts_folder() -> Path:
+    """Where artifacts and scratch output are kept: `CPO_ARTIFACTS`, or `artifacts/`."""
+    return Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts").resolve()
 
 
 def how(**kwargs: Any) -> Any:

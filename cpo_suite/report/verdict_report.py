@@ -13,7 +13,7 @@ from pathlib import Path
 from cpo.evaluation.judging import Verdicts
 from cpo.evaluation.verdict_store import INVALID_KINDS, VerdictStore, VerdictStoreError
 from cpo_suite.run.dry_run import table
-from cpo_suite.run.run_record import artifacts_folder
+from cpo_suite.store import artifacts_folder
 
 
 def report(model: str | None = None, export: str | None = None, forget: str | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cpo_suite import precision
 from cpo_suite.estimate import Cost, Planned, micro_batch_that_fits, training_memory_gb
 from cpo_suite.profile import Profile
-from cpo_suite.run.run_record import artifacts_folder
+from cpo_suite.store import artifacts_folder
 
 
 def plan(profile: str, overrides: Sequence[str], output: str) -> list[Planned]:
