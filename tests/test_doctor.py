@@ -138,7 +138,7 @@ def test_a_server_that_answers_with_nothing_is_a_finding(monkeypatch, answer, de
     monkeypatch.setenv(KEY, "sk-1")
     with ScriptedServer(lambda request: answer) as server:
         given = [f"judge.server.base_url={server.url}", f"judge.server.api_key_variable={KEY}"]
-        key, found = doctor.chat_models(load_profile("paper", given), [planned(requests=3)])
+        key, _, found = doctor.chat_models(load_profile("paper", given), [planned(requests=3)])
         asked = server.requests[0]
     assert key.ok and not found.ok
     assert detail in found.detail and remedy in found.remedy
@@ -151,7 +151,7 @@ def test_a_server_that_is_not_there_is_given_up_soon(monkeypatch):
     with ScriptedServer() as gone:
         url = gone.url
     given = [f"judge.server.base_url={url}", f"judge.server.api_key_variable={KEY}"]
-    key, found = doctor.chat_models(load_profile("paper", given), [planned(requests=3)])
+    key, _, found = doctor.chat_models(load_profile("paper", given), [planned(requests=3)])
     assert key.ok and not found.ok and f"{url} cannot be reached" in found.detail
 
 

@@ -125,9 +125,9 @@ def test_the_doctor_asks_the_hub_only_for_what_a_profile_takes_from_it(monkeypat
 
     monkeypatch.setattr(doctor, "_reach", hub)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    doctor.inputs("tiny")
+    list(doctor.inputs("tiny"))
     assert asked == []
-    doctor.inputs("paper", ["models.gpt2.pretrained=/no/folder"])
+    list(doctor.inputs("paper", ["models.gpt2.pretrained=/no/folder"]))
     assert asked == [
         ("dataset", "databricks/databricks-dolly-15k"),
         ("dataset", "wikimedia/wikipedia"),
