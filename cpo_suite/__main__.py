@@ -8,27 +8,25 @@ import sys
 from collections.abc import Sequence
 
 from cpo_suite.profile import ROOT, ProfileError, load_profile, profile_names
-from cpo_suite.run.command_line import BAD_INPUT, parse
-
-INTERRUPTED = 130
+from cpo_suite.run.command_line import parse
+from cpo_suite.store import artifacts_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (failed), 2 (bad input) or 130 (stopped)."""
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        return _run(options)
     except SystemExit as stop:
         return int(stop.code or 0)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        return _run(options)
     except ProfileError as error:
         print(error, file=sys.stderr)
-        return BAD_INPUT
+        return 2
     except KeyboardInterrupt:
         message = "\nStopped. What was finished is kept; the same command goes on from there."
         print(message, file=sys.stderr)
-        return INTERRUPTED
+        return 130
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -49,9 +47,7 @@ def _run(options: argparse.Namespace) -> int:
         case "doctor":
             from cpo_suite.run import doctor
 
-            findings = doctor.diagnose(options.profile, options.settings)
-            print(doctor.report(findings))
-            return int(any(not finding.ok for finding in findings))
+            return doctor.report(options.profile, options.settings)
         case "verdicts":
             from cpo_suite.report import verdict_tables
 
@@ -68,7 +64,6 @@ def _run(options: argparse.Namespace) -> int:
 
 def _site(profile: str) -> int:
     from cpo_suite.report import site
-    from cpo_suite.store import artifacts_folder
 
     results = site.results_of(profile, [ROOT / "figures", artifacts_folder() / "figures"])
     if not results.is_dir():

@@ -17,7 +17,7 @@ def notebooks(make_notebook, tmp_path, artifacts, monkeypatch):
     real = runner.run_suite
 
     def on_these(*given):
-        return real(*given, notebooks_dir=tmp_path / "notebooks", plan=lambda *_: [])
+        return real(*given, root=tmp_path, plan=lambda *_: [])
 
     monkeypatch.setattr(runner, "run_suite", on_these)
 

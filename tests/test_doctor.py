@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from chat_server import Answer, ScriptedServer
@@ -96,14 +95,16 @@ def test_a_server_that_judges_and_writes_is_asked_once(monkeypatch):
             for key in (f"base_url={server.url}", f"api_key_variable={KEY}")
         ]
         alike = "unhelpful.server.parameters={temperature: 0, max_tokens: 8}"
-        [found] = doctor.servers(load_profile("paper", [*given, alike]))
-        assert found.ok and server.questions == [chat.TRIAL]
+        findings = list(doctor.chat_models(load_profile("paper", [*given, alike])))
+        assert [finding.ok for finding in findings] == [True] * 3  # two keys, one answer
+        assert server.questions == [chat.TRIAL]
         # With other parameters it may answer otherwise.
-        assert len(doctor.servers(load_profile("paper", given))) == 2
+        assert len(list(doctor.chat_models(load_profile("paper", given)))) == 4
         assert [one["max_tokens"] for one in server.requests] == [8, 8, 256]
         # Without a key nothing is sent: that it lacks is said by itself.
         monkeypatch.delenv(KEY)
-        assert doctor.servers(load_profile("paper", given)) == []
+        findings = list(doctor.chat_models(load_profile("paper", given)))
+        assert [finding.detail for finding in findings] == [f"{KEY} is not set"] * 2
         assert len(server.requests) == 3
 
 
@@ -137,9 +138,9 @@ def test_a_server_that_answers_with_nothing_is_a_finding(monkeypatch, answer, de
     monkeypatch.setenv(KEY, "sk-1")
     with ScriptedServer(lambda request: answer) as server:
         given = [f"judge.server.base_url={server.url}", f"judge.server.api_key_variable={KEY}"]
-        [found] = doctor.servers(load_profile("paper", given), ["judge"])
+        key, _, found = doctor.chat_models(load_profile("paper", given), [planned(requests=3)])
         asked = server.requests[0]
-    assert not found.ok
+    assert key.ok and not found.ok
     assert detail in found.detail and remedy in found.remedy
     assert (asked["temperature"], asked["max_tokens"]) == (0, 8)  # the profile's own
 
@@ -150,8 +151,8 @@ def test_a_server_that_is_not_there_is_given_up_soon(monkeypatch):
     with ScriptedServer() as gone:
         url = gone.url
     given = [f"judge.server.base_url={url}", f"judge.server.api_key_variable={KEY}"]
-    [found] = doctor.servers(load_profile("paper", given), ["judge"])
-    assert not found.ok and f"{url} cannot be reached" in found.detail
+    key, _, found = doctor.chat_models(load_profile("paper", given), [planned(requests=3)])
+    assert key.ok and not found.ok and f"{url} cannot be reached" in found.detail
 
 
 @dataclass
@@ -180,7 +181,7 @@ def test_gpus_are_counted_and_measured(cards, overrides, missing, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: cards[index])
-    found = doctor._gpus(load_profile("paper", overrides))
+    found = list(doctor._gpus(load_profile("paper", overrides)))
     assert [item.what for item in found if not item.ok] == missing
     assert all(item.remedy for item in found if not item.ok)
 
@@ -217,8 +218,7 @@ def start(make_notebook, tmp_path, artifacts, monkeypatch):
         run_suite(
             "smoke",
             [judge + f"api_key_variable: {KEY}}}}}", *settings],
-            notebooks_dir=tmp_path / "notebooks",
-            figures_dir=tmp_path / "figures",
+            root=tmp_path,
             plan=lambda *_: list(artifacts),
         )
         return ran.exists()
@@ -261,7 +261,6 @@ def test_data_that_cannot_be_planned_with_are_said_beside_the_rest(
 
     monkeypatch.delenv(KEY, raising=False)
     judge = f"judge={{kind: openai, server: {{model: one, api_key_variable: {KEY}}}}}"
-    folders = {"notebooks_dir": tmp_path / "notebooks", "figures_dir": Path(tmp_path)}
     with pytest.raises(BadInput) as said:
-        run_suite("smoke", [judge], **folders, plan=plan)
+        run_suite("smoke", [judge], root=tmp_path, plan=plan)
     assert "line 7: malformed" in str(said.value) and f"{KEY} is not set" in str(said.value)

@@ -166,7 +166,9 @@ def test_a_file_has_to_be_there_and_to_be_the_only_one(source, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such .gguf file"):
         fetched(str(tmp_path / "none.gguf"))
     none = str(tmp_path / "none.gguf")
-    [found] = doctor._model("model llama", none, "models.llama.pretrained", 200, {})
+    settings = [f"models.{name}.pretrained={none}" for name in ("gpt2", "llama")]
+    settings += [f"{part}.path={tmp_path}" for part in ("instructions", "articles")]
+    [found] = [item for item in doctor.inputs("paper", settings) if item.what == "model llama"]
     assert not found.ok and "none.gguf does not exist" in found.detail
     folder = tmp_path / "two"
     folder.mkdir()

@@ -49,7 +49,7 @@ from cpo_suite import __main__ as command
 from cpo_suite.run import runner
 settled = runner.run_suite
 def on_these(*given):
-    return settled(*given, notebooks_dir=Path(sys.argv[1]), plan=lambda *_: [])
+    return settled(*given, root=Path(sys.argv[1]), plan=lambda *_: [])
 runner.run_suite = on_these
 sys.exit(command.main(["run", "--profile", "smoke", *sys.argv[2:]]))
 """
@@ -63,7 +63,7 @@ class Runs:
         self.settings = [part for one in SETTINGS for part in ("--set", one)]
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        arguments = [str(self.folder / "notebooks"), *self.settings]
+        arguments = [str(self.folder), *self.settings]
         with open(self.folder / f"{name}.log", "ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-c", COMMAND, *arguments],

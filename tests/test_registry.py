@@ -152,5 +152,4 @@ def test_a_function_of_a_notebook_has_a_source(make_notebook: MakeNotebook, tmp_
         textwrap.dedent(cell).replace("<", ">"),
         "assert rule_identity('mine') != first",
     )
-    folders = {"notebooks_dir": tmp_path / "notebooks", "figures_dir": tmp_path / "figures"}
-    assert run_suite("smoke", plan=lambda *arguments: [], **folders) == 0
+    assert run_suite("smoke", plan=lambda *arguments: [], root=tmp_path) == 0

@@ -41,8 +41,7 @@ def suite(tmp_path, artifacts, monkeypatch):
         return run_suite(
             profile,
             settings,
-            notebooks_dir=tmp_path / "notebooks",
-            figures_dir=tmp_path / "figures",
+            root=tmp_path,
             plan=lambda profile, overrides, output: [],
             **options,
         )
@@ -90,7 +89,7 @@ def test_the_record_tells_of_each_artifact_what_it_took_and_its_content(
         Planned("model t1/MLE", "model", "dd", False, 9.0, 1.0, 1.0),
     ]
     make_notebook("00_one", "pass")
-    run_suite("smoke", notebooks_dir=tmp_path / "notebooks", plan=lambda *_: planned)
+    run_suite("smoke", root=tmp_path, plan=lambda *_: planned)
     record = json.loads((output / "run.json").read_text())
     assert record["gpu_hours"] == 0.2 and record["seeds"] == [0]
     assert record["git"]["clean"] in (True, False)
@@ -158,7 +157,7 @@ def test_an_output_of_an_earlier_run_is_not_taken_for_this_one(
     output.mkdir(parents=True)
     (output / "table.csv").write_text("old")
     assert suite() == 1
-    assert "declared output table.csv is older than this run" in capsys.readouterr().out
+    assert "declared output table.csv was not written by this run" in capsys.readouterr().out
 
 
 def test_a_later_success_takes_the_failed_copy_away(suite, make_notebook, output):
@@ -236,9 +235,8 @@ def test_a_profile_beside_its_data_is_run_from_their_folder(
     monkeypatch.chdir(own)
 
     def run() -> int:
-        notebooks = tmp_path / "notebooks"
         given = "articles={source: jsonl, path: ./articles.jsonl, test_articles: 24}"
-        return run_suite("mine.yaml", [given], notebooks_dir=notebooks)
+        return run_suite("mine.yaml", [given], root=tmp_path)
 
     with pytest.raises(BadInput) as refused:
         run()
@@ -346,7 +344,7 @@ def test_a_dry_run_says_what_it_takes_and_runs_nothing(make_notebook, tmp_path, 
     code = run_suite(
         "smoke",
         dry_run=True,
-        notebooks_dir=tmp_path / "notebooks",
+        root=tmp_path,
         plan=lambda *arguments: planned,
     )
     shown = capsys.readouterr().out
@@ -363,7 +361,7 @@ def test_a_dry_run_without_the_data_says_what_is_missing_and_counts_by_the_profi
 ):
     monkeypatch.delenv("CPO_DATA", raising=False)
     make_notebook("00_one", "pass")
-    assert run_suite("small", dry_run=True, notebooks_dir=tmp_path / "notebooks") == 0
+    assert run_suite("small", dry_run=True, root=tmp_path) == 0
     shown = capsys.readouterr().out
     assert f"Missing: instructions data: {ROOT / 'profiles' / 'dolly'} does not exist" in shown
     assert "CPO_DATA=/path ./run_all.sh --profile small" in shown
@@ -379,7 +377,7 @@ def test_the_paper_is_counted_without_network_or_data(
         doctor, "_reach", lambda kind, name, *_: [doctor.Finding(name, False, "no hub", "")]
     )
     make_notebook("00_one", "pass")
-    assert run_suite("paper", dry_run=True, notebooks_dir=tmp_path / "notebooks") == 0
+    assert run_suite("paper", dry_run=True, root=tmp_path) == 0
     shown = capsys.readouterr().out
     lines = {line.split("  ")[0]: line for line in shown.splitlines()}
     # 2,000 steps of 64 of 97 + 73 tokens, the means of the stated lengths within the profile's
@@ -408,8 +406,7 @@ def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
     make_notebook("00_one", "pass")
 
     def said(*settings: str) -> list[str]:
-        folder = tmp_path / "notebooks"
-        assert run_suite("paper", settings, dry_run=True, notebooks_dir=folder) == 0
+        assert run_suite("paper", settings, dry_run=True, root=tmp_path) == 0
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("Does")]
 
     # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; a token keeps 70 x 3,200 x 26 bytes, 5.82 MB.
@@ -432,12 +429,12 @@ def run_in_background(tmp_path: Path, artifacts: Path) -> subprocess.Popen[str]:
         "from cpo_suite.run import runner\n"
         "settled = runner.run_suite\n"
         "def on_these(*given):\n"
-        "    return settled(*given, notebooks_dir=Path(sys.argv[1]), plan=lambda *_: [])\n"
+        "    return settled(*given, root=Path(sys.argv[1]), plan=lambda *_: [])\n"
         "runner.run_suite = on_these\n"
         "sys.exit(command.main(['run', '--profile', 'smoke']))"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "notebooks")],
+        [sys.executable, "-c", code, str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -27,41 +27,31 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-BAD_INPUT = 2
 GO_ON = 100  # exit code of this file where there is something to run
 
-PROFILE: tuple[str, dict[str, Any]] = ("--profile", {"default": "tiny"})
-SETTINGS = ("--set", {"action": "append", "default": [], "dest": "settings"})
 INVALID_KINDS = ("unclear", "cut", "empty", "refused", "too long")
-COMMANDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "run": [
-        PROFILE,
-        SETTINGS,
-        ("--dry-run", {"action": "store_true"}),
-        ("--from", {"dest": "start_from"}),
-        ("--only", {"action": "append", "default": []}),
-    ],
-    "make": [PROFILE, SETTINGS],
-    "lab": [],
-    "site": [PROFILE],
-    "test": [],
-    "doctor": [PROFILE, SETTINGS],
-    "profiles": [],
-    "verdicts": [("--model", {}), ("--export", {}), ("--forget", {"choices": INVALID_KINDS})],
-    "diff": [("before", {}), ("after", {})],
+Options = Mapping[str, Mapping[str, Any]]  # what `add_argument` takes, by an option's name
+PROFILE: Options = {"--profile": {"default": "tiny"}}
+SETTINGS: Options = {"--set": {"action": "append", "default": [], "dest": "settings"}}
+SELECTION: Options = {
+    "--dry-run": {"action": "store_true"},
+    "--from": {"dest": "start_from"},
+    "--only": {"action": "append", "default": []},
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    def format_help(self) -> str:
-        return __doc__
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{message}\nSee `./run_all.sh help`.", file=sys.stderr)
-        raise SystemExit(BAD_INPUT)
+COMMANDS: Mapping[str, Options] = {
+    "run": {**PROFILE, **SETTINGS, **SELECTION},
+    "make": {**PROFILE, **SETTINGS},
+    "lab": {},
+    "site": PROFILE,
+    "test": {},
+    "doctor": {**PROFILE, **SETTINGS},
+    "profiles": {},
+    "verdicts": {"--model": {}, "--export": {}, "--forget": {"choices": INVALID_KINDS}},
+    "diff": {"before": {}, "after": {}},
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -71,20 +61,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         SystemExit: with 0 after help, with 2 after saying what is wrong with the arguments.
     """
     words = list(arguments)
-    if words[:1] in (["help"], ["-h"], ["--help"]):
-        words = ["run", "--help"]
-    elif not words or words[0].startswith("-"):
+    if words[:1] == ["help"] or {"-h", "--help"} & set(words):
+        print(__doc__)
+        raise SystemExit(0)
+    if not words or words[0].startswith("-"):
         words.insert(0, "run")
-    parser = _Parser(allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command")
+    plain: Any = {"usage": "see `./run_all.sh help`", "add_help": False, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(**plain)
+    commands = parser.add_subparsers(dest="command", prog="./run_all.sh")
     for name, options in COMMANDS.items():
-        command = commands.add_parser(name, allow_abbrev=False)
-        for option, settings in options:
-            command.add_argument(option, **settings)
+        command = commands.add_parser(name, **plain)
+        for option, how in options.items():
+            command.add_argument(option, **how)
     parsed, unknown = parser.parse_known_args(words)
     if unknown:
-        names = [option for option, _ in COMMANDS[parsed.command]]
-        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(unknown[0], COMMANDS[parsed.command], n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         parser.error(f"unknown argument '{unknown[0]}'.{hint}")
     return parsed

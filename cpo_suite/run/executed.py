@@ -10,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nbconvert.filters import strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 
 from cpo_suite.profile import ROOT
 
+KERNEL_DIED = "the kernel died, of too little memory perhaps"
+
 # A line drawn by tqdm, with a total or without.
 _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\[(\d+:)?\d\d:\d\d[,<]")
-_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _CURSOR = re.compile(r"\x1b\[[0-9;]*[A-HJKf]")
 _CELL_FILE = re.compile(r"<temporary>/ipykernel_\d+/\d+\.py")
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -28,20 +30,17 @@ _PICTURES = ("image/png", "image/jpeg", "image/gif")
 def failure_in(notebook: NotebookNode) -> str:
     """Why an executed notebook does not count as done, in one line; empty where it does.
 
-    It counts when every code cell with code in it has an execution count and none holds an error.
-    Cells tagged `raises-exception` show an error on purpose.
+    It counts when every cell with code in it has an execution count and none holds an error.
     """
     for position, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
-        name = f"cell {cell.execution_count or f'at position {position}'}"
-        on_purpose = "raises-exception" in cell.metadata.get("tags", [])
         for output in cell.outputs:
-            if output.output_type == "error" and not on_purpose:
-                message = _ESCAPE.sub("", f"{output.ename}: {output.evalue}")
-                return f"{name}: {' '.join(message.split())}"
+            if output.output_type == "error":
+                message = " ".join(strip_ansi(f"{output.ename}: {output.evalue}").split())
+                return f"cell {cell.execution_count}: {message}"
         if cell.execution_count is None:
-            return f"{name} was not run: the kernel died, of too little memory perhaps"
+            return f"the cell at position {position} was not run: {KERNEL_DIED}"
     return ""
 
 
@@ -83,12 +82,22 @@ def _drop_widget_views(cell: NotebookNode) -> None:
 
 
 def without_machine_paths(value: Any) -> Any:
-    """The same value with the folders of this machine shortened in all its texts."""
-    short_names = _machine_folders()
-    folders = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, short_names))})(?![\w.-])")
+    """The same value with the folders of this machine shortened in all its texts.
+
+    A folder goes before those that it lies in: an environment in the checkout is not shown as a
+    folder of the checkout.
+    """
+    names = {str(ROOT): ".", sys.prefix: "<environment>", str(Path.home()): "~"}
+    names[tempfile.gettempdir()] = "<temporary>"
+    for variable in ("CPO_DATA", "CPO_ARTIFACTS"):
+        if os.environ.get(variable):
+            names[str(Path(os.environ[variable]).resolve())] = f"${variable}"
+    names |= {str(Path(folder).resolve()): name for folder, name in names.items()}
+    longest_first = sorted(names.keys() - {"/"}, key=len, reverse=True)
+    folders = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, longest_first))})(?![\w.-])")
 
     def shorten(text: str) -> str:
-        return _CELL_FILE.sub("<cell>", folders.sub(lambda match: short_names[match[1]], text))
+        return _CELL_FILE.sub("<cell>", folders.sub(lambda match: names[match[1]], text))
 
     return map_texts(value, shorten)
 
@@ -102,15 +111,3 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [map_texts(item, change) for item in value]
     return change(value) if isinstance(value, str) else value
-
-
-def _machine_folders() -> dict[str, str]:
-    """Folders of this machine with their short names, the deepest first: an environment in the
-    checkout is not a folder of the checkout."""
-    folders = {str(ROOT): ".", sys.prefix: "<environment>", str(Path.home()): "~"}
-    folders[tempfile.gettempdir()] = "<temporary>"
-    for name in ("CPO_DATA", "CPO_ARTIFACTS"):
-        if os.environ.get(name):
-            folders[str(Path(os.environ[name]).resolve())] = f"${name}"
-    folders |= {str(Path(folder).resolve()): short for folder, short in folders.items()}
-    return {name: folders[name] for name in sorted(folders, key=len, reverse=True) if len(name) > 1}

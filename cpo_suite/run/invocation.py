@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
 
 from cpo.registry import nearest
+from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, Profile, ProfileError, load_profile, with_absolute_paths
 from cpo_suite.store import artifacts_folder
 
@@ -19,31 +21,42 @@ class BadInput(ProfileError):
     """Something asked for that cannot be run; the message says what, and what is valid."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Notebook:
-    """A notebook of the suite, and what its metadata says of it."""
+    """A notebook of the suite, what its metadata says of it, and what became of it in this run."""
 
     path: Path
-    outputs: tuple[str, ...]  # files that it writes
-    after: tuple[str, ...]  # numbers of notebooks whose outputs it reads
-    own_rows: dict[str, list[str]]  # rows that it adds: each is like the first planned of these
+    outputs: list[str] = field(default_factory=list)  # files that it writes
+    after: list[str] = field(default_factory=list)  # numbers of notebooks whose outputs it reads
+    # Rows that it adds: each is like the first planned of these.
+    own_rows: dict[str, list[str]] = field(default_factory=dict)
+    status: str = ""  # ok, FAILED or skipped; before it has run none
+    reason: str = ""
+    seconds: float = 0.0
 
     @property
     def number(self) -> str:
         return self.path.stem.split("_")[0]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """One invocation, settled and checked before anything is executed."""
 
     profile: str  # its name, or its file's absolute path
     overrides: list[str]
-    settings: Profile  # of both; `${NAME}` stays as written
+    settings: Profile  # of both
     output: Path
     notebooks: list[Notebook]
     whole: bool  # all notebooks
     full: bool  # all notebooks of a committed profile, unchanged
+    planned: Sequence[Planned] = ()
+    started: float = field(default_factory=time.time)  # seconds since the epoch
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether no notebook has failed or was skipped so far."""
+        return all(notebook.status in ("", "ok") for notebook in self.notebooks)
 
 
 def find_notebooks(folder: Path) -> list[Notebook]:
@@ -52,23 +65,17 @@ def find_notebooks(folder: Path) -> list[Notebook]:
     notebooks = []
     for path in sorted(folder.glob("[0-9A][0-9]_*.ipynb")):
         try:
-            metadata = nbformat.read(path, as_version=4).metadata.get("cpo", {})
+            metadata = nbformat.read(path, as_version=4).metadata
+            notebooks.append(Notebook(path, **metadata.get("cpo", {})))
         except Exception as error:  # a damaged file fails in many ways; to a user all mean the same
             raise BadInput(f"{path.name} is no readable notebook: {error}") from error
-        outputs, after = tuple(metadata.get("outputs", ())), tuple(metadata.get("after", ()))
-        notebooks.append(Notebook(path, outputs, after, dict(metadata.get("own_rows", {}))))
     if not notebooks:
         raise BadInput(f"no notebooks NN_name.ipynb in {folder}")
     return notebooks
 
 
 def settle(
-    profile: str,
-    settings: Sequence[str],
-    only: Sequence[str],
-    start_from: str | None,
-    notebooks_dir: Path,
-    figures_dir: Path,
+    profile: str, settings: Sequence[str], only: Sequence[str], start_from: str | None, root: Path
 ) -> Run:
     """What these arguments ask for; where it writes follows from whether the run is full.
 
@@ -81,13 +88,13 @@ def settle(
     # Kernels run in the notebooks' folder: a relative path would mean another file there.
     overrides = [with_absolute_paths(setting) for setting in settings]
     settled = load_profile(profile, overrides)
-    every = find_notebooks(notebooks_dir)
+    every = find_notebooks(root / "notebooks")
     notebooks = _select(every, only, start_from)
     whole = not only and start_from is None
     full = whole and bundled and settled.committed and not overrides
     if overrides:
         name += f"-{hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:8]}"
-    output = ((figures_dir if full else artifacts_folder() / "figures") / name).resolve()
+    output = ((root if full else artifacts_folder()) / "figures" / name).resolve()
     _check_dependencies(notebooks, every, output)
     return Run(profile, overrides, settled, output, notebooks, whole, full)
 
@@ -95,21 +102,19 @@ def settle(
 def _select(
     every: Sequence[Notebook], only: Sequence[str], start_from: str | None
 ) -> list[Notebook]:
-    names = {notebook.path.stem: notebook for notebook in every}
-    numbers = {notebook.number: notebook for notebook in every}
-
-    def find(word: str) -> Notebook:
-        name, number = Path(word).stem, word.zfill(2)
-        if notebook := numbers.get(number) or names.get(name):
-            return notebook
-        hint = nearest(name if "_" in name else number, [*names, *numbers])
-        raise BadInput(f"unknown notebook '{word}'.{hint} Known: {', '.join(names)}.")
-
+    """The notebooks named by number, name or path; without names all but the appendices."""
+    known = {item.path.stem: item for item in every} | {item.number: item for item in every}
+    named = []
+    for word in [*only, start_from or every[0].number]:
+        name = Path(word).stem.zfill(2)
+        if name not in known:
+            names = ", ".join(item.path.stem for item in every)
+            raise BadInput(f"unknown notebook '{word}'.{nearest(name, known)} Known: {names}.")
+        named.append(known[name])
+    *wanted, first = named
     # An appendix runs only when it is named: it makes settings, which are chosen beforehand.
-    usual = [notebook for notebook in every if not notebook.number.startswith("A")]
-    wanted = [find(word) for word in only] or usual
-    first = find(start_from).path if start_from is not None else every[0].path
-    selected = [item for item in every if item in wanted and item.path >= first]
+    wanted = wanted or [item for item in every if not item.number.startswith("A")]
+    selected = [item for item in every if item in wanted and item.path >= first.path]
     if not selected:
         raise BadInput(f"--only and --from {start_from} leave no notebook to run")
     return selected
@@ -124,9 +129,9 @@ def _check_dependencies(
         for number in notebook.after:
             if number not in numbers:
                 raise BadInput(f"{notebook.path.name} goes after {number}, which does not exist")
-            outputs = numbers[number].outputs
-            lacking = [name for name in outputs if not (output / name).exists()]
-            if lacking and numbers[number] not in notebooks:
+            earlier = numbers[number]
+            lacking = [name for name in earlier.outputs if not (output / name).exists()]
+            if lacking and earlier not in notebooks:
                 raise BadInput(
                     f"notebook {notebook.number} reads {', '.join(lacking)} of notebook {number}, "
                     f"not in {shown(output)} yet: run `--only {number}` first, or all"

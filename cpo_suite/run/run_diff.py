@@ -9,7 +9,7 @@ from pathlib import Path
 from cpo_suite.profile import ProfileError
 
 # When it ran and how long it took is of no consequence for what came out.
-TIMES = ("started", "finished", "notebook_seconds", "gpu_hours")
+TIMES = {"started", "finished", "notebook_seconds", "gpu_hours"}
 
 
 def report(before: str, after: str) -> int:
@@ -30,13 +30,13 @@ def report(before: str, after: str) -> int:
 def _lines(place: str) -> list[str]:
     """A run's record as JSON without times, and of its artifacts the recipes alone."""
     path = Path(place) / "run.json" if Path(place).is_dir() else Path(place)
-    if not path.is_file():
-        raise ProfileError(f"{place} is no run: give a folder of results, or its run.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        artifacts = [f"{item['name']}: {item['recipe']}" for item in record["artifacts"]]
+        record["artifacts"] = [f"{item['name']}: {item['recipe']}" for item in record["artifacts"]]
+    except OSError:
+        message = f"{place} is no run: give a folder of results, or its run.json"
+        raise ProfileError(message) from None
     except (ValueError, LookupError, TypeError) as error:
         raise ProfileError(f"{path} is not the record of a run: {error!r}") from None
-    for name in TIMES:
-        record.pop(name, None)
-    return json.dumps(record | {"artifacts": artifacts}, indent=1).splitlines()
+    kept = {name: value for name, value in record.items() if name not in TIMES}
+    return json.dumps(kept, indent=1).splitlines()

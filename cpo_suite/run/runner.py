@@ -12,13 +12,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 
 from cpo_suite.estimate import Planned
@@ -26,24 +30,22 @@ from cpo_suite.profile import ROOT
 from cpo_suite.report.page import write_report
 from cpo_suite.run import doctor, run_record
 from cpo_suite.run import dry_run as estimate
-from cpo_suite.run.executed import failure_in, make_portable
+from cpo_suite.run.executed import KERNEL_DIED, failure_in, make_portable
 from cpo_suite.run.invocation import BadInput, Notebook, Run, settle, shown
-from cpo_suite.run.kernels import Kernel
-
-# The artifacts for which a chat model is asked, by the part of the profile that names it.
-STAGE_OF = {"judge": "verdicts", "unhelpful": "unhelpful"}
 
 Plan = Callable[[str, Sequence[str], str], list[Planned]]
 
 
-@dataclass(frozen=True)
-class Result:
-    """What became of one notebook."""
+class Kernel(AsyncKernelManager):
+    """A kernel in the interpreter that runs the suite, whatever kernelspecs a user has; its
+    progress bars are for a terminal."""
 
-    notebook: Notebook
-    status: str  # ok, FAILED, skipped
-    seconds: float
-    reason: str
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(transport_encryption="auto", **kwargs)
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict(), env={"CPO_PLAIN_PROGRESS": "1"})
 
 
 def run_suite(
@@ -53,8 +55,7 @@ def run_suite(
     start_from: str | None = None,
     dry_run: bool = False,
     *,
-    notebooks_dir: Path = ROOT / "notebooks",
-    figures_dir: Path = ROOT / "figures",
+    root: Path = ROOT,
     plan: Plan = estimate.plan,
 ) -> int:
     """Run the notebooks, or with `dry_run` say what running them would take.
@@ -64,6 +65,7 @@ def run_suite(
         settings: `key=value` each, with a dotted key of the profile.
         only: numbers of the notebooks to run, such as `03`.
         start_from: number of the first notebook to run.
+        root: the checkout, with `notebooks/`; a full run writes to its `figures/`.
         plan: lists the artifacts of `(profile, overrides, output)`.
 
     Returns:
@@ -74,68 +76,58 @@ def run_suite(
         KeyboardInterrupt: stopped by a signal; the kernel is gone.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    run = settle(profile, settings, only, start_from, notebooks_dir, figures_dir)
-    # Kernels run in the notebooks' folder, where a relative path would be another.
-    for name in ("CPO_ARTIFACTS", "CPO_DATA"):
-        value = os.environ.get(name, "")
-        if value and (name == "CPO_ARTIFACTS" or os.path.exists(value)):
-            os.environ[name] = os.path.abspath(value)
+    for variable in ("CPO_ARTIFACTS", "CPO_DATA"):
+        # Kernels run in the notebooks' folder, where a relative path would be another.
+        if value := os.environ.get(variable):
+            os.environ[variable] = str(Path(value).expanduser().absolute())
+    run = settle(profile, settings, only, start_from, root)
     if dry_run:
         _print_dry_run(run, plan)
         return 0
-    planned = _preflight(run, plan)
-    print(_totals(run, planned))
+    run.planned = _preflight(run, plan)
+    _print_totals(run)
     kind = "full run" if run.full else "partial or changed run, or a profile that is not committed"
     print(f"{len(run.notebooks)} notebooks -> {shown(run.output)} ({kind})", flush=True)
-
-    started = time.time()
     (run.output / "notebooks").mkdir(parents=True, exist_ok=True)
-    results: list[Result] = []
     try:
         for notebook in run.notebooks:
             if notebook.after:  # it may show the record of what it reads
-                _write_record(run, results, started, planned)
-            results.append(_run_or_skip(notebook, run, results))
+                run_record.write(run)
+            _run_or_skip(notebook, run)
     finally:
-        if results:
-            print("\n" + _summary(results), flush=True)
-    succeeded = all(result.status == "ok" for result in results)
-    if succeeded and run.whole:
-        _remove_stale_copies(run)
-    _write_record(run, results, started, planned)
-    return 0 if succeeded else 1
+        _print_summary(run)
+    if run.succeeded and run.whole:
+        for copy in (run.output / "notebooks").glob("*.ipynb"):
+            if not (root / "notebooks" / copy.name).is_file():  # its notebook is no more
+                copy.unlink()
+    run_record.write(run)
+    return int(not run.succeeded)
 
 
 def _look(run: Run, plan: Plan) -> tuple[list[Planned] | None, list[doctor.Finding]]:
-    """The artifacts to be, None where they cannot be counted, and what is missing."""
+    """The artifacts to be, None where they cannot be counted, and what is missing for it."""
     missing = [finding for finding in doctor.inputs(run.profile, run.overrides) if not finding.ok]
-    planned = None
-    if not missing:
-        print("Reading the data and looking up what is cached ...", flush=True)
-        try:
-            planned = plan(run.profile, run.overrides, str(run.output))
-        except (ValueError, OSError, RuntimeError) as error:
-            remedy = "Correct the data, or the setting that names it"
-            missing.append(doctor.Finding("data and models", False, str(error).rstrip("."), remedy))
-    return planned, missing + [finding for finding in doctor.keys(run.settings) if not finding.ok]
+    if missing:
+        return None, missing
+    print("Reading the data and looking up what is cached ...", flush=True)
+    try:
+        return plan(run.profile, run.overrides, str(run.output)), []
+    except (ValueError, OSError, RuntimeError) as error:
+        remedy = "Correct the data, or the setting that names it"
+        return None, [doctor.Finding("data and models", False, str(error).rstrip("."), remedy)]
 
 
 def _preflight(run: Run, plan: Plan) -> list[Planned]:
     """The artifacts to be, once everything they need is there; all that is not is said at once."""
     for finding in doctor.advice(run.settings):
         if not finding.ok:
-            print(f"Note: {finding.what}: {finding.detail}. {finding.remedy}.", flush=True)
-    planned, findings = _look(run, plan)
-    stages = (
-        None
-        if planned is None
-        else {item.stage for item in estimate.to_make(planned) if item.requests}
-    )
-    parts = [part for part, stage in STAGE_OF.items() if stages is None or stage in stages]
-    findings += [*doctor.room(run.settings, planned), *doctor.servers(run.settings, parts)]
-    missing = [f"  {item.what}: {item.detail}. {item.remedy}" for item in findings if not item.ok]
-    if missing or planned is None:
-        raise BadInput(f"profile '{run.profile}' cannot run here:\n" + "\n".join(missing))
+            print(f"Note: {finding}.", flush=True)
+    planned, missing = _look(run, plan)
+    missing += doctor.room(run.settings, planned)
+    missing += doctor.chat_models(run.settings, planned)
+    lines = [f"  {finding}" for finding in missing if not finding.ok]
+    if lines or planned is None:
+        raise BadInput("\n".join([f"profile '{run.profile}' cannot run here:", *lines]))
     return planned
 
 
@@ -144,62 +136,55 @@ def _print_dry_run(run: Run, plan: Plan) -> None:
     rows = [(notebook.path.stem, ", ".join(notebook.outputs)) for notebook in run.notebooks]
     print(estimate.table([("notebook", "outputs"), *rows]) + "\n")
     planned, missing = _look(run, plan)
-    for finding in missing:
-        print(f"Missing: {finding.what}: {finding.detail}. {finding.remedy}")
+    for finding in [*missing, *doctor.chat_models(run.settings, ask=False)]:
+        if not finding.ok:
+            print(f"Missing: {finding}.")
     if planned is None:
         print("Counted by the profile alone, with texts as long as Dolly's.")
         planned = estimate.plan_without_data(run.settings, run.output)
-    print(f"\n{estimate.artifacts_table(planned)}\n\n{_totals(run, planned)}")
+    run.planned = planned
+    print(f"\n{estimate.artifacts_table(planned)}\n")
+    _print_totals(run)
 
 
-def _totals(run: Run, planned: Sequence[Planned]) -> str:
-    lines = [estimate.totals(run.settings, planned)]
+def _print_totals(run: Run) -> None:
+    print(estimate.totals(run.settings, run.planned))
     for notebook in run.notebooks:
-        lines += estimate.own_rows(notebook.number, notebook.own_rows, planned)
-    return "\n".join(lines)
+        for line in estimate.own_rows(notebook.number, notebook.own_rows, run.planned):
+            print(line)
 
 
-def _write_record(
-    run: Run, results: Sequence[Result], started: float, planned: Sequence[Planned]
-) -> None:
-    """`run.json`, of runs of all notebooks alone, and only while none has failed."""
-    if run.whole and all(result.status == "ok" for result in results):
-        seconds = {result.notebook.path.stem: result.seconds for result in results}
-        run_record.write(run, seconds, started, planned)
-
-
-def _remove_stale_copies(run: Run) -> None:
-    """Of notebooks that are no more; a copy of an appendix, run by itself, stays."""
-    sources = run.notebooks[0].path.parent
-    for path in (run.output / "notebooks").glob("*.ipynb"):
-        if not (sources / path.name).is_file():
-            path.unlink()
-
-
-def _summary(results: Sequence[Result]) -> str:
-    rows = [("notebook", "status", "seconds", "reason")]
-    for result in results:
-        reason = result.reason if len(result.reason) <= 160 else result.reason[:157] + "..."
-        rows.append((result.notebook.path.stem, result.status, f"{result.seconds:.1f}", reason))
-    return estimate.table(rows)
+def _print_summary(run: Run) -> None:
+    """A table of the notebooks that are through."""
+    rows = [
+        (item.path.stem, item.status, f"{item.seconds:.1f}")
+        + (textwrap.shorten(item.reason, 160, placeholder="..."),)
+        for item in run.notebooks
+        if item.status
+    ]
+    if rows:
+        print(
+            "\n" + estimate.table([("notebook", "status", "seconds", "reason"), *rows]), flush=True
+        )
 
 
 # --- One notebook ---------------------------------------------------------------------------------
 
 
-def _run_or_skip(notebook: Notebook, run: Run, earlier: Sequence[Result]) -> Result:
+def _run_or_skip(notebook: Notebook, run: Run) -> None:
+    """Run a notebook, and write down in it what became of it."""
     name, clock = notebook.path.stem, time.perf_counter()
     print(f"\n[{name}]", flush=True)
-    broken = [result.notebook.number for result in earlier if result.status != "ok"]
+    broken = [item.number for item in run.notebooks if item.status in ("FAILED", "skipped")]
     if lacking := [number for number in broken if number in notebook.after]:
-        status, reason = "skipped", f"needs what notebook {', '.join(lacking)} did not deliver"
+        notebook.reason = f"needs what notebook {', '.join(lacking)} did not deliver"
+        notebook.status = "skipped"
     else:
-        reason = _execute(notebook, run)
-        status = "FAILED" if reason else "ok"
-    seconds = time.perf_counter() - clock
-    outcome = f"{status}: {reason}" if reason else status
-    print(f"[{name}] {outcome} ({seconds:.1f} s)", flush=True)
-    return Result(notebook, status, seconds, reason)
+        notebook.reason = _execute(notebook, run)
+        notebook.status = "FAILED" if notebook.reason else "ok"
+    notebook.seconds = time.perf_counter() - clock
+    outcome = ": ".join(filter(None, [notebook.status, notebook.reason]))
+    print(f"[{name}] {outcome} ({notebook.seconds:.1f} s)", flush=True)
 
 
 def _execute(notebook: Notebook, run: Run) -> str:
@@ -207,7 +192,7 @@ def _execute(notebook: Notebook, run: Run) -> str:
     folder, name = run.output / "notebooks", notebook.path.stem
     running, failed = folder / f".{name}.running.ipynb", folder / f"{name}.failed.ipynb"
     running.unlink(missing_ok=True)
-    before = _times_written(notebook, run)
+    before = _written(notebook, run)
     reason = _papermill(notebook, run, running)
     if not running.exists():
         return reason or "papermill wrote no executed copy"
@@ -216,14 +201,11 @@ def _execute(notebook: Notebook, run: Run) -> str:
     make_portable(executed)
     if not reason and "report.html" in notebook.outputs:
         write_report(executed, run.output / "report.html")
-    after = _times_written(notebook, run)
-    for output in notebook.outputs if not reason else ():
-        if output not in after:
-            reason = f"declared output {output} was not written"
-        elif after[output] == before.get(output):
-            reason = f"declared output {output} is older than this run"
+    unchanged = set(notebook.outputs).difference(dict(_written(notebook, run) - before))
+    if unchanged and not reason:
+        reason = f"declared output {', '.join(sorted(unchanged))} was not written by this run"
     nbformat.write(executed, running)
-    os.replace(running, failed if reason else folder / f"{name}.ipynb")
+    running.replace(failed if reason else folder / f"{name}.ipynb")
     if not reason:
         failed.unlink(missing_ok=True)
     return reason
@@ -231,9 +213,9 @@ def _execute(notebook: Notebook, run: Run) -> str:
 
 def _papermill(notebook: Notebook, run: Run, running: Path) -> str:
     """Have a notebook executed into the file `running`; the empty string, or what went wrong."""
-    output = str(run.output)
+    folder, output = notebook.path.parent, str(run.output)
     if run.output.is_relative_to(ROOT):  # so that executed copies do not name the machine's folders
-        output = os.path.relpath(run.output, notebook.path.parent)
+        output = os.path.relpath(output, folder)
     # papermill formats paths; braces in a folder's name are to stay what they are.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, running)]
     try:
@@ -242,7 +224,7 @@ def _papermill(notebook: Notebook, run: Run, running: Path) -> str:
             parameters={"profile": run.profile, "overrides": run.overrides, "output": output},
             kernel_name="cpo",
             language="python",
-            cwd=str(notebook.path.parent),
+            cwd=str(folder),
             progress_bar=False,
             start_timeout=180,
             kernel_manager_class=Kernel,
@@ -250,7 +232,7 @@ def _papermill(notebook: Notebook, run: Run, running: Path) -> str:
             stderr_file=sys.stderr,
         )
     except DeadKernelError:
-        return "the kernel died, of too little memory perhaps"
+        return KERNEL_DIED
     except Exception as error:  # whatever it is, the other notebooks go on
         return " ".join(f"{type(error).__name__}: {error}".split())
     except KeyboardInterrupt:
@@ -259,7 +241,7 @@ def _papermill(notebook: Notebook, run: Run, running: Path) -> str:
     return ""
 
 
-def _times_written(notebook: Notebook, run: Run) -> dict[str, int]:
-    """When the notebook's declared outputs were last written, of those that there are."""
+def _written(notebook: Notebook, run: Run) -> set[tuple[str, int]]:
+    """The notebook's declared outputs that there are, each with the time when it was written."""
     paths = {name: run.output / name for name in notebook.outputs}
-    return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists()}
+    return {(name, path.stat().st_mtime_ns) for name, path in paths.items() if path.exists()}
