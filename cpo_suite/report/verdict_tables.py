@@ -154,7 +154,8 @@ def report(model: str | None = None, export: str | None = None, forget: str | No
         print(error, file=sys.stderr)
         return 2
     judges = [
-        _judge(*map(str, judge), rows) for judge, rows in verdicts.groupby(["model", "server"])
+        _judge(str(name), str(server), rows)
+        for (name, server), rows in verdicts.groupby(["model", "server"])
     ]
     print(tabulate(judges, headers="keys", tablefmt="plain", disable_numparse=True))
     print(f"{len(verdicts):,} verdicts, {verdicts['usd'].sum():.4f} USD, in {path}")
