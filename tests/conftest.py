@@ -37,7 +37,7 @@ def unmeasured_machine() -> Iterator[None]:
         measured = precision.Measured("cpu", "a processor without bf16", fp32=50.0, bf16=1.0)
         patch.setattr(precision, "measure", lambda width: measured)
         patch.setattr(calibration, "measurable", lambda profile, model: False)
-        patch.setattr(calibration, "_embedding", lambda characters, precision, clock: 430.0)
+        patch.setattr(calibration, "_embedding", lambda characters, precision: 430.0)
         yield
 
 

@@ -147,7 +147,6 @@ def test_a_server_that_answers_with_nothing_is_a_finding(monkeypatch, answer, de
 
 def test_a_server_that_is_not_there_is_given_up_soon(monkeypatch):
     monkeypatch.setenv(KEY, "sk-1")
-    monkeypatch.setattr(chat, "MAX_PAUSE", 0.01)
     with ScriptedServer() as gone:
         url = gone.url
     given = [f"judge.server.base_url={url}", f"judge.server.api_key_variable={KEY}"]

@@ -169,7 +169,7 @@ def test_help_works_from_anywhere_and_installs_nothing(asked, tmp_path):
     [
         (["--profle", "tiny"], "unknown argument '--profle'. Did you mean '--profile'?"),
         (["run", "tiny"], "unknown argument 'tiny'"),
-        (["train"], "invalid choice: 'train' (choose from 'run', 'lab'"),
+        (["train"], "invalid choice: 'train' (choose from 'run', 'make'"),
         (["--profile"], "argument --profile: expected one argument"),
         (["--dry-run", "--only"], "argument --only: expected one argument"),
         (["verdicts", "--forget", "none"], "invalid choice: 'none'"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import linecache
 from collections.abc import Iterator
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +50,13 @@ for x in (1, math.pi):
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def as_it_was() -> Iterator[None]:
     """What exercises draw, set and register for the whole process is taken back."""
-    monkeypatch.setattr(negatives, "SAMPLERS", copy(negatives.SAMPLERS))
+    samplers = dict(negatives.SAMPLERS)
     with torch.random.fork_rng():
         yield
+    negatives.SAMPLERS.clear()
+    negatives.SAMPLERS.update(samplers)
     torch.set_default_dtype(torch.float32)
 
 

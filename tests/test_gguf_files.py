@@ -82,7 +82,7 @@ def test_a_suite_unpacks_a_file_once(tmp_path, suite_of, capsys):  # noqa: F811
     assert suite.base_model("llama").path == base.path and not capsys.readouterr().out
     # Another content is another model, whatever it is called.
     write_gguf(tmp_path / "source", folder / "model.gguf", "Q8_0")
-    suite._base_artifacts.clear()
+    suite.base_artifact.cache_clear()
     assert suite.base_model("llama").path != base.path
 
 

@@ -123,7 +123,7 @@ def test_a_failure_is_seen_kept_beside_and_does_not_stop_the_others(
     assert (output / "notebooks" / "00_bad.failed.ipynb").is_file()
     assert (output / "notebooks" / "01_good.ipynb").is_file()
     assert not (output / "run.json").exists()
-    summary = capsys.readouterr().out.split("notebook  status")[1]
+    summary = re.split("notebook +status", capsys.readouterr().out)[1]
     assert reason in summary
     bad, good = summary.splitlines()[1:3]
     assert bad.split()[:2] == ["00_bad", "FAILED"]

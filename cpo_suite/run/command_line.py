@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not words or words[0].startswith("-"):
         words.insert(0, "run")
     plain: Any = {"usage": "see `./run_all.sh help`", "add_help": False, "allow_abbrev": False}
-    parser = argparse.ArgumentParser(**plain)
+    parser = argparse.ArgumentParser(prog="./run_all.sh", **plain)
     commands = parser.add_subparsers(dest="command", prog="./run_all.sh")
     for name, options in COMMANDS.items():
         command = commands.add_parser(name, **plain)
