@@ -47,15 +47,15 @@ def _run(options: argparse.Namespace) -> int:
         case "doctor":
             from cpo_suite.run import doctor
 
-            return doctor.report(options.profile, options.settings)
+            return doctor.print_findings(options.profile, options.settings)
         case "verdicts":
             from cpo_suite.report import verdict_tables
 
-            return verdict_tables.report(options.model, options.export, options.forget)
+            return verdict_tables.print_verdicts(options.model, options.export, options.forget)
         case "diff":
             from cpo_suite.run import run_diff
 
-            return run_diff.report(options.before, options.after)
+            return run_diff.print_difference(options.before, options.after)
         case "profiles":
             return _profiles()
         case command:

@@ -32,7 +32,7 @@ from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
 from cpo_suite.corpora import Corpora
 from cpo_suite.estimate import CHARACTERS_A_TOKEN, Speeds
 from cpo_suite.paper import ModelName
-from cpo_suite.profile import Model, Profile
+from cpo_suite.profile import ModelSettings, Profile
 
 VERSION = 2  # raised when something else is measured
 LARGEST = 2e7  # parameters of a model that is measured: larger ones take too long
@@ -43,7 +43,7 @@ TEXTS = 96  # for the encoder
 END = 0  # the id that ends a text, which no prompt has
 
 
-def measurable(profile: Profile, model: Model) -> bool:
+def measurable(profile: Profile, model: ModelSettings) -> bool:
     """Whether the speeds of a model are measured here: the suite makes it, it is small, and the
     profile is not meant for a GPU that this machine lacks."""
     return model.config is not None and model.parameters <= LARGEST and not _elsewhere(profile)
@@ -158,7 +158,7 @@ def _clock() -> float:
     return time.perf_counter()
 
 
-def _measure(model: Model, shapes: _Shapes) -> Speeds:
+def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
     """Time all kinds of work with a model of this configuration and random weights."""
     network, vocabulary = _random_model(model)
     draw = random.Random(0)
@@ -209,7 +209,7 @@ def _measure(model: Model, shapes: _Shapes) -> Speeds:
     )
 
 
-def _random_model(model: Model) -> tuple[Any, int]:
+def _random_model(model: ModelSettings) -> tuple[Any, int]:
     """A model of the configuration with random weights, and the size of its vocabulary."""
     assert model.config is not None and model.pretraining is not None
     config = {name: value for name, value in model.config.items() if name != "model_type"}

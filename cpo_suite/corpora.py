@@ -24,7 +24,7 @@ DOLLY_RESPONSES = (15, 46, 76, 111, 156, 222, 311, 431, 623, 1161)
 
 
 @dataclass(frozen=True)
-class World(Artifact):
+class WorldFile(Artifact):
     """The embedded world, written down; `code` is the hash of the package that makes it."""
 
     stage = "world"
@@ -84,7 +84,7 @@ class Corpora:
         if settings.source != "world":
             return settings.path
         code = hash_folder(Path(world.__file__).parent, "*.py")
-        return self.store.load(World(code, seed=0))
+        return self.store.load(WorldFile(code, seed=0))
 
     def content_hash(self, task: Task, split: str) -> str:
         """Content hash of a split. Hashing takes a while, and every artifact asks."""

@@ -14,7 +14,7 @@ from cpo.data import Task
 from cpo.evaluation.chat import ChatServer
 from cpo_suite.corpora import Corpora
 from cpo_suite.paper import ModelName
-from cpo_suite.profile import Judge, Model, Profile, Server
+from cpo_suite.profile import JudgeSettings, ModelSettings, Profile, Server
 
 CHARACTERS_A_TOKEN = 4.2
 WITHOUT_MODEL = ("ensemble", "verdicts", "unhelpful")
@@ -56,7 +56,7 @@ class Speeds:
     step: float
 
     @classmethod
-    def stated(cls, model: Model) -> Speeds:
+    def stated(cls, model: ModelSettings) -> Speeds:
         """By the two speeds that a profile states."""
         training, decoding = model.training_tokens_per_second, model.generated_tokens_per_second
         return cls(
@@ -95,7 +95,7 @@ class Planned:
     name: str
     stage: str
     key: str
-    made: bool
+    cached: bool
     seconds: float
     memory_gb: float
     disk_gb: float
@@ -108,7 +108,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostModel:
     """What costs are reckoned from: speeds of one process, and the lengths of the data."""
 
     profile: Profile
@@ -140,7 +140,7 @@ class Estimate:
             validation, test = articles.validation_articles, articles.test_articles
         return test if split == "test" else validation
 
-    def judging(self, judge: Judge, prompts: int, prefix: float, continuation: float) -> Cost:
+    def judging(self, judge: JudgeSettings, prompts: int, prefix: float, response: float) -> Cost:
         """What a judge takes for one model's responses; nothing where it asks no server.
 
         A reply is as long as the server's parameters allow, as reasoning may need all of it.
@@ -148,7 +148,7 @@ class Estimate:
         if judge.server is None or not judge.paid:
             return Cost()
         reply = ChatServer(**judge.server.model_dump()).reply_tokens(REPLY_TOKENS)
-        return self.asking(judge.server, prompts * judge.orders, prefix + 2 * continuation, reply)
+        return self.asking(judge.server, prompts * judge.orders, prefix + 2 * response, reply)
 
     def asking(self, server: Server, requests: int, question: float, reply: float) -> Cost:
         """What questions of so many tokens, the template's beside them, and their replies take."""

@@ -15,12 +15,11 @@ from cpo.evaluation.judging import Judge, judge_named, rule_identity
 from cpo.evaluation.model_judges import MINIMUM_MASS, ChatJudge, LocalJudge
 from cpo.evaluation.reply_store import STORE
 from cpo.models.folders import fetched, load_model, load_tokenizer
-from cpo_suite.profile import Judge as Settings
-from cpo_suite.profile import Server
+from cpo_suite.profile import JudgeSettings, Server
 
 
-def judge_of(settings: Settings, task: Task, folder: Path) -> Judge | None:
-    """The judge that a profile chooses; None without one.
+def judge_of(settings: JudgeSettings, task: Task, folder: Path) -> Judge | None:
+    """The judge that a profile chooses; None where it chooses none.
 
     Args:
         folder: where the store of replies lies, or is made.
@@ -38,12 +37,11 @@ def judge_of(settings: Settings, task: Task, folder: Path) -> Judge | None:
     return judge_named(settings.kind)
 
 
-def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
+def judge_identity(settings: JudgeSettings, task: Task) -> dict[str, Any]:
     """All of a judge that determines its verdicts, for a recipe."""
     named: dict[str, Any] = {"kind": settings.kind, "orders": settings.orders}
     if settings.server is not None and settings.kind == "openai":
-        one = settings.server
-        asked = {"model": one.model, "base_url": one.base_url, "parameters": one.parameters}
+        asked = settings.server.model_dump(include={"model", "base_url", "parameters"})
         return named | asked | {"prompt": template_hash(task), "parser": PARSER_VERSION}
     if settings.kind == "local":
         named |= {"model": _content(str(settings.model)), "minimum_mass": MINIMUM_MASS}

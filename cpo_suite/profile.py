@@ -117,7 +117,7 @@ class Pretraining(_Settings):
     instructions: bool = False
 
 
-class Model(_Settings):
+class ModelSettings(_Settings):
     """A base model: a folder, .gguf file or hub name (`pretrained`), or a configuration the suite
     pretrains.
 
@@ -144,7 +144,7 @@ class Model(_Settings):
         return int(width), int(layers)
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Model:
+    def _one_origin(self) -> ModelSettings:
         parts = (self.pretrained is not None, self.config is not None, self.pretraining is not None)
         if parts not in ((True, False, False), (False, True, True)):
             raise ValueError("give either `pretrained` or `config` with `pretraining`")
@@ -251,7 +251,7 @@ class Server(_Settings):
     max_usd: NotNegative | None = None
 
 
-class Unhelpful(_Settings):
+class UnhelpfulSettings(_Settings):
     """Who writes DPO's rejected responses: a chat model as in the paper (A.4), the embedded world's
     own writer, or a stand-in for real data without either: the response to another prompt."""
 
@@ -259,7 +259,7 @@ class Unhelpful(_Settings):
     server: Server | None = None
 
     @model_validator(mode="after")
-    def _complete(self) -> Unhelpful:
+    def _complete(self) -> UnhelpfulSettings:
         if self.writer == "chat" and self.server is None:
             raise ValueError("the writer `chat` needs `server: {model: ...}`")
         return self
@@ -274,7 +274,7 @@ class Decoding(_Settings):
     num_beams: int = 1
 
 
-class Judge(_Settings):
+class JudgeSettings(_Settings):
     """Who compares a response with the recorded one.
 
     `none` leaves win rates empty; `openai` is a chat model behind a `server`; `local` a causal
@@ -305,7 +305,7 @@ class Judge(_Settings):
         return self.kind == "openai"
 
     @model_validator(mode="after")
-    def _complete(self) -> Judge:
+    def _complete(self) -> JudgeSettings:
         if self.kind == "openai" and self.server is None:
             raise ValueError("the judge `openai` needs `server: {model: ...}`")
         if self.kind == "local" and self.model is None:
@@ -344,7 +344,7 @@ class Profile(_Settings):
     seeds: Count = 1
     instructions: Instructions
     articles: Articles
-    models: dict[ModelName, Model]
+    models: dict[ModelName, ModelSettings]
     optimiser: Optimiser
     processes: Processes = Processes(count=1)
     reference: Stage
@@ -352,10 +352,10 @@ class Profile(_Settings):
     articles_reference: Stage
     continuation: Continuation
     negatives: dict[str, dict[Annotated[str, _checked(SAMPLERS.check)], Count]]
-    unhelpful: Unhelpful = Unhelpful()
+    unhelpful: UnhelpfulSettings = UnhelpfulSettings()
     embedded_texts_per_second: Positive = 430.0  # of one process; for the plan
     decoding: dict[str, Decoding]
-    judge: Judge
+    judge: JudgeSettings
     mauve: Mauve
     generation_batch: Count = 128
     # Of the paper's rows, by id or by how ids begin, as in `t3` and `x/small`.
@@ -643,6 +643,6 @@ def _keys_at(keys: Sequence[str]) -> list[str]:
     group: Any = Profile
     for key in keys:
         annotation = group.model_fields[key].annotation if key in group.model_fields else group
-        inner = [annotation, *get_args(annotation)]  # of `Model | None`, `dict[str, Model]`
+        inner = [annotation, *get_args(annotation)]  # of `Server | None`, `dict[str, Row]`
         group = next((part for part in inner if hasattr(part, "model_fields")), group)
     return list(group.model_fields)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -38,17 +37,17 @@ from cpo_suite.artifacts import (
     Model,
     Negatives,
     Step,
+    StoredVerdicts,
     Unhelpful,
-    Verdicts,
-    planned,
+    planned_artifact,
 )
 from cpo_suite.corpora import Corpora, StatedCorpora
-from cpo_suite.estimate import Estimate, Planned
+from cpo_suite.estimate import CostModel, Planned
 from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.launching import launch
 from cpo_suite.paper import Comparison, ModelName, ReferenceName, Row, continued_mle, cpo_end
-from cpo_suite.profile import ROOT, Judge, Profile, ProfileError, load_profile, missing_paths
-from cpo_suite.store import Artifact, Store, walk
+from cpo_suite.profile import JudgeSettings, Profile, ProfileError, load_profile, missing_paths
+from cpo_suite.store import Artifact, Store, artifacts_folder, walk
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Suite:
             judge_identity(loaded.judge, "instructions")
         except judging.JudgeError as error:
             raise ProfileError(f"judge.kind: {error}") from None
-        root = Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts")
+        root = artifacts_folder()
         folder = Path(output) if output else root / "figures" / loaded.name
         folder.mkdir(parents=True, exist_ok=True)
         return cls(loaded, Store(root), folder)
@@ -338,11 +337,11 @@ class Suite:
 
     def verdicts_artifact(
         self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
-    ) -> Verdicts:
+    ) -> StoredVerdicts:
         """The profile's judge on a row's generations."""
         generations = self.generations_artifact(row_id, decoding, seed, split)
         judge = judge_identity(self.profile.judge, generations.examples.task)
-        return Verdicts(
+        return StoredVerdicts(
             generations=generations, judge=judge, seed=seed, settings=self.profile.judge
         )
 
@@ -366,13 +365,13 @@ class Suite:
     def plan(self, *roots: Artifact) -> list[Planned]:
         """What each of them, or of those that `roots` need, costs to build here."""
         steps = cast(list[Step], walk(*roots)) if roots else self.artifacts()
-        return [planned(step, self.store, self.estimate) for step in steps]
+        return [planned_artifact(step, self.store, self.cost_model) for step in steps]
 
     @cached_property
-    def estimate(self) -> Estimate:
+    def cost_model(self) -> CostModel:
         """What costs are reckoned from."""
         here = self.profile, self.corpora, self._store.root
-        return Estimate(
+        return CostModel(
             self.profile,
             self.corpora,
             cache(partial(calibration.speeds, *here)),
@@ -451,7 +450,7 @@ class Suite:
         """
         orders = self.profile.judge.orders
         try:
-            judge = Judge.model_validate({"kind": kind, "orders": orders})
+            judge = JudgeSettings.model_validate({"kind": kind, "orders": orders})
         except ValidationError as error:
             raise judging.JudgeError(
                 f"the judge '{kind}' needs settings of its own: open the suite with `judge` set"

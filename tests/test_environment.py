@@ -102,7 +102,7 @@ def test_the_doctor_names_a_version_that_differs(monkeypatch):
 
 def test_the_doctor_finds_everything_that_is_missing_at_once(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("CPO_DATA", raising=False)
-    assert doctor.report("small", ["memory_gb=1e6", "disk_gb=1e9", "gpus=99"]) == 1
+    assert doctor.print_findings("small", ["memory_gb=1e6", "disk_gb=1e9", "gpus=99"]) == 1
     *lines, total = capsys.readouterr().out.splitlines()
     missing = [number for number, line in enumerate(lines) if line.startswith("MISSING")]
     named = {lines[number].split()[1].rstrip(":") for number in missing}

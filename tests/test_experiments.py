@@ -160,9 +160,9 @@ def test_the_plan_names_everything_once_and_knows_what_is_made(suite):
     keys = [one.key for one in planned]
     assert len(set(keys)) == len(keys)
     by_name = {one.name: one for one in planned}
-    assert by_name["model t2/MLE2"].made
+    assert by_name["model t2/MLE2"].cached
     later = by_name["model t1/ANR"]
-    assert not later.made and later.seconds > 0 and later.disk_gb > 0
+    assert not later.cached and later.seconds > 0 and later.disk_gb > 0
     for row in suite.profile.trained_rows:
         assert suite.generations_artifact(row.id).key in keys, row.id
 

@@ -6,8 +6,8 @@ by `how()` say what it takes to build it: where data are, sizes of work, setting
 
 # ruff: noqa: F401 (imported here to be imported from here)
 from .base_models import BaseModel, ExternalModel, UnpackedModel
-from .evaluations import Generations, Measures, Verdicts
+from .evaluations import Generations, Measures, StoredVerdicts
 from .examples import Examples
 from .models import Ensemble, Model
 from .negatives import ContrastSets, Negatives, Unhelpful
-from .step import Step, planned
+from .step import Step, planned_artifact

@@ -20,7 +20,7 @@ from cpo.scoring import Group
 from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
 from cpo_suite.artifacts.step import Step
 from cpo_suite.corpora import Corpora
-from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.paper import ModelName
 from cpo_suite.store import Artifact, Identity, Store, how
 
@@ -143,8 +143,8 @@ class BaseModel(Trained):
             description=f"pretraining {self.name}",
         )
 
-    def cost(self, estimate: Estimate) -> Cost:
-        speeds = estimate.speeds(self.model_name)
+    def cost(self, costs: CostModel) -> Cost:
+        speeds = costs.speeds(self.model_name)
         tokens = self.batch * self.block_tokens
         return Cost(self.steps * (tokens / speeds.packing + speeds.step))
 

@@ -24,9 +24,9 @@ from cpo_suite.artifacts.base_models import BaseModel, ExternalModel
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.models import Ensemble, Model
 from cpo_suite.artifacts.step import Step
-from cpo_suite.estimate import MAUVE_SECONDS, Cost, Estimate
+from cpo_suite.estimate import MAUVE_SECONDS, Cost, CostModel
 from cpo_suite.judges import judge_of
-from cpo_suite.profile import Judge
+from cpo_suite.profile import JudgeSettings
 from cpo_suite.store import Store, how
 
 SCORING_BATCH = 64
@@ -137,22 +137,22 @@ class Generations(Step):
                 "folder, and it is built again"
             )
 
-    def prompt_count(self, estimate: Estimate) -> int:
+    def prompt_count(self, costs: CostModel) -> int:
         """How many prompts are answered, by the profile."""
-        return estimate.prompts(self.examples.task, self.examples.split)
+        return costs.prompts(self.examples.task, self.examples.split)
 
-    def cost(self, estimate: Estimate) -> Cost:
-        speeds = estimate.speeds(self.model_name)
-        continuation = estimate.tokens(self.examples.task)[1]
+    def cost(self, costs: CostModel) -> Cost:
+        speeds = costs.speeds(self.model_name)
+        continuation = costs.tokens(self.examples.task)[1]
         beams = self.decoding["num_beams"]
         # Greedy and top-k decoding are our own, the rest transformers' `generate`.
         own = beams == 1 and not (self.decoding["do_sample"] and "top_p" in self.decoding)
         speed = (speeds.decoding if own else speeds.generate) / beams
-        return Cost(self.prompt_count(estimate) * continuation / speed)
+        return Cost(self.prompt_count(costs) * continuation / speed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdicts(Step):
+class StoredVerdicts(Step):
     """A judge's verdicts on generations against the recorded responses; `judge` is
     `judge_identity`, `seed` that of the order in which it sees the two."""
 
@@ -163,7 +163,7 @@ class Verdicts(Step):
     generations: Generations
     judge: dict[str, Any]
     seed: int
-    settings: Judge = how()
+    settings: JudgeSettings = how()
 
     @property
     def label(self) -> str:
@@ -188,10 +188,10 @@ class Verdicts(Step):
         self.generations.check(path, verdicts.ids)
         return verdicts
 
-    def cost(self, estimate: Estimate) -> Cost:
-        prefix, continuation = estimate.tokens(self.examples.task)
-        prompts = self.generations.prompt_count(estimate)
-        return estimate.judging(self.settings, prompts, prefix, continuation)
+    def cost(self, costs: CostModel) -> Cost:
+        prefix, continuation = costs.tokens(self.examples.task)
+        prompts = self.generations.prompt_count(costs)
+        return costs.judging(self.settings, prompts, prefix, continuation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,8 +276,8 @@ class Measures(Step):
         mauve = self.mauve
         return mauve["features"] == "base_model" and self.examples.task in mauve["tasks"]
 
-    def cost(self, estimate: Estimate) -> Cost:
-        prompts = self.generations.prompt_count(estimate)
-        tokens = prompts * sum(estimate.tokens(self.examples.task))
+    def cost(self, costs: CostModel) -> Cost:
+        prompts = self.generations.prompt_count(costs)
+        tokens = prompts * sum(costs.tokens(self.examples.task))
         clustering = prompts * self.mauve["seeds"] * MAUVE_SECONDS if self._with_mauve else 0.0
-        return Cost(tokens / estimate.speeds(self.model_name).scoring, fixed=clustering)
+        return Cost(tokens / costs.speeds(self.model_name).scoring, fixed=clustering)

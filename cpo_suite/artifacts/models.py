@@ -14,7 +14,7 @@ from cpo_suite.artifacts.base_models import BaseModel, ExternalModel, Loadable, 
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.negatives import ContrastSets, Negatives
 from cpo_suite.artifacts.step import Step
-from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.store import Store, how
 
 
@@ -62,9 +62,9 @@ class Model(Trained):
         )
         self.examples.tokenizer().save_pretrained(folder)
 
-    def cost(self, estimate: Estimate) -> Cost:
-        speeds = estimate.speeds(self.model_name)
-        prefix, continuation = estimate.tokens(self.examples.task)
+    def cost(self, costs: CostModel) -> Cost:
+        speeds = costs.speeds(self.model_name)
+        prefix, continuation = costs.tokens(self.examples.task)
         k = 1 + sum(self.negatives.counts.values()) if self.negatives else 1
         tokens = self.steps * self.batch * (prefix + k * continuation)
         seconds = tokens / (speeds.contrast if k > 1 else speeds.training)

@@ -23,7 +23,7 @@ from cpo.training import TrainingExample
 from cpo_suite.artifacts.base_models import micro_batch_of
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.step import Step
-from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.judges import chat_server
 from cpo_suite.profile import Server
 from cpo_suite.store import Store, how
@@ -65,12 +65,12 @@ class Unhelpful(Step):
         """A response to each planned row, None where the writer had none."""
         return json.loads((folder / "unhelpful.json").read_text("utf-8"))
 
-    def cost(self, estimate: Estimate) -> Cost:
+    def cost(self, costs: CostModel) -> Cost:
         if self.server is None:
             return Cost()
-        prefix, continuation = estimate.tokens(self.examples.task)
+        prefix, continuation = costs.tokens(self.examples.task)
         written = min(self.steps * self.batch, self.examples.corpora.training_rows)
-        return estimate.asking(self.server, written, prefix + continuation, continuation)
+        return costs.asking(self.server, written, prefix + continuation, continuation)
 
 
 class ContrastSets:
@@ -221,10 +221,10 @@ class Negatives(Step):
         prefixes = [row.prefix_ids for row in self._planned()]
         return ContrastSets(folder, prefixes, self.examples.tokenizer())
 
-    def cost(self, estimate: Estimate) -> Cost:
-        speeds = estimate.speeds(self.model_name)
-        prefix, continuation = estimate.tokens(self.examples.task)
+    def cost(self, costs: CostModel) -> Cost:
+        speeds = costs.speeds(self.model_name)
+        prefix, continuation = costs.tokens(self.examples.task)
         rows, k = self.steps * self.batch, 1 + sum(self.counts.values())
         scoring = rows * (prefix + k * continuation) / speeds.scoring
         sampling = rows * self.counts.get("AN", 0) * continuation / speeds.decoding
-        return Cost(scoring + sampling + rows * k / estimate.embedded_texts_per_second())
+        return Cost(scoring + sampling + rows * k / costs.embedded_texts_per_second())

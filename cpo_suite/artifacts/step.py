@@ -13,7 +13,7 @@ from cpo_suite.estimate import (
     SECONDS_A_WEIGHT,
     WITHOUT_MODEL,
     Cost,
-    Estimate,
+    CostModel,
     Planned,
     training_memory_gb,
 )
@@ -44,14 +44,14 @@ class Step(Artifact):
         """The base model, by its name in the profile, whose size and speed its cost goes by."""
         return self.examples.base.name  # type: ignore[attr-defined]
 
-    def cost(self, estimate: Estimate) -> Cost:
+    def cost(self, costs: CostModel) -> Cost:
         """What building it takes, on one process."""
         return Cost()
 
 
-def planned(artifact: Step, store: Store, estimate: Estimate) -> Planned:
+def planned_artifact(artifact: Step, store: Store, costs: CostModel) -> Planned:
     """An artifact with what it costs to build it here."""
-    profile, cost, stage = estimate.profile, artifact.cost(estimate), artifact.stage
+    profile, cost, stage = costs.profile, artifact.cost(costs), artifact.stage
     parameters = profile.models[artifact.model_name].parameters
     weights_gb, trains = parameters * 4 / 1e9, stage in ("base_model", "model")
     fixed = cost.fixed + (OVERHEAD_WITHOUT_MODEL if stage in WITHOUT_MODEL else OVERHEAD_SECONDS)
@@ -64,7 +64,7 @@ def planned(artifact: Step, store: Store, estimate: Estimate) -> Planned:
         artifact.title,
         stage,
         artifact.key,
-        made=store.find(artifact) is not None,
+        cached=store.find(artifact) is not None,
         seconds=seconds,
         memory_gb=memory if trains else weights_gb + OF_A_PROCESS,
         disk_gb=weights_gb if trains or stage == "ensemble" else 0.001,

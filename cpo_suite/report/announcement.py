@@ -29,7 +29,7 @@ def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
         for item in wanted
         for seed in range(profile.seeds)
     ]
-    lacking = [planned for planned in suite.plan(*roots) if not planned.made] if roots else []
+    lacking = [planned for planned in suite.plan(*roots) if not planned.cached] if roots else []
     if not lacking:
         return "Everything this notebook needs is made already: it takes seconds."
     minutes = sum(planned.seconds for planned in lacking) / 60

@@ -24,14 +24,14 @@ def plan_without_data(profile: Profile, output: Path) -> list[Planned]:
     return Suite.stated(profile, Store(artifacts_folder()), output).plan()
 
 
-def to_make(planned: Sequence[Planned]) -> list[Planned]:
+def to_build(planned: Sequence[Planned]) -> list[Planned]:
     """Those that the store does not have yet."""
-    return [item for item in planned if not item.made]
+    return [item for item in planned if not item.cached]
 
 
 def disk_gb(planned: Sequence[Planned]) -> float:
     """GB that artifacts still take: what stays, and the most that checkpoints take meanwhile."""
-    todo = to_make(planned)
+    todo = to_build(planned)
     return sum(item.disk_gb for item in todo) + max((item.scratch_gb for item in todo), default=0.0)
 
 
@@ -42,7 +42,7 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
     """
     store = artifacts_folder()
     settings = precision.resolved(profile, store)
-    todo, count = to_make(planned), settings.processes.count
+    todo, count = to_build(planned), settings.processes.count
     memory = max((item.memory_gb for item in todo), default=0.0)
     time, on_each_gpu = duration(sum(item.seconds for item in todo)), ""
     if settings.gpus:
@@ -119,12 +119,12 @@ def artifacts_table(planned: Sequence[Planned]) -> str:
     for item in planned:
         cost = [duration(item.seconds), f"{item.gpu_hours:.2f}", f"{item.memory_gb:.2f}"]
         cost += [f"{item.disk_gb:.3f}", f"{item.requests:,}", f"{item.tokens:,.0f}"]
-        state = ["made"] if item.made else ["to make", *cost, f"{item.usd:.2f}"]
+        state = ["made"] if item.cached else ["to make", *cost, f"{item.usd:.2f}"]
         rows.append([item.name, item.stage, *state])
-    return table(rows)
+    return text_table(rows)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first the heading, as text in columns."""
     return tabulate(rows, headers="firstrow", tablefmt="plain", disable_numparse=True)
 
