@@ -1,4 +1,4 @@
-"""The judge that a profile chooses."""
+"""Judges, built from a profile's settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cpo_suite.profile import JudgeSettings, Server
 
 
 def judge_of(settings: JudgeSettings, task: Task, folder: Path) -> Judge | None:
-    """The judge that a profile chooses; None where it chooses none.
+    """The judge that a profile names; None for the kind `none`.
 
     Args:
-        folder: where the store of replies lies, or is made.
+        folder: of the reply store, which is created if missing.
 
     Raises:
         JudgeError: no such judge.
@@ -38,7 +38,7 @@ def judge_of(settings: JudgeSettings, task: Task, folder: Path) -> Judge | None:
 
 
 def judge_identity(settings: JudgeSettings, task: Task) -> dict[str, Any]:
-    """All of a judge that determines its verdicts, for a recipe."""
+    """Everything about a judge that determines its verdicts, for artifact keys."""
     named: dict[str, Any] = {"kind": settings.kind, "orders": settings.orders}
     if settings.server is not None and settings.kind == "openai":
         asked = settings.server.model_dump(include={"model", "base_url", "parameters"})
@@ -53,7 +53,7 @@ def judge_identity(settings: JudgeSettings, task: Task) -> dict[str, Any]:
 
 @cache
 def _content(name: str) -> str:
-    """What a judging model is: the hash of its files, wherever they lie, or its hub name."""
+    """Identity of a judging model: the hash of its files, or its hub name."""
     place = Path(name)
     if place.is_file():
         return hash_file(place)
@@ -61,13 +61,13 @@ def _content(name: str) -> str:
 
 
 def chat_server(settings: Server, setting: str) -> ChatServer:
-    """A profile's server as the client takes it; `setting` is its place there."""
+    """The chat server of a profile's settings; `setting` is their key in the profile."""
     return ChatServer(**settings.model_dump(), setting=setting)
 
 
 @cache
 def _local(name: str, batch: int, task: Task) -> LocalJudge:
-    """A judging model of this machine, loaded once.
+    """A local judging model, loaded once.
 
     Raises:
         FileNotFoundError, ModelFolderError: as `fetched` and `load_model`.
