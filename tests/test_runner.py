@@ -325,7 +325,7 @@ def test_missing_variables_and_files_are_said_together_before_anything_runs(
 ):
     make_notebook("00_one", "pass")
     monkeypatch.delenv("CPO_DATA", raising=False)
-    with pytest.raises(BadInput, match="CPO_DATA, the folder of data, is not set"):
+    with pytest.raises(BadInput, match="CPO_DATA, the data folder, is not set"):
         suite(profile="small")
     with pytest.raises(BadInput) as refused:
         suite("articles.source=jsonl", "articles.path=/no/such.jsonl", profile="small")

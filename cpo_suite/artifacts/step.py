@@ -1,4 +1,4 @@
-"""What the artifacts of a plan have in common, and a line of the plan."""
+"""Base class of a plan's artifacts, and their costs."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from cpo_suite.store import Artifact, Store
 
 
 class Step(Artifact):
-    """An artifact of the plan: it has a title, belongs to a model, and knows its cost.
+    """An artifact of the plan, with a title, a base model and a cost.
 
-    `called` is its title, with `{}` for the row that it belongs to.
+    `called` is the template of its title, with `{}` for the row.
     """
 
     called: ClassVar[str]
 
     @property
     def title(self) -> str:
-        """What the plan calls it."""
+        """Its title in the plan."""
         return self.called.format(self.label)
 
     @property
     def label(self) -> str:
-        """The row, reference or base model that it belongs to."""
+        """Its row, reference or base model."""
         return self.name  # type: ignore[attr-defined]
 
     @property
     def model_name(self) -> ModelName:
-        """The base model, by its name in the profile, whose size and speed its cost goes by."""
+        """The profile's name of the base model, which determines its cost."""
         return self.examples.base.name  # type: ignore[attr-defined]
 
     def cost(self, costs: CostModel) -> Cost:
-        """What building it takes, on one process."""
+        """The cost of building it on one process."""
         return Cost()
 
 
 def planned_artifact(artifact: Step, store: Store, costs: CostModel) -> Planned:
-    """An artifact with what it costs to build it here."""
+    """An artifact's entry in the plan: its state, and its cost here."""
     profile, cost, stage = costs.profile, artifact.cost(costs), artifact.stage
     parameters = profile.models[artifact.model_name].parameters
     weights_gb, trains = parameters * 4 / 1e9, stage in ("base_model", "model")
