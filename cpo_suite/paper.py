@@ -222,9 +222,7 @@ class Comparison:
         else:
             sides = re.split(r"\s(>=|>|~)\s", text)
             if len(sides) != 3:
-                raise ValueError(
-                    f"'{text}' is not a comparison: write `ROW > ROW`, with >, >= or ~"
-                )
+                raise ValueError(f"'{text}' is not a comparison: write `ROW > ROW` (or >=, ~)")
             weights = Counter[str]()
             for sign, side in ((1, sides[0]), (-1, sides[2])):
                 for term in re.split(r"\s(?=[+-]\s)", f"+ {side.strip()}"):

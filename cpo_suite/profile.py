@@ -377,9 +377,7 @@ class Profile(_Settings):
             if row_id != row.id or not row_id.startswith("own/"):
                 raise ValueError(f"'{row_id}' is not the id of a custom row, such as own/NAME")
             if row.alpha is not None:
-                raise ValueError(
-                    f"{row_id} is an ensemble; use `cpo.ensembling` to interpolate two models"
-                )
+                raise ValueError(f"{row_id} is an ensemble; use `cpo.ensembling` to mix two models")
             OBJECTIVES.check(row.objective)
             if (row.negatives is None) == (row.objective in OBJECTIVES):
                 needs = "needs" if row.negatives is None else "does not use"
@@ -645,9 +643,6 @@ def _keys_at(keys: Sequence[str]) -> list[str]:
     group: Any = Profile
     for key in keys:
         annotation = group.model_fields[key].annotation if key in group.model_fields else group
-        inner = [
-            annotation,
-            *get_args(annotation),
-        ]  # arguments of `Server | None` or `dict[str, Row]`
+        inner = [annotation, *get_args(annotation)]  # of `Server | None`, `dict[str, Row]`
         group = next((part for part in inner if hasattr(part, "model_fields")), group)
     return list(group.model_fields)

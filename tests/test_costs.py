@@ -99,8 +99,8 @@ def test_what_is_made_costs_nothing_more(tmp_path):
     assert made.cached and made not in to_build([*planned.values()])
     # Neither its line nor the totals have anything of what it would take.
     [line] = artifacts_table([made]).splitlines()[1:]
-    assert line.split() == ["reference/gpt2", "model", "made"]
-    assert "1 artifacts, 1 made, 0 to make: about 0 s" in totals(suite.profile, [made])
+    assert line.split() == ["reference/gpt2", "model", "cached"]
+    assert "1 artifacts, 1 cached, 0 to build: about 0 s" in totals(suite.profile, [made])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

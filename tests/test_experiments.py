@@ -139,7 +139,9 @@ def test_answers_to_other_prompts_are_refused(suite):
     kept = path.read_text()
     try:
         path.write_text("".join(kept.splitlines(keepends=True)[::-1]))
-        with pytest.raises(DataError, match="other prompts than reference/llama is judged on"):
+        with pytest.raises(
+            DataError, match="other prompts than those reference/llama is judged on"
+        ):
             suite.generations("reference/llama")
     finally:
         path.write_text(kept)

@@ -187,7 +187,7 @@ def test_another_judge_keeps_the_rows(suite, tmp_path, monkeypatch):
     [
         ("own/A", "f1b/TN", {}, "no row 'f1b/TN'.*Did you mean 'f1b/TNR'"),
         ("t1/A", "f1b/TNR", {}, "'t1/A' is not the id of a custom row"),
-        ("own/A", "f1b/TNR", {"step": "long"}, "called 'step'. Did you mean 'steps'"),
+        ("own/A", "f1b/TNR", {"step": "long"}, "a row has no field 'step'. Did you mean 'steps'"),
         ("own/A", "f1b/TNR", {"negatives": {"TX": 1}}, "unknown kind of negative 'TX'"),
         ("own/A", "f1b/TNR", {"negatives": {"TN": 0}}, "own/A.*greater than or equal to 1"),
         ("own/A", "f1b/TNR", {"negatives": "TN-ablations"}, "TN-ablations.*you mean 'TN-ablation'"),

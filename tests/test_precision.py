@@ -144,7 +144,7 @@ def test_a_profile_for_gpus_is_planned_in_bf16_where_there_are_none(tmp_path, mo
     monkeypatch.setattr(machine, "device", lambda: "cpu")
     paper = load_profile("paper")
     assert profile_precision.resolved(paper, tmp_path).optimiser.precision == "bf16"
-    assert "none here" in profile_precision.statement(paper, tmp_path)
+    assert "this machine has none" in profile_precision.statement(paper, tmp_path)
     assert not (tmp_path / "machine.json").exists()
 
 

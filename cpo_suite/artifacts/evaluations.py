@@ -266,9 +266,7 @@ class Measures(Step):
             try:
                 seeds = tuple(range(self.mauve["seeds"]))
                 measured["mauve"] = metrics.mauve_score(p, q, seeds=seeds)
-            except (
-                statistics.MetricError
-            ) as error:  # degenerate texts of one row must not stop the others
+            except statistics.MetricError as error:  # degenerate texts must not stop other rows
                 name = self.generations.model.name
                 warnings.warn(f"{name} has no MAUVE: {error}", stacklevel=2)
         return measured
