@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One command for the whole suite: makes its environment on the first start, then runs
+# One command for the whole suite: creates its environment on the first start, then runs
 # `python -m cpo_suite` in it. `./run_all.sh help` lists the commands.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-# Relative to where the command was typed; notebooks run elsewhere.
+# Make paths absolute: notebooks run in another folder.
 if [[ -d ${CPO_DATA:-} ]]; then
   CPO_DATA="$(cd "$CPO_DATA" && pwd)"
   export CPO_DATA
@@ -18,10 +18,10 @@ suitable() { # is this a Python that the suite runs on?
 }
 
 prefix=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
-[[ ${CONDA_DEFAULT_ENV:-} == base && -z ${VIRTUAL_ENV:-} ]] && prefix="" # not into conda's own
+[[ ${CONDA_DEFAULT_ENV:-} == base && -z ${VIRTUAL_ENV:-} ]] && prefix="" # never install into conda's base
 prefix=${prefix:-$root/.venv}
 python="$prefix/bin/python"
-starter="" # any Python that reads the arguments, and makes .venv
+starter="" # any Python that can parse the arguments and create .venv
 for candidate in "$python" python3 python3.11 python3.12 python3.13 python; do
   if suitable "$candidate"; then starter=$candidate; break; fi
 done
@@ -31,7 +31,7 @@ if [[ -z $starter ]]; then
   exit 2
 fi
 
-# What is wrong with the arguments is said before anything is installed.
+# Wrong arguments are reported before anything is installed.
 case "${1:-}" in
   lab | test) ;; # their arguments are those of JupyterLab and pytest
   *)
@@ -41,7 +41,7 @@ case "${1:-}" in
     ;;
 esac
 
-# The stamp is written last: an interrupted installation leaves none and is done again.
+# The stamp is written last: an interrupted installation leaves none and is repeated.
 stamp="$prefix/.cpo-installed"
 wanted="$(cat "$root/requirements.lock" "$root/pyproject.toml" | cksum) $root"
 if [[ ! -f $stamp || "$(<"$stamp")" != "$wanted" || ! -x $python ]]; then
@@ -60,7 +60,7 @@ if [[ ! -f $stamp || "$(<"$stamp")" != "$wanted" || ! -x $python ]]; then
     torch="$(grep -E '^torch==' "$root/requirements.lock")"
     "${pip[@]}" --no-deps --timeout 10 --retries 1 \
       --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
-      echo "PyTorch's CPU build is not to be had here: pip may take the CUDA build, some GB more"
+      echo "PyTorch's CPU build is not available here: pip may install the CUDA build, some GB larger"
   fi
   "${pip[@]}" -r "$root/requirements.lock"
   "${pip[@]}" --no-deps --no-build-isolation -e "$root"
@@ -82,7 +82,7 @@ case "${1:-}" in
     cd "$root"
     "$python" -m ruff check cpo cpo_suite exercises notebooks tests benchmarks docs
     "$python" -m mypy
-    # Side by side, each on one thread: threads of several would wait for each other.
+    # In parallel with one thread each: more threads would contend.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "${@:2}"
     ;;

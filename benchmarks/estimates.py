@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from cpo_suite.profile import ROOT
-from cpo_suite.run.dry_run import table
+from cpo_suite.run.dry_run import text_table
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
@@ -46,4 +46,4 @@ if __name__ == "__main__":
         ratio = planned / took if took else float("nan")
         apart = "" if abs(ratio - 1) <= WITHIN else "apart"
         rows.append((stage, str(count), f"{planned:.0f}", f"{took:.0f}", f"{ratio:.2f}", apart))
-    print(table(rows))
+    print(text_table(rows))

@@ -1,4 +1,4 @@
-"""What `./run_all.sh` starts in its environment: `python -m cpo_suite run`, `doctor`, `site` ..."""
+"""Entry point of `python -m cpo_suite`, which `./run_all.sh` calls in its environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cpo_suite.store import artifacts_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (failed), 2 (bad input) or 130 (stopped)."""
+    """Run a command; returns its exit code: 0, 1 (failed), 2 (bad input) or 130 (stopped)."""
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
@@ -24,13 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        message = "\nStopped. What was finished is kept; the same command goes on from there."
+        message = "\nStopped. Finished work is kept; the same command resumes from it."
         print(message, file=sys.stderr)
         return 130
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Each command imports what it needs: a list of profiles needs no papermill."""
+    """Import each command only when called: listing profiles needs no papermill."""
     match options.command:
         case "run":
             from cpo_suite.run import runner
@@ -47,19 +47,19 @@ def _run(options: argparse.Namespace) -> int:
         case "doctor":
             from cpo_suite.run import doctor
 
-            return doctor.report(options.profile, options.settings)
+            return doctor.print_findings(options.profile, options.settings)
         case "verdicts":
             from cpo_suite.report import verdict_tables
 
-            return verdict_tables.report(options.model, options.export, options.forget)
+            return verdict_tables.print_verdicts(options.model, options.export, options.forget)
         case "diff":
             from cpo_suite.run import run_diff
 
-            return run_diff.report(options.before, options.after)
+            return run_diff.print_difference(options.before, options.after)
         case "profiles":
             return _profiles()
         case command:
-            raise ProfileError(f"`./run_all.sh {command}` starts it")
+            raise ProfileError(f"start it with `./run_all.sh {command}`")
 
 
 def _site(profile: str) -> int:
@@ -71,7 +71,7 @@ def _site(profile: str) -> int:
         print(f"Profile {profile} has not been run here: the notebooks are shown without outputs.")
     code = site.build(results, ROOT / "site")
     if code == 0:
-        print(f"The site is built, and opens offline: {ROOT / 'site' / 'index.html'}")
+        print(f"Built the site, which opens offline: {ROOT / 'site' / 'index.html'}")
     return code
 
 

@@ -1,8 +1,8 @@
-"""How fast this machine works with a profile's models: measured with random weights, once.
+"""Throughput of this machine with a profile's models, measured once with random weights.
 
-The suite's own code is timed on shapes like the profile's: some steps of each kind of training, a
-scoring pass, two ways of decoding, and the encoder that ranks. Where it cannot be measured, what
-the profile states holds.
+We time the suite's own code on shapes like the profile's: a few steps of each kind of training, a
+scoring pass, two decoding methods, and the ranking encoder. Where nothing can be measured, the
+speeds stated in the profile are used.
 """
 
 from __future__ import annotations
@@ -32,26 +32,28 @@ from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
 from cpo_suite.corpora import Corpora
 from cpo_suite.estimate import CHARACTERS_A_TOKEN, Speeds
 from cpo_suite.paper import ModelName
-from cpo_suite.profile import Model, Profile
+from cpo_suite.profile import ModelSettings, Profile
 
-VERSION = 2  # raised when something else is measured
-LARGEST = 2e7  # parameters of a model that is measured: larger ones take too long
-LARGEST_STEP = 4096  # tokens of a timed step, of a timed scoring pass: a larger batch is cut
-STEPS = 4  # of each kind of training: the first warms up, the median of the others counts
+VERSION = 2  # raised when the measurement changes
+LARGEST = 2e7  # parameters; measuring a larger model takes too long
+LARGEST_STEP = 4096  # tokens of a timed step or scoring pass; larger batches are cut
+STEPS = 4  # per kind of training: the first warms up, the median of the rest counts
 DECODED_ROWS, DECODED_STEPS = 128, 8
 TEXTS = 96  # for the encoder
-END = 0  # the id that ends a text, which no prompt has
+END = 0  # EOS id, which occurs in no prompt
 
 
-def measurable(profile: Profile, model: Model) -> bool:
-    """Whether the speeds of a model are measured here: the suite makes it, it is small, and the
-    profile is not meant for a GPU that this machine lacks."""
+def measurable(profile: Profile, model: ModelSettings) -> bool:
+    """Whether a model's speeds are measured here.
+
+    They are if the suite pretrains it, it is small, and this machine has the GPU the profile needs.
+    """
     return model.config is not None and model.parameters <= LARGEST and not _elsewhere(profile)
 
 
 def speeds(profile: Profile, corpora: Corpora, root: Path, name: ModelName) -> Speeds:
-    """The speeds of one process with a model of a profile: measured on this machine where they can
-    be, and remembered under `root`; else what the profile states."""
+    """Speeds of one process with a model: measured here and cached under `root`, or as stated in
+    the profile where the model is not `measurable`."""
     model = profile.models[name]
     if not measurable(profile, model):
         return Speeds.stated(model)
@@ -70,8 +72,8 @@ def speeds(profile: Profile, corpora: Corpora, root: Path, name: ModelName) -> S
 
 
 def embedded_texts_per_second(profile: Profile, corpora: Corpora, root: Path) -> float:
-    """How many texts one process embeds: measured here unless the profile is meant for a GPU that
-    this machine lacks."""
+    """Texts that one process embeds per second: measured, or as stated in the profile where this
+    machine lacks its GPU."""
     if _elsewhere(profile):
         return profile.embedded_texts_per_second
     characters = sorted(corpora.lengths[1])
@@ -85,20 +87,20 @@ def _elsewhere(profile: Profile) -> bool:
 
 
 def _threads(profile: Profile) -> int:
-    """How many threads one of the profile's processes has here."""
+    """Threads of each of the profile's processes on this machine."""
     return max(1, torch.get_num_threads() // profile.processes.on_each_machine)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shapes:
-    """What speeds depend on beside the model: precision, and tokens by row."""
+    """What speeds depend on besides the model: precision and sequence lengths in tokens."""
 
     precision: str
     prefixes: list[int]
     continuations: list[int]
-    k: int  # candidates of a contrastive row
-    pairs: int  # rows of a global batch
-    contrasts: int
+    k: int  # candidates per contrastive row
+    pairs: int  # rows per global batch of MLE
+    contrasts: int  # the same for CPO
     block: int
 
     @classmethod
@@ -107,13 +109,12 @@ class _Shapes:
         mixtures = [
             profile.negatives[row.negatives] for row in profile.trained_rows if row.negatives
         ]
-        blocks = [
-            one.pretraining.block_tokens for one in profile.models.values() if one.pretraining
-        ]
+        pretrainings = [model.pretraining for model in profile.models.values()]
+        blocks = [settings.block_tokens for settings in pretrainings if settings]
 
         def tokens(lengths: Sequence[int], limit: int) -> list[int]:
-            counts = (round(one / CHARACTERS_A_TOKEN) for one in lengths)
-            return [max(2, min(one, limit)) for one in counts]
+            counts = (round(length / CHARACTERS_A_TOKEN) for length in lengths)
+            return [max(2, min(count, limit)) for count in counts]
 
         prefixes, continuations = corpora.lengths
         return cls(
@@ -128,10 +129,9 @@ class _Shapes:
 
 
 def _remembered(profile: Profile, root: Path, key: str, measure: Callable[[], Any]) -> Any:
-    """What `measure()` returned on this machine, with the threads of one of the profile's
-    processes.
+    """The cached result of `measure()`, run with the threads of one of the profile's processes.
 
-    The global generators are left as they were, and so are those who watch trainings.
+    Global random generators and training watchers are restored afterwards.
     """
 
     def aside() -> Any:
@@ -152,14 +152,14 @@ def _remembered(profile: Profile, root: Path, key: str, measure: Callable[[], An
 
 
 def _clock() -> float:
-    """Seconds, once the GPU has done all that it was asked to do."""
+    """Seconds, after all queued GPU work is done."""
     if machine.device() == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def _measure(model: Model, shapes: _Shapes) -> Speeds:
-    """Time all kinds of work with a model of this configuration and random weights."""
+def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
+    """Time every kind of work with a randomly initialised model of this configuration."""
     network, vocabulary = _random_model(model)
     draw = random.Random(0)
 
@@ -169,19 +169,19 @@ def _measure(model: Model, shapes: _Shapes) -> Speeds:
     lengths = list(zip(shapes.prefixes, shapes.continuations, strict=False))
 
     def batches(k: int, batch: int) -> list[list[Group]]:
-        """A batch for each step, of other rows: a processor prepares itself for every new shape of
-        a product, and a training meets new ones all the time."""
+        """A batch per step, each of different rows: CPU kernels prepare for every new matrix shape,
+        and training constantly meets new shapes."""
         mean = sum(prefix + k * continuation for prefix, continuation in lengths) / len(lengths)
         count = max(1, min(batch, round(LARGEST_STEP / mean)))
         rows = draw.choices(lengths, k=STEPS * count)
-        groups = [Group(row(prefix), [row(one) for _ in range(k)]) for prefix, one in rows]
-        return [groups[one : one + count] for one in range(0, len(groups), count)]
+        groups = [Group(row(prefix), [row(length) for _ in range(k)]) for prefix, length in rows]
+        return [groups[start : start + count] for start in range(0, len(groups), count)]
 
     def training(steps: list[list[Group]], objective: str, fp32_head: bool = True) -> float:
         return _step_seconds(network, steps, objective, fp32_head, shapes.precision)
 
     blocks = [row(shapes.block) for _ in range(max(1, LARGEST_STEP // 2 // shapes.block))]
-    packed = [[Group(one[:1], [one[1:]]) for one in blocks]] * STEPS
+    packed = [[Group(block[:1], [block[1:]]) for block in blocks]] * STEPS
     pairs, contrasts = batches(1, shapes.pairs), batches(shapes.k, shapes.contrasts)
     step = training([[Group(row(2), [row(2)])]] * STEPS, "mle")
 
@@ -197,7 +197,7 @@ def _measure(model: Model, shapes: _Shapes) -> Speeds:
             scorer(**collated).cpu()
 
     scoring = timeit.timeit(score, timer=_clock, number=STEPS - 1) / (STEPS - 1)
-    prompts = [row(one) for one in shapes.prefixes]
+    prompts = [row(length) for length in shapes.prefixes]
     return Speeds(
         training=rate(pairs, training(pairs, "mle")),
         packing=rate(packed, training(packed, "mle", fp32_head=False)),
@@ -209,8 +209,8 @@ def _measure(model: Model, shapes: _Shapes) -> Speeds:
     )
 
 
-def _random_model(model: Model) -> tuple[Any, int]:
-    """A model of the configuration with random weights, and the size of its vocabulary."""
+def _random_model(model: ModelSettings) -> tuple[Any, int]:
+    """A randomly initialised model of the configuration, and its vocabulary size."""
     assert model.config is not None and model.pretraining is not None
     config = {name: value for name, value in model.config.items() if name != "model_type"}
     config |= {f"{name}_token_id": END for name in ("bos", "eos", "pad")}
@@ -223,16 +223,16 @@ def _random_model(model: Model) -> tuple[Any, int]:
 def _step_seconds(
     network: Any, steps: list[list[Group]], objective: str, fp32_head: bool, precision: str
 ) -> float:
-    """The median of some steps, each on its batch, by the suite's own training; the first is left
-    out."""
+    """Median seconds per step of the suite's own training, the first step excluded."""
     k, batch = len(steps[0][0].continuations), len(steps[0])
-    examples = [TrainingExample(one, [True] * k, [0.0] * k) for groups in steps for one in groups]
+    groups = [group for batch_groups in steps for group in batch_groups]
+    examples = [TrainingExample(group, [True] * k, [0.0] * k) for group in groups]
     settings = TrainingSettings(
         objective,
         STEPS,
         batch,
         learning_rate=0.0,
-        beta=1e-9,  # no reward may explode, and the reference's values are made up
+        beta=1e-9,  # keeps rewards small: the reference values are dummies
         precision=precision,
         fp32_head=fp32_head,
         micro_batch=batch,
@@ -255,8 +255,8 @@ def _step_seconds(
 
 
 def _decoding(network: Any, prompts: list[list[int]], precision: str, **decoding: Any) -> float:
-    """New tokens a second of a batch in which nothing ends, the pass over the prompts left out."""
-    rows = [prompts[one % len(prompts)] for one in range(DECODED_ROWS)]
+    """New tokens per second in a batch without EOS, excluding the pass over the prompts."""
+    rows = [prompts[row % len(prompts)] for row in range(DECODED_ROWS)]
 
     def decode(tokens: int) -> None:
         generate(
@@ -276,7 +276,7 @@ def _decoding(network: Any, prompts: list[list[int]], precision: str, **decoding
 
 
 def _embedding(characters: int, precision: str) -> float:
-    """Texts of so many characters that the encoder takes in a second."""
+    """Texts of this length that the encoder embeds per second."""
     embed = minilm(precision)
     draw = random.Random(0)
     words = ["".join(draw.choices("etaoinshrdlu", k=4)) for _ in range(500)]
@@ -286,12 +286,12 @@ def _embedding(characters: int, precision: str) -> float:
 
 
 def _timed_tokens(steps: Sequence[Sequence[Group]]) -> float:
-    """Of a step, on average; the first is left out, as it is in the seconds."""
+    """Mean tokens per step, the first step excluded as in the timing."""
     timed = [group for groups in steps[1:] for group in groups]
     tokens = sum(len(group.prefix_ids) + sum(map(len, group.continuations)) for group in timed)
     return tokens / (len(steps) - 1)
 
 
 def _fastest(work: Callable[[], object]) -> float:
-    """Seconds of the faster of two repetitions."""
+    """Seconds of the faster of two runs."""
     return min(timeit.repeat(work, timer=_clock, repeat=2, number=1))

@@ -1,4 +1,4 @@
-"""A profile's data: loaded once, hashed by content, and read by each model's own tokenizer."""
+"""A profile's data: loaded once, hashed by content, tokenised per model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from cpo_suite import world
 from cpo_suite.profile import Articles, Instructions, Profile
 from cpo_suite.store import Artifact, Store
 
-DOLLY_TRAINING_ROWS = 7_505  # half of them, as in the paper
-# Characters of its prompts, queries with their contexts, and of its responses: every tenth of them
-# is about so long.
+DOLLY_TRAINING_ROWS = 7_505  # half of Dolly, as in the paper
+# Lengths in characters, by deciles: prompts (instruction and context), and responses.
 DOLLY_PREFIXES = (56, 67, 76, 85, 97, 115, 184, 545, 949, 1896)
 DOLLY_RESPONSES = (15, 46, 76, 111, 156, 222, 311, 431, 623, 1161)
 
 
 @dataclass(frozen=True)
-class World(Artifact):
-    """The embedded world, written down; `code` is the hash of the package that makes it."""
+class WorldFile(Artifact):
+    """The embedded world as a file; `code` is the hash of the package that generates it."""
 
     stage = "world"
     version = 1
@@ -38,7 +37,7 @@ class World(Artifact):
         world.build_world(self.seed).save(folder / "world.json")
 
     def load(self, folder: Path) -> Path:
-        """Where it is written down."""
+        """Path of `world.json`."""
         return folder / "world.json"
 
 
@@ -54,7 +53,7 @@ class Corpora:
 
     @cached_property
     def instructions(self) -> data.InstructionTask:
-        """The instruction pairs, split; the same split for every model and seed."""
+        """The instruction pairs, with one split for all models and seeds."""
         settings = self.settings.instructions
         return data.load_instructions(
             settings.source,
@@ -69,7 +68,7 @@ class Corpora:
 
     @cached_property
     def articles(self) -> data.ArticleTask:
-        """The articles, split."""
+        """The articles, with their splits."""
         settings = self.settings.articles
         return data.load_articles(
             settings.source,
@@ -84,17 +83,17 @@ class Corpora:
         if settings.source != "world":
             return settings.path
         code = hash_folder(Path(world.__file__).parent, "*.py")
-        return self.store.load(World(code, seed=0))
+        return self.store.load(WorldFile(code, seed=0))
 
     def content_hash(self, task: Task, split: str) -> str:
-        """Content hash of a split. Hashing takes a while, and every artifact asks."""
+        """Content hash of a split, computed once: hashing is slow, and every artifact needs it."""
         if (task, split) not in self._hashes:
             self._hashes[task, split] = data.content_hash(self.split(task, split))
         return self._hashes[task, split]
 
     @property
     def lengths(self) -> tuple[list[int], list[int]]:
-        """Characters of the prefixes, and of the continuations, of up to 1,000 training pairs."""
+        """Characters of prefixes and of continuations, for up to 1,000 training pairs."""
         sample = self.instructions.train[:1000]
         return [len(pair.prefix) for pair in sample], [len(pair.continuation) for pair in sample]
 
@@ -105,12 +104,11 @@ class Corpora:
 
     @property
     def training_rows(self) -> int:
-        """How many pairs there are to train on."""
+        """Number of training pairs."""
         return len(self.instructions.train)
 
     def content_of(self, pretrained: str) -> str:
-        """What names the weights of a model from elsewhere: the hash of a folder or .gguf file, or
-        the revision of a hub model."""
+        """Identity of external weights: the hash of a folder or .gguf file, or a hub revision."""
         place = fetched(pretrained)
         if file := gguf_file(place):
             return f"gguf:{hash_file(file)}"
@@ -121,8 +119,7 @@ class Corpora:
         return getattr(self.articles if task == "articles" else self.instructions, split)
 
     def texts(self, instructions: bool) -> list[str]:
-        """What a base model is pretrained on: the training articles, and the training pairs where
-        they are asked for."""
+        """Pretraining texts: the training articles, plus the training pairs if `instructions`."""
         texts = [article.text for article in self.articles.train]
         if instructions:
             texts += [pair.prefix + pair.continuation for pair in self.instructions.train]
@@ -130,25 +127,25 @@ class Corpora:
 
 
 class StatedCorpora(Corpora):
-    """The same by the profile alone, where data and models are not at hand: enough to plan.
+    """Corpora as the profile states them, enough to plan without data or models.
 
-    What is missing is named in place of its content's hash, so that nothing counts as built. Texts
-    of any source are taken to be as long as Dolly's.
+    Names stand in for content hashes, so that no artifact counts as cached. Texts of any source are
+    assumed to be as long as Dolly's.
     """
 
     lengths = (list(DOLLY_PREFIXES), list(DOLLY_RESPONSES))
-    article_lengths = [10**6]  # more than any profile reads of one: each fills the profile's cap
+    article_lengths = [10**6]  # beyond every cap: each article fills the profile's limit
 
     @property
     def training_rows(self) -> int:
-        """As many as the profile asks for, at most as many as Dolly has."""
+        """The number the profile asks for, at most that of Dolly."""
         asked = self.settings.instructions.train_rows or DOLLY_TRAINING_ROWS
         return min(asked, DOLLY_TRAINING_ROWS)
 
     def content_hash(self, task: Task, split: str) -> str:
-        """The source's name, in place of its content."""
+        """The source's name, in place of a hash."""
         return f"{getattr(self.settings, task).source} {split}"
 
     def content_of(self, pretrained: str) -> str:
-        """The model's name, in place of its content."""
+        """The model's name, in place of a hash."""
         return pretrained

@@ -1,4 +1,4 @@
-"""The judge that a profile chooses."""
+"""Judges, built from a profile's settings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from cpo.evaluation.judging import Judge, judge_named, rule_identity
 from cpo.evaluation.model_judges import MINIMUM_MASS, ChatJudge, LocalJudge
 from cpo.evaluation.reply_store import STORE
 from cpo.models.folders import fetched, load_model, load_tokenizer
-from cpo_suite.profile import Judge as Settings
-from cpo_suite.profile import Server
+from cpo_suite.profile import JudgeSettings, Server
 
 
-def judge_of(settings: Settings, task: Task, folder: Path) -> Judge | None:
-    """The judge that a profile chooses; None without one.
+def judge_of(settings: JudgeSettings, task: Task, folder: Path) -> Judge | None:
+    """The judge that a profile names; None for the kind `none`.
 
     Args:
-        folder: where the store of replies lies, or is made.
+        folder: of the reply store, which is created if missing.
 
     Raises:
         JudgeError: no such judge.
@@ -38,12 +37,11 @@ def judge_of(settings: Settings, task: Task, folder: Path) -> Judge | None:
     return judge_named(settings.kind)
 
 
-def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
-    """All of a judge that determines its verdicts, for a recipe."""
+def judge_identity(settings: JudgeSettings, task: Task) -> dict[str, Any]:
+    """Everything about a judge that determines its verdicts, for artifact keys."""
     named: dict[str, Any] = {"kind": settings.kind, "orders": settings.orders}
     if settings.server is not None and settings.kind == "openai":
-        one = settings.server
-        asked = {"model": one.model, "base_url": one.base_url, "parameters": one.parameters}
+        asked = settings.server.model_dump(include={"model", "base_url", "parameters"})
         return named | asked | {"prompt": template_hash(task), "parser": PARSER_VERSION}
     if settings.kind == "local":
         named |= {"model": _content(str(settings.model)), "minimum_mass": MINIMUM_MASS}
@@ -55,7 +53,7 @@ def judge_identity(settings: Settings, task: Task) -> dict[str, Any]:
 
 @cache
 def _content(name: str) -> str:
-    """What a judging model is: the hash of its files, wherever they lie, or its hub name."""
+    """Identity of a judging model: the hash of its files, or its hub name."""
     place = Path(name)
     if place.is_file():
         return hash_file(place)
@@ -63,13 +61,13 @@ def _content(name: str) -> str:
 
 
 def chat_server(settings: Server, setting: str) -> ChatServer:
-    """A profile's server as the client takes it; `setting` is its place there."""
+    """The chat server of a profile's settings; `setting` is their key in the profile."""
     return ChatServer(**settings.model_dump(), setting=setting)
 
 
 @cache
 def _local(name: str, batch: int, task: Task) -> LocalJudge:
-    """A judging model of this machine, loaded once.
+    """A local judging model, loaded once.
 
     Raises:
         FileNotFoundError, ModelFolderError: as `fetched` and `load_model`.

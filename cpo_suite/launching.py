@@ -1,6 +1,6 @@
-"""Artifacts built by several processes: `accelerate launch` starts them, this process waits.
+"""Build artifacts in several processes: `accelerate launch` starts them, this process waits.
 
-What they do is in `cpo_suite.run.make`.
+The processes run `cpo_suite.run.make`.
 """
 
 from __future__ import annotations
@@ -23,26 +23,25 @@ from cpo.training import OBJECTIVES
 from cpo_suite.profile import Processes, Profile
 from cpo_suite.store import Artifact
 
-MODULE = "cpo_suite.run.make"  # is started; it imports the suite, which imports this one
+MODULE = "cpo_suite.run.make"  # started by name: it imports the suite, which imports this module
 LAST_LINES = 25
 LAUNCHER = "torch/distributed/elastic"
 
 
 class LaunchError(RuntimeError):
-    """The processes did not come to their end; the message holds the last lines they printed."""
+    """The launched processes failed; the message holds the last lines they printed."""
 
 
 def launch(profile: Profile, root: Path, artifact: Artifact) -> None:
-    """Build an artifact of a profile's plan, under the store's `root`, in the profile's processes.
+    """Build an artifact in the profile's processes, under the store's `root`.
 
-    What they print is printed here as it comes.
+    Their output is printed here as it arrives.
 
     Raises:
-        LaunchError: one of them failed, or they could not know a sampler or a loss that was
-            registered here.
+        LaunchError: a process failed, or cannot import a sampler or loss registered here.
     """
     processes = profile.processes
-    # In there nothing is launched again.
+    # The processes launch no further ones.
     alone = profile.model_copy(update={"processes": Processes(count=1)})
     job = {
         "profile": alone.model_dump_json(),
@@ -51,7 +50,7 @@ def launch(profile: Profile, root: Path, artifact: Artifact) -> None:
         "modules": _own_modules(profile),
         "owner": {"host": socket.gethostname(), "pid": os.getpid()},
     }
-    if torch.cuda.is_available():  # room for the process that shares this one's device
+    if torch.cuda.is_available():  # free memory for the process that shares this device
         gc.collect()
         torch.cuda.empty_cache()
     described = root / "partial" / f"{artifact.key}.{os.getpid()}.job.json"
@@ -65,8 +64,8 @@ def launch(profile: Profile, root: Path, artifact: Artifact) -> None:
         raise LaunchError(
             f"{processes.count} processes for {artifact.stage} {artifact.key} ended with code "
             f"{code}. Their last lines:\n{''.join(last)}\n"
-            "Correct what they say and start again: it goes on from the last checkpoint. With "
-            "processes.count=1 the same runs in one process."
+            "Correct the error and run again: training resumes from the last checkpoint. "
+            "processes.count=1 runs the same work in one process."
         )
 
 
@@ -80,10 +79,9 @@ def _command(processes: Processes, job: Path) -> list[str]:
         "--mixed_precision=no",  # autocast is the scorer's
         "--dynamo_backend=no",
         f"--num_machines={processes.machines}",
-        # torchrun's launcher, on processors too, where accelerate's own would ask for mpirun.
+        # Selects torchrun, also on CPUs, where accelerate would otherwise need mpirun.
         "--multi_gpu",
-        # Which machine this is, a rendezvous finds out by itself; without a number it would not
-        # start.
+        # Required, but ignored: the rendezvous assigns ranks.
         "--machine_rank=0",
         *processes.options,
         *("--module", MODULE, str(job)),
@@ -91,7 +89,7 @@ def _command(processes: Processes, job: Path) -> list[str]:
 
 
 def _run(command: Sequence[str]) -> tuple[int, deque[str]]:
-    """Exit code and the last lines before what the launcher has to say of its own end."""
+    """Exit code, and the last lines printed before the launcher's own messages."""
     last: deque[str] = deque(maxlen=LAST_LINES)
     ended = False
     with subprocess.Popen(
@@ -110,15 +108,15 @@ def _run(command: Sequence[str]) -> tuple[int, deque[str]]:
                 if not ended:
                     last.append(line)
         except BaseException:
-            process.terminate()  # its workers end with it
+            process.terminate()  # its workers end too
             process.wait()
             raise
     return process.returncode, last
 
 
 def _own_modules(profile: Profile) -> list[str]:
-    """Where the samplers and losses of a user's own are defined that a profile's rows and mixtures
-    name: other processes have to import them."""
+    """Modules of the custom samplers and losses that a profile's rows use, for other processes to
+    import."""
     kinds = {kind for mixture in profile.negatives.values() for kind in mixture}
     objectives = {row.objective for row in profile.trained_rows}
     own = {
@@ -129,7 +127,7 @@ def _own_modules(profile: Profile) -> list[str]:
     }
     if here := [name for name, module in own.items() if module == "__main__"]:
         raise LaunchError(
-            f"{' and '.join(here)} of this notebook or script cannot be found by other processes: "
-            "move the function to a module of its own, or set processes.count to 1"
+            f"other processes cannot import {' and '.join(here)} from this notebook or script: "
+            "move the function to a module, or set processes.count to 1"
         )
     return sorted(set(own.values()))

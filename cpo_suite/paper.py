@@ -3,7 +3,7 @@
 Feng, Ram, Hawkins, Rawal, Zhao, Zha: *Sequence-level Large Language Model Training with Contrastive
 Preference Optimization*, Findings of NAACL 2025, arXiv 2502.16433.
 
-A row says *what* is trained and compared; a profile says *how large*. Both are data, so the same
+A row states *what* is trained and compared, a profile *at what size*. Both are data, so the same
 rows run at every size.
 """
 
@@ -23,7 +23,7 @@ from cpo.data import Task
 from cpo.registry import unknown
 
 ModelName = Literal["gpt2", "llama", "llama_small"]
-Objective = str  # mle, pss, cpo, ranked_cpo, dpo, ranking_nce; or one that a user registered
+Objective = str  # mle, pss, cpo, ranked_cpo, dpo, ranking_nce, or a registered custom objective
 Steps = Literal["long", "short", "ablation", "articles"]
 ReferenceName = Literal["reference", "ablation_reference", "articles_reference"]
 Relation = Literal[">", ">=", "~", "overhead"]
@@ -31,13 +31,13 @@ Relation = Literal[">", ">=", "~", "overhead"]
 
 @dataclass(frozen=True)
 class Row:
-    """One bar or one cell of the paper, or one of ours beside it.
+    """A bar or cell of the paper, or an additional row of ours.
 
-    `negatives` names a mixture whose counts the profile gives; `steps` names a number of training
-    steps there, `decoding` a way of decoding. `alpha` is the weight of the MLE end in the ensemble
-    `alpha * theta_MLE + (1 - alpha) * theta_CPO` (section 4), None where the row is one trained
-    model; `mle_weight` is alpha in the combined objective `alpha * L_MLE + L_CPO`. `paper` is the
-    printed number, None where the paper draws a bar without printing its value, or has none.
+    `negatives`, `steps` and `decoding` name a mixture, a number of training steps and a decoding
+    method, all defined in the profile. `alpha` is the weight of MLE in the ensemble
+    `alpha * theta_MLE + (1 - alpha) * theta_CPO` (section 4), None for a single trained model.
+    `mle_weight` is alpha in the combined objective `alpha * L_MLE + L_CPO`. `paper` is the printed
+    number, None if the paper prints none.
     """
 
     id: str
@@ -54,25 +54,25 @@ class Row:
 
     @property
     def table(self) -> str:
-        """The table or figure panel the row belongs to: `t1`, `t2`, `f1b`, ..., `x` if ours."""
+        """The row's table or figure panel: `t1`, `t2`, `f1b`, ...; `x` for additional rows."""
         return self.id.split("/")[0]
 
     @property
     def measure(self) -> str:
-        """What its table reports: the win rate, or MAUVE (table 4)."""
+        """The measure of its table: win rate, or MAUVE (table 4)."""
         return "mauve" if self.table == "t4" else "win_rate"
 
 
-# A line for each trained model: its row's id, model, objective, steps and negatives, then further
-# fields, or the numbers that the paper prints: of an ensemble one for each of `_ALPHAS`.
+# One line per trained model: id, model, objective, steps and negatives, then further fields, or the
+# numbers printed in the paper; for an ensemble, one number per alpha in `_ALPHAS`.
 # Table 1: GPT2-XL, Dolly. Table 2: OpenLlama-3B, Dolly; 200 steps of MLE1, ANR and AN.
 # Tables 3 and 4, and figure 2: OpenLlama-3B, Wikipedia; four batch negatives, ranked.
-# Figure 1, decoding panel: which CPO model it shows is unstated; ANR, and MLE of as many steps.
-# Figure 1, negatives panel: a reference of 1,000 steps, 4 negatives, 200 steps, always ranked. The
-# text speaks of BNR, TNR and MNR; ANR, MixNR and continued MLE are added to read them against.
-# Beyond the paper (x): the combined objective that section 4 names and does not train; ranking NCE
-# (appendix A.5), which has no reference; fewer negatives (K = 2 and 5 beside ANR's 12); and a
-# smaller model, for the claim that the gain grows with the model.
+# Figure 1, decoding panel: the CPO model is not stated; we take ANR, and MLE with equal steps.
+# Figure 1, negatives panel: reference of 1,000 steps, 4 negatives, 200 steps, always ranked. The
+# paper discusses BNR, TNR and MNR; we add ANR, MixNR and continued MLE for comparison.
+# Beyond the paper (x): the combined objective, mentioned but not trained in section 4; ranking NCE
+# (appendix A.5), which has no reference; fewer negatives (K = 2 and 5, against ANR's 12); and a
+# smaller model, for the claim that the gain grows with model size.
 _TABLE = """\
 t1/MLE          gpt2        mle         long     -             0.471
 t1/PSS          gpt2        pss         long     -             0.086
@@ -113,7 +113,7 @@ x/small/MLE     llama_small mle         short    -
 x/small/ANR     llama_small ranked_cpo  short    AN
 """
 _COLUMNS = ("id", "model", "objective", "steps", "negatives")
-# By how many numbers are printed.
+# By the count of printed numbers.
 _ALPHAS = {0: (None,), 1: (None,), 4: (0.0, 0.5, 0.7, 0.9), 6: (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)}
 _BY_STEPS = {
     "ablation": {"reference": "ablation_reference"},
@@ -123,7 +123,7 @@ DECODINGS = ("greedy", "top_p", "top_k", "beam")
 
 
 def _rows(line: str) -> Iterator[Row]:
-    """The rows of a line: one, or an ensemble's from the trained model (alpha = 0) upwards."""
+    """The rows of a line: a single row, or one per alpha, from alpha = 0 (trained) upwards."""
     words = line.split()
     pairs = [
         *zip(_COLUMNS, words, strict=False),
@@ -139,8 +139,8 @@ def _rows(line: str) -> Iterator[Row]:
 
 ROWS = {row.id: row for line in _TABLE.splitlines() for row in _rows(line)}
 
-# The comparisons on which each claim is judged, named before anything ran; `Comparison` reads them.
-# `>=` allows two points less, `~` two points either way.
+# Comparisons that decide each claim, fixed before any run; parsed by `Comparison`. `>=` tolerates a
+# deficit of two points, `~` a difference of two points either way.
 COMPARISONS: dict[int, tuple[str, ...]] = {
     1: ("t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "t2/MixNR/0.1 > t2/MLE2"),
     2: ("t1/ANR > t1/DPO", "t1/ANR > t1/PSS", "t2/MixNR/0.1 > t2/DPO", "t2/MixNR/0.1 > t2/PSS"),
@@ -163,12 +163,12 @@ JUDGED_BY = "GPT-3.5"
 
 
 def rows_of(name: str) -> list[Row]:
-    """The row of an id, or all rows whose ids begin with it: `t3`, `x/small`, `t1/MixNR`."""
+    """The row with this id, or all rows below it: `t3`, `x/small`, `t1/MixNR`."""
     return [row for row in ROWS.values() if f"{row.id}/".startswith(f"{name}/")]
 
 
 def continued_mle(row: Row) -> Row:
-    """The MLE row a row is compared with: same model, same reference, same number of steps.
+    """The MLE baseline of a row: same model, same reference, same number of steps.
 
     The paper's MLE models "are continually trained for the same number of steps from the reference
     model, like the CPO models" (section 4).
@@ -180,7 +180,7 @@ def continued_mle(row: Row) -> Row:
 
 
 def cpo_end(row: Row) -> Row:
-    """The trained CPO model of an ensemble row: its row with alpha = 0.
+    """The CPO end of an ensemble row: the same row with alpha = 0.
 
     Raises:
         KeyError: the paper has none.
@@ -189,22 +189,22 @@ def cpo_end(row: Row) -> Row:
 
 
 def _row_like(row: Row) -> Row:
-    """The paper's row that is otherwise equal; of two (tables 3 and 4) that of its own table."""
+    """The paper's row that equals this one up to its id; of several, that of its own table."""
     bare = replace(row, id="", paper=None)
     alike = [other for other in ROWS.values() if replace(other, id="", paper=None) == bare]
     if not alike:
-        raise KeyError(f"the paper has no {row.objective} row that goes with {row.id}")
+        raise KeyError(f"the paper has no {row.objective} row that matches {row.id}")
     return min(alike, key=lambda other: other.table != row.table)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`left relation right`, each a row or a sum of rows with signs, or `overhead ROW`.
+    """`left relation right`, where each side is a signed sum of rows, or `overhead ROW`.
 
-    `>`: more; `>=`: not less by more than a margin; `~`: alike within it. `best(t2/MixNR)` stands
-    for the ensemble strictly between that is best on validation prompts, `ends(t2/MixNR)` for the
-    better end there. `overhead ROW` sets a row's training time against that of MLE continued for as
-    many steps. `weights` says of each row how often it counts in `left - right`.
+    `>` means greater, `>=` not worse by more than a margin, `~` equal within the margin.
+    `best(t2/MixNR)` is the best interior ensemble on validation prompts, `ends(t2/MixNR)` the
+    better end. `overhead ROW` compares training time with MLE continued for equal steps.
+    `weights` holds each row's coefficient in `left - right`.
     """
 
     relation: Relation
@@ -212,17 +212,17 @@ class Comparison:
 
     @classmethod
     def parse(cls, text: str) -> Comparison:
-        """Read a comparison.
+        """Parse a comparison.
 
         Raises:
-            ValueError: it cannot be read, or names no row of the paper.
+            ValueError: invalid syntax, or an unknown row.
         """
         if text.startswith("overhead "):
             comparison = cls("overhead", {text.removeprefix("overhead ").strip(): 1})
         else:
             sides = re.split(r"\s(>=|>|~)\s", text)
             if len(sides) != 3:
-                raise ValueError(f"'{text}' is no comparison: write `ROW > ROW`, with >, >= or ~")
+                raise ValueError(f"'{text}' is not a comparison: write `ROW > ROW` (or >=, ~)")
             weights = Counter[str]()
             for sign, side in ((1, sides[0]), (-1, sides[2])):
                 for term in re.split(r"\s(?=[+-]\s)", f"+ {side.strip()}"):
@@ -235,13 +235,13 @@ class Comparison:
 
     @cached_property
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """For each `best` and `ends` the rows that it is chosen from."""
+        """Candidate rows of each `best` and `ends`."""
         matches = {name: re.fullmatch(r"(best|ends)\((\S+)\)", name) for name in self.weights}
         return {name: _choice(*match.groups()) for name, match in matches.items() if match}
 
     @property
     def rows(self) -> list[str]:
-        """Every row that it needs."""
+        """All rows it needs."""
         return [row for name in self.weights for row in self.choices.get(name, (name,))]
 
 

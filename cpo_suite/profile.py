@@ -1,12 +1,11 @@
 """Profiles: every setting of a run, in one strictly typed YAML file.
 
-A profile is a frozen value. It trains the paper's rows, `cpo_suite.paper`, but those that it
-`leaves_out`, and rows of its own. An unknown or misspelt key is an error that names the key and the
-nearest valid one; any key can be overridden with `dotted.key=value`.
+A profile is a frozen value. It trains the paper's rows (`cpo_suite.paper`), except those it
+`leaves_out`, and custom rows. An unknown or misspelt key is an error that names the nearest valid
+one; any key can be overridden with `dotted.key=value`.
 
-A relative path is looked for beside the profile's file, then in the folder that the environment
-variable CPO_DATA names; in an override it is relative to the current folder, and in a `Profile`
-absolute.
+A relative path is resolved beside the profile's file, then in the folder CPO_DATA; in an override,
+in the current folder. A loaded `Profile` holds absolute paths.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class ProfileError(ValueError):
-    """A profile that cannot be used; the message says which key is wrong and what is valid."""
+    """An invalid profile; the message names the key and what is valid."""
 
 
 def _checked(check: Callable[[str], object]) -> AfterValidator:
-    """Refuses a text where `check` raises ValueError."""
+    """Rejects a text for which `check` raises ValueError."""
 
     def validate(text: str) -> str:
         check(text)
@@ -53,8 +52,8 @@ def _checked(check: Callable[[str], object]) -> AfterValidator:
 def _without_secret(url: str) -> None:
     if secret := secret_in(url):
         raise ValueError(
-            f"the address holds {secret}, and is written into results: put the key into the "
-            "environment variable that api_key_variable names"
+            f"the address holds {secret}, and would be written into results: put the key into "
+            "the environment variable that api_key_variable names"
         )
 
 
@@ -68,9 +67,9 @@ class _Settings(BaseModel):
 
 
 class Instructions(_Settings):
-    """Where the prompt/response pairs come from and how long they may be, in tokens.
+    """Source of the prompt/response pairs, and their length limits in tokens.
 
-    `columns` are those of a file of one's own (`jsonl`) that have other names, as in
+    `columns` maps our names to those of a custom `jsonl` file, as in
     `{context: input, response: output}`.
     """
 
@@ -87,10 +86,10 @@ class Instructions(_Settings):
 
 
 class Articles(_Settings):
-    """Where the articles come from that a base model is pretrained on and continues.
+    """Source of the articles, for pretraining and for open-ended generation.
 
-    An article is capped to `max_tokens`, of which the first 15 % are its prefix (section 5.2).
-    `columns` are those of a file of one's own (`jsonl`) that have other names.
+    An article is truncated to `max_tokens`; its first 15 % are the prefix (section 5.2).
+    `columns` maps our names to those of a custom `jsonl` file.
     """
 
     source: Literal["world", "wikipedia", "jsonl"]
@@ -102,10 +101,10 @@ class Articles(_Settings):
 
 
 class Pretraining(_Settings):
-    """How the suite makes a base model itself: a tokenizer and `steps` of packed articles.
+    """Pretraining of a base model: a tokenizer, and `steps` on packed articles.
 
-    `instructions` adds the training pairs' text to the articles, so that a model of a million
-    parameters meets the words it will be asked about.
+    `instructions` adds the text of the training pairs, so that a model of a million parameters sees
+    the vocabulary of the prompts.
     """
 
     steps: Count
@@ -117,12 +116,11 @@ class Pretraining(_Settings):
     instructions: bool = False
 
 
-class Model(_Settings):
-    """A base model: a folder, .gguf file or hub name (`pretrained`), or a configuration the suite
-    pretrains.
+class ModelSettings(_Settings):
+    """A base model: a folder, .gguf file or hub name (`pretrained`), or a `config` to pretrain.
 
-    The number of parameters, width and layers, and the speeds of one process, measured on the
-    profile's hardware, are for the plan's estimates alone.
+    Parameters, width, layers and speeds only enter cost estimates. Speeds are those of one process
+    on the profile's hardware.
     """
 
     paper_name: str
@@ -137,14 +135,14 @@ class Model(_Settings):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Width and layers, as set or by the configuration; 0 where neither says."""
+        """Width and layers, as set or as in `config`; 0 where unknown."""
         config = self.config or {}
         width = self.width or config.get("hidden_size") or config.get("n_embd") or 0
         layers = self.layers or config.get("num_hidden_layers") or config.get("n_layer") or 0
         return int(width), int(layers)
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Model:
+    def _one_origin(self) -> ModelSettings:
         parts = (self.pretrained is not None, self.config is not None, self.pretraining is not None)
         if parts not in ((True, False, False), (False, True, True)):
             raise ValueError("give either `pretrained` or `config` with `pretraining`")
@@ -154,9 +152,9 @@ class Model(_Settings):
 
 
 class Optimiser(_Settings):
-    """AdamW at a constant rate (section 4: weight decay 0.05); clip is the gradient-norm bound.
+    """AdamW at a constant rate (section 4: weight decay 0.05); `clip` bounds the gradient norm.
 
-    The precision `auto` stands for the faster on this machine, as measured: `cpo.engine.precision`.
+    The precision `auto` is the faster one as measured on this machine (`cpo.engine.precision`).
     """
 
     weight_decay: NotNegative = 0.05
@@ -168,11 +166,11 @@ class Optimiser(_Settings):
 
 
 class Processes(_Settings):
-    """How many processes train, sample and score together, each with the model on its own device.
+    """Processes that train, sample and score together, each with the model on its own device.
 
-    `count` is that of all `machines` together. `options` are further arguments of `accelerate
-    launch`; `before` is a command in front of it, such as `srun`. None of it changes what comes
-    out, but for PSS, whose draws every process makes for its own share.
+    `count` is the total over all `machines`. `options` are further arguments of `accelerate
+    launch`; `before` is a command put in front of it, such as `srun`. None of these changes
+    results, except those of PSS, whose samples each process draws for its own share.
     """
 
     count: Count = 1
@@ -182,14 +180,14 @@ class Processes(_Settings):
 
     @property
     def on_each_machine(self) -> int:
-        """How many of the processes each machine runs."""
+        """Processes per machine."""
         return max(1, self.count // self.machines)
 
 
 class Stage(_Settings):
     """One training stage: `steps` global batches of `batch` examples.
 
-    The paper's rate is constant; a reference trained from scratch needs one that falls (cosine).
+    The paper's rate is constant; a reference trained from scratch needs a cosine decay.
     """
 
     steps: Count
@@ -199,17 +197,17 @@ class Stage(_Settings):
 
 
 class ScheduledSampling(_Settings):
-    """PSS: with what probability a token is replaced by a sampled one, and in how many passes."""
+    """PSS: the probability of replacing a token by a sampled one, and the number of passes."""
 
     probability: Annotated[float, Field(ge=0, le=1)] = 0.5
     passes: Count = 3
 
 
 class Continuation(_Settings):
-    """The continued MLE and CPO rows: the same plan of prompts, from the same reference.
+    """The continued MLE and CPO rows, trained on the same schedule from the same reference.
 
-    `batch` is the global batch; BN are drawn from it. DPO's beta is CPO's, and the rates of PSS and
-    DPO are those of MLE and CPO, unless given.
+    `batch` is the global batch, from which BN are drawn. By default DPO uses CPO's beta and rate,
+    and PSS the rate of MLE.
     """
 
     batch: int = Field(ge=2)
@@ -225,19 +223,19 @@ class Continuation(_Settings):
         return rates.get(objective, rates["cpo"])
 
     def beta_of(self, objective: Objective) -> float:
-        """The scale of the rewards of an objective; 0 where it has none."""
+        """The reward scale of an objective; 0 for next-token objectives."""
         without = dict.fromkeys(NEXT_TOKEN_OBJECTIVES, 0.0)
         return {**without, "dpo": self.dpo_beta or self.beta}.get(objective, self.beta)
 
 
 class Server(_Settings):
-    """A chat model behind any server of OpenAI's chat completions, and what it may cost.
+    """A chat model behind an OpenAI-compatible server, and its cost limits.
 
-    `parameters` are sent as they are. Prices are in USD per million tokens; a run whose estimate is
-    above `max_usd`, or that would send more than `max_requests`, is refused before it sends any.
+    `parameters` are sent unchanged. Prices are in USD per million tokens. A run whose estimate
+    exceeds `max_usd` or `max_requests` stops before it sends anything.
     """
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may contain a key
 
     model: str
     base_url: Annotated[str, _checked(_without_secret)] = "https://api.openai.com/v1"
@@ -251,22 +249,25 @@ class Server(_Settings):
     max_usd: NotNegative | None = None
 
 
-class Unhelpful(_Settings):
-    """Who writes DPO's rejected responses: a chat model as in the paper (A.4), the embedded world's
-    own writer, or a stand-in for real data without either: the response to another prompt."""
+class UnhelpfulSettings(_Settings):
+    """The writer of DPO's rejected responses.
+
+    A chat model as in the paper (A.4), the embedded world's writer, or a stand-in for real data:
+    the response to another prompt.
+    """
 
     writer: Literal["chat", "world", "other_response"] = "other_response"
     server: Server | None = None
 
     @model_validator(mode="after")
-    def _complete(self) -> Unhelpful:
+    def _complete(self) -> UnhelpfulSettings:
         if self.writer == "chat" and self.server is None:
             raise ValueError("the writer `chat` needs `server: {model: ...}`")
         return self
 
 
 class Decoding(_Settings):
-    """Arguments of `generate`; greedy unless said."""
+    """Arguments of `generate`; greedy by default."""
 
     do_sample: bool = False
     top_k: int | None = None
@@ -274,13 +275,13 @@ class Decoding(_Settings):
     num_beams: int = 1
 
 
-class Judge(_Settings):
-    """Who compares a response with the recorded one.
+class JudgeSettings(_Settings):
+    """The judge that compares a response with the recorded one.
 
-    `none` leaves win rates empty; `openai` is a chat model behind a `server`; `local` a causal
-    language model, `model` its folder or hub name; all else is a registered rule: `oracle`, which
-    knows the embedded world, or the controls `longest` and `random`. `orders` is 2 to show each
-    pair with the sides exchanged, too.
+    `none` leaves win rates empty; `openai` is a chat model behind a `server`; `local` is a causal
+    language model, with `model` its folder or hub name. Any other kind is a registered rule: the
+    embedded world's `oracle`, or the controls `longest` and `random`. `orders: 2` judges each pair
+    in both orders.
     """
 
     kind: str
@@ -291,7 +292,7 @@ class Judge(_Settings):
 
     @property
     def label(self) -> str:
-        """Who judges, in words."""
+        """The judge's name in tables."""
         if self.server is not None and self.kind == "openai":
             return self.server.model
         if self.kind == "local" and self.model is not None:
@@ -301,11 +302,11 @@ class Judge(_Settings):
 
     @property
     def paid(self) -> bool:
-        """Whether every verdict is asked of a server."""
+        """Whether verdicts come from a server."""
         return self.kind == "openai"
 
     @model_validator(mode="after")
-    def _complete(self) -> Judge:
+    def _complete(self) -> JudgeSettings:
         if self.kind == "openai" and self.server is None:
             raise ValueError("the judge `openai` needs `server: {model: ...}`")
         if self.kind == "local" and self.model is None:
@@ -314,9 +315,9 @@ class Judge(_Settings):
 
 
 class Mauve(_Settings):
-    """MAUVE settings: what features, how many seeds of its clustering, and for which task.
+    """MAUVE settings: features, tasks and clustering seeds.
 
-    The features are the base model's, never those of the encoder that ranks negatives.
+    Features come from the base model, never from the encoder that ranks negatives.
     """
 
     features: Literal["base_model", "none"] = "none"
@@ -330,7 +331,7 @@ Claim = Annotated[str, _checked(Comparison.parse)]
 
 
 class Profile(_Settings):
-    """All settings of a run; see the YAML files in `profiles/` for what each is for."""
+    """All settings of a run; the YAML files in `profiles/` explain each."""
 
     name: str
     description: str
@@ -339,12 +340,12 @@ class Profile(_Settings):
     memory_gb: Positive
     disk_gb: Positive
     gpus: int = Field(0, ge=0)
-    gpu_memory_gb: Positive | None = None  # of each, for the plan; 10**9 bytes
+    gpu_memory_gb: Positive | None = None  # per GPU, for estimates; 10**9 bytes
     committed: bool = True
     seeds: Count = 1
     instructions: Instructions
     articles: Articles
-    models: dict[ModelName, Model]
+    models: dict[ModelName, ModelSettings]
     optimiser: Optimiser
     processes: Processes = Processes(count=1)
     reference: Stage
@@ -352,19 +353,19 @@ class Profile(_Settings):
     articles_reference: Stage
     continuation: Continuation
     negatives: dict[str, dict[Annotated[str, _checked(SAMPLERS.check)], Count]]
-    unhelpful: Unhelpful = Unhelpful()
-    embedded_texts_per_second: Positive = 430.0  # of one process; for the plan
+    unhelpful: UnhelpfulSettings = UnhelpfulSettings()
+    embedded_texts_per_second: Positive = 430.0  # per process, for estimates
     decoding: dict[str, Decoding]
-    judge: Judge
+    judge: JudgeSettings
     mauve: Mauve
     generation_batch: Count = 128
-    # Of the paper's rows, by id or by how ids begin, as in `t3` and `x/small`.
+    # Rows of the paper, by id or prefix of ids, such as `t3` and `x/small`.
     leaves_out: tuple[PaperRows, ...] = ()
-    # Rows beside the paper's, by id; a notebook adds them with `Suite.add_row`.
+    # Custom rows by id; a notebook adds them with `Suite.add_row`.
     own_rows: dict[str, Row] = {}
-    # What is trained: unless set, all of both but those left out.
+    # Rows that are trained; by default all of both, except those left out.
     rows: tuple[str, ...] = Field(None, validate_default=True, strict=False)
-    # Comparisons in place of the paper's for the same claim; see `cpo_suite.report.claims`.
+    # Comparisons that replace the paper's for a claim; see `cpo_suite.report.claims`.
     claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[Claim, ...]] = Field(
         {}, validate_default=True
     )
@@ -374,12 +375,12 @@ class Profile(_Settings):
     def _can_be_trained(cls, rows: dict[str, Row]) -> dict[str, Row]:
         for row_id, row in rows.items():
             if row_id != row.id or not row_id.startswith("own/"):
-                raise ValueError(f"'{row_id}' is no id of a row of one's own, such as own/NAME")
+                raise ValueError(f"'{row_id}' is not the id of a custom row, such as own/NAME")
             if row.alpha is not None:
                 raise ValueError(f"{row_id} is an ensemble; use `cpo.ensembling` to mix two models")
             OBJECTIVES.check(row.objective)
             if (row.negatives is None) == (row.objective in OBJECTIVES):
-                needs = "needs" if row.negatives is None else "has no use for"
+                needs = "needs" if row.negatives is None else "does not use"
                 raise ValueError(f"{row_id}: the objective {row.objective} {needs} negatives")
         return rows
 
@@ -407,7 +408,7 @@ class Profile(_Settings):
                 ("negatives", row.negatives, self.negatives),
                 ("continuation.steps", row.steps, self.continuation.steps),
                 ("decoding", row.decoding, self.decoding),
-                ("decoding", "greedy", self.decoding),  # of references, always
+                ("decoding", "greedy", self.decoding),  # for references
             ):
                 if name is not None and name not in settings:
                     hint = nearest(name, settings)
@@ -418,8 +419,8 @@ class Profile(_Settings):
             batch = getattr(self, stage).batch
             if batch % self.processes.count:
                 raise ValueError(
-                    f"{stage}.batch: {batch} examples cannot be shared out evenly among "
-                    f"{self.processes.count} processes: change one of the two"
+                    f"{stage}.batch: {batch} examples cannot be divided evenly among "
+                    f"{self.processes.count} processes: change either number"
                 )
         for objective in ("mle", "cpo"):
             if objective not in self.continuation.learning_rate:
@@ -435,24 +436,24 @@ class Profile(_Settings):
 
     @property
     def every_row(self) -> dict[str, Row]:
-        """The paper's rows and those of one's own, by id; which are trained, `rows` says."""
+        """The paper's rows and custom rows, by id; `rows` lists those that are trained."""
         return ROWS | self.own_rows
 
     @property
     def trained_rows(self) -> list[Row]:
-        """The profile's rows, in the paper's order, those of one's own behind them."""
+        """The rows that are trained, in the paper's order, then custom rows."""
         return [row for row in self.every_row.values() if row.id in self.rows]
 
     def with_row(self, row: Row, mixture: Mapping[str, int] | None = None) -> Profile:
-        """This profile with a row of one's own, in place of one of the same id.
+        """This profile with a custom row, which replaces any row of the same id.
 
         Args:
             row: its id begins with `own/`, so that it is in no table of the paper.
-            mixture: what the profile is to hold as the mixture of the row's id, such as
-                `{"TN": 4}`; without one `row.negatives` names a mixture that it has.
+            mixture: stored under the row's id, such as `{"TN": 4}`; if None, `row.negatives` names
+                a mixture of the profile.
 
         Raises:
-            ProfileError: the row does not fit; the message says why.
+            ProfileError: the row is not valid; the message says why.
         """
         mixtures = {} if mixture is None else {row.id: dict(mixture)}
         changed = {
@@ -464,36 +465,35 @@ class Profile(_Settings):
 
 
 def profile_names() -> list[str]:
-    """Names of the profiles that come with the project."""
+    """Names of the profiles in `profiles/`."""
     return sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 
 def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
 
-    Paths become absolute: those of the file are beside it or in the folder that CPO_DATA names,
-    those of overrides are relative to the current one; whether they are there, `missing_paths`
-    says. A model is a path where there is such a file or folder, or where it begins with `./`,
-    `../`, `~` or `/` or ends in `.gguf`; else it is a name of the hub.
+    Paths become absolute: those of the file are resolved beside it or in CPO_DATA, those of
+    overrides in the current folder; `missing_paths` lists those that do not exist. A model is a
+    path if that file or folder exists, if it begins with `./`, `../`, `~` or `/`, or if it ends in
+    `.gguf`. Otherwise it is a hub name.
 
     Raises:
-        ProfileError: naming the key and the nearest valid one, for an unknown profile or key, or a
-            wrong type.
+        ProfileError: an unknown profile or key, or a wrong type; the message names the nearest
+            valid key.
     """
     raw, _ = _read(name_or_path, overrides)
     return _validated(json.dumps(raw), Path(name_or_path).name)
 
 
 def missing_paths(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
-    """Of the files and folders that a profile names, those that are not there: by key, where they
-    were looked for.
+    """Missing files and folders of a profile: by key, a message with the places searched.
 
     Raises:
-        ProfileError: there is no such profile, or it cannot be read.
+        ProfileError: the profile does not exist or cannot be read.
     """
     _, missing = _read(name_or_path, overrides)
     command = f"`CPO_DATA=/path ./run_all.sh --profile {name_or_path}`"
-    hint = f". CPO_DATA, the folder of data, is not set: {command}"
+    hint = f". CPO_DATA, the data folder, is not set: {command}"
     return {key: text + (hint if _UNSET in text else "") for key, text in missing.items()}
 
 
@@ -501,7 +501,7 @@ def missing_paths(name_or_path: str | Path, overrides: Sequence[str] = ()) -> di
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: plain YAML 1.1 reads `1e-5` as a string."""
+    """Reads YAML 1.2 floats: YAML 1.1 takes `1e-5` for a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -512,13 +512,13 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str | bytes, name: str = "") -> Any:
-    """A value as it would be read from a profile: `1e-5` a float, `true` a bool, `[a]` a list.
+    """Parse a value as in a profile: `1e-5` is a float, `true` a bool, `[a]` a list.
 
-    It is of JSON's types, a date a text; where YAML has an alias stands a copy of its own, so that
-    an override changes one place.
+    The result has JSON types, with dates as strings. YAML aliases become copies, so that an
+    override changes a single place.
 
     Raises:
-        ProfileError: it is not valid YAML; the message calls it by its name.
+        ProfileError: the text is not valid YAML; the message contains `name`.
     """
     try:
         return json.loads(json.dumps(yaml.load(text, Loader=_Loader), default=str))
@@ -528,16 +528,16 @@ def parse_value(text: str | bytes, name: str = "") -> Any:
 
 
 def with_absolute_paths(override: str) -> str:
-    """The override with its paths absolute, so that it means the same in every folder."""
+    """The override with absolute paths, independent of the current folder."""
     key, _ = _key_and_value(override)
     return map_override(override, lambda value: _absolute(value, [Path.cwd()], {}, key))
 
 
 def map_override(override: str, change: Callable[[Any], Any]) -> str:
-    """The override with its value changed; as it was written where that changes nothing."""
+    """The override with its value changed, or verbatim if the change has no effect."""
     key, value = _key_and_value(override)
     changed = change(value)
-    # As JSON, which is YAML too: a path may hold what has a meaning there.
+    # As JSON, which is also YAML: a path may contain special characters.
     return override if changed == value else f"{key}={json.dumps(changed, ensure_ascii=False)}"
 
 
@@ -549,7 +549,7 @@ def _key_and_value(override: str) -> tuple[str, Any]:
 
 
 def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a profile's file holds, with the overrides and absolute paths, and which are missing."""
+    """A profile's raw values, with overrides and absolute paths; and the missing paths."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = ROOT / "profiles" / f"{name}.yaml"
@@ -565,13 +565,13 @@ def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
         *groups, last = key.split(".")
         group = raw
         for outer in groups:
-            # One that the file leaves out is begun here; validation names it if there is no such.
+            # Create a group that the file omits; validation rejects unknown ones.
             if group.get(outer) is None:
                 group[outer] = {}
             group = group[outer]
             if not isinstance(group, dict):
                 raise ProfileError(
-                    f"unknown key '{key}': '{outer}' is one value, not a group of keys"
+                    f"unknown key '{key}': '{outer}' is a single value, not a group of keys"
                 )
         group[last] = value
     data = Path(os.environ.get("CPO_DATA") or _UNSET).expanduser()
@@ -584,13 +584,13 @@ def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
 
 _UNSET = "$CPO_DATA"
 _PATH_KEY = re.compile(r"(instructions|articles)\.path|judge\.model|models\.\w+\.pretrained")
-_PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # of a model, which is else a name of the hub
+_PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # a model that is a path, not a hub name
 
 
 def _absolute(value: Any, folders: Sequence[Path], missing: dict[str, str], key: str = "") -> Any:
-    """The value of a key with the paths in it absolute: in the first of the folders that has them.
+    """The value of a key, with its paths resolved in the first folder that contains them.
 
-    Those that are in none are added to `missing`, by key: where they were looked for.
+    Paths that no folder contains are added to `missing`, with the places searched.
     """
     if isinstance(value, dict):
         prefix = f"{key}." if key else ""
@@ -605,7 +605,7 @@ def _absolute(value: Any, folders: Sequence[Path], missing: dict[str, str], key:
     if there := list(filter(os.path.exists, places)):
         return there[0]
     if not key.endswith(".path") and not _PATH.search(text):
-        return value  # a name of the hub
+        return value  # a hub name
     missing[key] = ", nor does ".join([f"{places[0]} does not exist", *places[1:]])
     return places[0]
 
@@ -614,7 +614,7 @@ def _absolute(value: Any, folders: Sequence[Path], missing: dict[str, str], key:
 
 
 def _validated(text: str, source: str) -> Profile:
-    """The profile of a JSON text: strictness is then of types, not of tuples against lists."""
+    """Validate JSON text: strict about types, but lists are accepted as tuples."""
     try:
         return Profile.model_validate_json(text)
     except ValidationError as error:
@@ -623,7 +623,7 @@ def _validated(text: str, source: str) -> Profile:
 
 
 def _explain(problem: Any) -> str:
-    """What is wrong with which key, and the nearest valid one."""
+    """The error message: the key, the problem, and the nearest valid key."""
     keys = [str(part) for part in problem["loc"] if part != "[key]"]
     dotted, message = ".".join(keys), problem["msg"].removeprefix("Value error, ")
     match problem:
@@ -639,10 +639,10 @@ def _explain(problem: Any) -> str:
 
 
 def _keys_at(keys: Sequence[str]) -> list[str]:
-    """The valid keys of a group of settings, which lies under `keys` in a profile."""
+    """The valid keys of the group of settings at `keys`."""
     group: Any = Profile
     for key in keys:
         annotation = group.model_fields[key].annotation if key in group.model_fields else group
-        inner = [annotation, *get_args(annotation)]  # of `Model | None`, `dict[str, Model]`
+        inner = [annotation, *get_args(annotation)]  # of `Server | None`, `dict[str, Row]`
         group = next((part for part in inner if hasattr(part, "model_fields")), group)
     return list(group.model_fields)

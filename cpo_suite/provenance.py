@@ -1,4 +1,4 @@
-"""Versions, git revision and machine, as they stand in manifests and `run.json`."""
+"""Versions, git revision and machine, as recorded in manifests and `run.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CORE = ("torch", "transformers", "accelerate")
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Versions, git revision and machine, as they stand in manifests and `run.json`."""
+    """Versions, git revision and machine, as recorded in manifests and `run.json`."""
     import torch
 
     parts = [f"{platform.machine()} {platform.system()}", f"{os.cpu_count()} cores"]
@@ -33,7 +33,7 @@ def provenance() -> dict[str, Any]:
 def git_revision() -> dict[str, Any] | None:
     """Revision of the checkout and whether it was clean; None outside a checkout.
 
-    What runs write under `figures/` does not make it unclean: it is a result, not a cause.
+    Changes under `figures/` do not count: they are results of runs.
     """
     git = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--"]
     command = [*git, ":(top)", ":(top,exclude)figures"]
@@ -47,5 +47,5 @@ def git_revision() -> dict[str, Any] | None:
 
 
 def package_version(package: str) -> str | None:
-    """The installed version of a package, None where it is not installed."""
+    """The installed version of a package; None if it is not installed."""
     return next((installed.version for installed in distributions(name=package)), None)

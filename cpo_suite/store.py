@@ -1,8 +1,8 @@
-"""Artifacts and their store: made once, found again.
+"""Artifacts, and the store that builds each once and caches it.
 
-An artifact is a frozen value: its fields are what determines it, its hash names it, and it knows
-how to build and load itself. The store builds in a temporary place and promotes by atomic rename,
-so that a kill at any moment leaves either nothing or all of it.
+An artifact is a frozen value: its fields determine its content, their hash is its key, and it can
+build and load itself. The store builds in a temporary folder that it renames atomically, so that a
+killed run leaves either nothing or a complete artifact.
 """
 
 from __future__ import annotations
@@ -35,19 +35,18 @@ from cpo_suite.provenance import provenance
 
 @dataclass(frozen=True)
 class Identity:
-    """Plain values and other identities that together determine something.
+    """A value whose key is the hash of its fields: plain values and other identities.
 
-    `version` is raised when the meaning of a stage changes, so that older artifacts are not taken
-    for new ones. Two kinds of field stay out of the hash: those made by `how()`, which say how the
-    work is done and not what comes out, and any field at its default, so that a setting added
-    later, with the old behaviour as its default, keeps old names.
+    `version` is raised when the meaning of a stage changes, which invalidates older artifacts. Two
+    kinds of field are not hashed. Fields declared by `how()` affect how the work is done, not its
+    result. Fields at their default are left out, so that a new setting keeps existing keys.
     """
 
     stage: ClassVar[str]
     version: ClassVar[int]
 
     def describe(self) -> dict[str, Any]:
-        """All that determines it: plain values and inner identities, whose `describe` is theirs."""
+        """The hashed fields; inner identities describe themselves."""
         return {"stage": self.stage, "version": self.version} | {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -56,17 +55,17 @@ class Identity:
 
     @cached_property
     def key(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the canonical JSON.
+        """First 16 hexadecimal digits of the SHA-256 of the canonical JSON.
 
         Raises:
-            TypeError: a field holds something else than plain values and other artifacts.
+            TypeError: a field is neither a plain value nor an artifact.
         """
         text = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"), default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def needs(self) -> Iterator[Artifact]:
-        """The artifacts among its fields: they are built before it."""
+        """Artifacts among its fields, which must be built first."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             for part in value if isinstance(value, tuple) else (value,):
@@ -78,34 +77,34 @@ class Identity:
 
 @dataclass(frozen=True)
 class Artifact(Identity):
-    """Something that is built into a folder of the store.
+    """An identity whose content is built into a folder of the store.
 
-    `shared` says that several processes build it together, each with its share of the work.
+    If `shared`, several processes build it together.
     """
 
     shared: ClassVar[bool] = False
 
     def build(self, folder: Path, store: Store) -> None:
-        """Write its files into an empty folder; what it needs is in the store already."""
+        """Write its files into an empty folder; everything it needs is already built."""
         raise NotImplementedError
 
     def load(self, folder: Path) -> Any:
-        """What its files hold."""
+        """The content of its files."""
         return folder
 
 
 def artifacts_folder() -> Path:
-    """Where artifacts and scratch output are kept: `CPO_ARTIFACTS`, or `artifacts/`."""
+    """The folder of artifacts and scratch output: `CPO_ARTIFACTS`, or `artifacts/`."""
     return Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts").resolve()
 
 
 def how(**kwargs: Any) -> Any:
-    """A field that says how, not what: it enters neither the hash nor comparisons."""
+    """A field that affects how the work is done: excluded from hash and comparison."""
     return dataclasses.field(compare=False, repr=False, **kwargs)
 
 
 def walk(*roots: Artifact) -> list[Artifact]:
-    """The roots and all that they need, each once, in an order in which they can be built."""
+    """The roots and all their dependencies, each once, in build order."""
     seen: dict[str, Artifact] = {}
 
     def visit(artifact: Artifact) -> None:
@@ -120,18 +119,18 @@ def walk(*roots: Artifact) -> list[Artifact]:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """An identity as JSON, which has no type for it."""
+    """An identity in a form that JSON can encode."""
     if isinstance(value, Identity):
         return value.describe()
     kind = type(value).__name__
-    raise TypeError(f"an artifact's fields are plain values and other artifacts, not {kind}")
+    raise TypeError(f"an artifact's fields must be plain values or artifacts, not {kind}")
 
 
 class Store:
     """Artifacts under one folder: `root/<stage>/<key>/`, each with its manifest.
 
-    `elsewhere` is asked to build an artifact that is missing before this process does so itself;
-    it returns whether it did, as when several processes were launched for it.
+    If `elsewhere` is set, it is asked first to build a missing artifact, for example in several
+    launched processes; it returns whether it did.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -140,37 +139,36 @@ class Store:
         self._intact: set[Path] = set()
 
     def path(self, artifact: Artifact) -> Path:
-        """Where the artifact stands, or will."""
+        """The artifact's folder, whether built or not."""
         return self.root / artifact.stage / artifact.key
 
     def partial(self, artifact: Artifact) -> Path:
-        """Where unfinished work on an artifact keeps what it needs to go on."""
+        """The folder for checkpoints of unfinished work on an artifact."""
         return self.root / "partial" / artifact.stage / artifact.key
 
     def find(self, artifact: Artifact) -> Path | None:
-        """The finished artifact's folder, or None."""
+        """The folder of a built artifact, or None."""
         path = self.path(artifact)
         return path if (path / MANIFEST).is_file() else None
 
     def manifest(self, artifact: Artifact) -> dict[str, Any]:
-        """What is known of a finished artifact: fields, versions, seconds, machine, checksums."""
+        """The record of a built artifact: fields, versions, seconds, machine, checksums."""
         path = self.find(artifact)
         if path is None:
             raise FileNotFoundError(f"{artifact.stage} {artifact.key} has not been built")
         return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
     def load(self, artifact: Artifact) -> Any:
-        """What `artifact.load` makes of its folder, which is built first where it is missing."""
+        """The loaded artifact, built first if missing."""
         return artifact.load(self.get(artifact))
 
     def get(self, artifact: Artifact) -> Path:
-        """The artifact's folder; what it needs, and then itself, is built where missing.
+        """The artifact's folder; missing dependencies, then the artifact, are built first.
 
-        Two callers that ask for the same artifact wait for each other. If `build` raises, nothing
-        is kept but what it put under `partial`. An artifact is compared with its checksums when a
-        process first asks for it, and built again, after saying so, where a file was lost or
-        altered. Called by several launched processes alike, they build it together if it is
-        `shared`; else the main one builds and the others wait.
+        Concurrent callers wait for each other. If `build` raises, only files under `partial` are
+        kept. A process verifies checksums on first access and rebuilds a damaged artifact, with a
+        message. Launched processes build a `shared` artifact together; otherwise the main process
+        builds and the others wait.
         """
         target = self.path(artifact)
         if from_main_process(lambda: self._is_whole(artifact)):
@@ -185,7 +183,7 @@ class Store:
         return target
 
     def _is_whole(self, artifact: Artifact) -> bool:
-        """Whether it is there as its checksums say; where it was lost or altered, says so."""
+        """Whether it is built and matches its checksums; prints a message if it is damaged."""
         target = self.find(artifact)
         if target is None or target in self._intact:
             return target is not None
@@ -196,7 +194,7 @@ class Store:
         else:
             damage = damaged_file(target, checksums)
         if damage:
-            print(f"{artifact.stage} {artifact.key}: {damage}; it is built again", flush=True)
+            print(f"{artifact.stage} {artifact.key}: {damage}; rebuilding it", flush=True)
         else:
             self._intact.add(target)
         return not damage
@@ -210,7 +208,7 @@ class Store:
             whole = partial(self._is_whole, artifact)
             if from_main_process(whole) if artifact.shared else whole():
                 return
-            # What a killed run left there: the lock is ours, so nobody is writing.
+            # Left by a killed run: we hold the lock, so nobody else is writing.
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             try:
@@ -218,7 +216,7 @@ class Store:
                 artifact.build(temporary, self)
                 if main:
                     _write_manifest(temporary, artifact, started, time.perf_counter() - clock)
-                    if target.exists():  # a folder without a manifest, or damaged
+                    if target.exists():  # damaged, or without a manifest
                         shutil.rmtree(target)
                     os.replace(temporary, target)
                     shutil.rmtree(self.partial(artifact), ignore_errors=True)

@@ -1,14 +1,13 @@
-"""A profile over a store: from a row of the paper to its artifact, and what it holds.
+"""From a row of the paper to its artifact and content, for one profile over one store.
 
-Ask a `Suite` for a row and it builds what is missing, in any order, from any notebook; what is
-built once is found again.
+A `Suite` builds missing artifacts on demand, in any order and from any notebook; built artifacts
+are cached.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -38,22 +37,22 @@ from cpo_suite.artifacts import (
     Model,
     Negatives,
     Step,
+    StoredVerdicts,
     Unhelpful,
-    Verdicts,
-    planned,
+    planned_artifact,
 )
 from cpo_suite.corpora import Corpora, StatedCorpora
-from cpo_suite.estimate import Estimate, Planned
+from cpo_suite.estimate import CostModel, Planned
 from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.launching import launch
 from cpo_suite.paper import Comparison, ModelName, ReferenceName, Row, continued_mle, cpo_end
-from cpo_suite.profile import ROOT, Judge, Profile, ProfileError, load_profile, missing_paths
-from cpo_suite.store import Artifact, Store, walk
+from cpo_suite.profile import JudgeSettings, Profile, ProfileError, load_profile, missing_paths
+from cpo_suite.store import Artifact, Store, artifacts_folder, walk
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that is built: its folder, loadable with `from_pretrained`, and its artifact."""
+    """A built model: its folder, loadable with `from_pretrained`, and its artifact."""
 
     name: str
     artifact: BaseModel | ExternalModel | Model | Ensemble
@@ -75,7 +74,7 @@ class Suite:
         self._store = store
         self.corpora = corpora or Corpora(self.profile, store)
         self.output = output
-        # The content of a model from elsewhere takes a while to hash.
+        # Hashing an external model is slow.
         self.base_artifact = cache(self._base_artifact)
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
@@ -85,13 +84,14 @@ class Suite:
     def open(
         cls, profile: str = "tiny", overrides: Sequence[str] = (), output: str | Path = ""
     ) -> Suite:
-        """A suite by profile name; `output` is where tables and figures go, by default a scratch
-        folder.
+        """Open a suite by profile name.
 
-        The store is `artifacts/` in the checkout, or what CPO_ARTIFACTS names.
+        Args:
+            output: folder of tables and figures; by default a folder in the store, which is
+                `artifacts/` in the checkout or CPO_ARTIFACTS.
 
         Raises:
-            ProfileError: as `load_profile`, or there is no such file, folder or judge as it names.
+            ProfileError: as `load_profile`, or a file, folder or judge it names does not exist.
         """
         loaded = load_profile(profile, overrides)
         for key, missing in missing_paths(profile, overrides).items():
@@ -100,20 +100,19 @@ class Suite:
             judge_identity(loaded.judge, "instructions")
         except judging.JudgeError as error:
             raise ProfileError(f"judge.kind: {error}") from None
-        root = Path(os.environ.get("CPO_ARTIFACTS") or ROOT / "artifacts")
+        root = artifacts_folder()
         folder = Path(output) if output else root / "figures" / loaded.name
         folder.mkdir(parents=True, exist_ok=True)
         return cls(loaded, Store(root), folder)
 
     @classmethod
     def stated(cls, profile: Profile, store: Store, output: Path) -> Suite:
-        """A suite by its profile alone, where data and models are not at hand: enough to plan."""
+        """A suite from its profile alone, enough to plan without data or models."""
         return cls(profile, store, output, StatedCorpora(profile, store))
 
     @property
     def store(self) -> Store:
-        """Where artifacts are. With several processes, those launched for it build what is shared
-        out."""
+        """The store of artifacts. With several processes, it launches them for shared artifacts."""
         self._store.elsewhere = self._launched if self.profile.processes.count > 1 else None
         return self._store
 
@@ -122,7 +121,7 @@ class Suite:
         self._store = self.corpora.store = store
 
     def _launched(self, artifact: Artifact) -> bool:
-        """Builds an artifact of the plan in the profile's processes; False if it is not one."""
+        """Build a shared artifact of the plan in launched processes; False for any other."""
         if not artifact.shared or artifact.key not in {step.key for step in self.artifacts()}:
             return False
         launch(self.profile, self._store.root, artifact)
@@ -132,17 +131,17 @@ class Suite:
 
     @property
     def instructions(self) -> data.InstructionTask:
-        """The instruction pairs, split; the same split for every model and seed."""
+        """The instruction pairs, with one split for all models and seeds."""
         return self.corpora.instructions
 
     @property
     def articles(self) -> data.ArticleTask:
-        """The articles, split."""
+        """The articles, with their splits."""
         return self.corpora.articles
 
     @property
     def token_reports(self) -> dict[tuple[str, str, Task], data.LoadReport]:
-        """What tokenising dropped or cut, by (model, split, task), of what was asked for so far."""
+        """What tokenisation dropped or truncated so far, by (model, split, task)."""
         return self.corpora.reports
 
     def tokenizer(self, model: ModelName) -> Any:
@@ -152,32 +151,32 @@ class Suite:
     def tokenized(
         self, model: ModelName, split: str, task: Task = "instructions"
     ) -> list[data.TokenizedExample]:
-        """A split of the pairs, or of the articles, as ids for one model (`Corpora.tokenized`)."""
+        """A split of the pairs or articles as token ids of one model."""
         return self.examples(model, split, task).rows()
 
     def prompts(
         self, model: ModelName, task: Task = "instructions", split: str = "test"
     ) -> list[data.Example]:
-        """What a row is judged on: the prompts of a split that fit every model of the profile, or
-        the articles as prefix and rest, the rest as long as the profile caps it to."""
+        """The judged prompts of a split: those that fit every model of the profile, or articles as
+        prefix and continuation, truncated as the profile says."""
         which: ReferenceName = "articles_reference" if task == "articles" else "reference"
         reference = self.reference_artifact(model, which)
         return self._generations(reference, "greedy", 0, split).judged()
 
     @property
     def test_examples(self) -> list[data.Example]:
-        """The judged prompts: those of the test split that fit every model of the profile."""
+        """The judged prompts: test prompts that fit every model of the profile."""
         return self.prompts(next(iter(self.profile.models)))
 
     @property
     def validation_examples(self) -> list[data.Example]:
-        """The validation prompts that fit every model; the only ones a setting is chosen on."""
+        """Validation prompts that fit every model; settings are chosen on these only."""
         return self.prompts(next(iter(self.profile.models)), split="validation")
 
     # --- Artifacts --------------------------------------------------------------------------------
 
     def _base_artifact(self, name: ModelName) -> BaseModel | ExternalModel:
-        """A base model: pretrained here, or one from elsewhere."""
+        """A base model, pretrained here or external."""
         model = self.profile.models[name]
         if model.pretrained is not None:
             content = self.corpora.content_of(model.pretrained)
@@ -199,7 +198,7 @@ class Suite:
     def examples(
         self, model: ModelName, split: str = "train", task: Task = "instructions"
     ) -> Examples:
-        """A split of the pairs or articles, as one model tokenises it."""
+        """A split of the pairs or articles, tokenised for one model."""
         settings, articles = self.profile.instructions, task == "articles"
         limit = self.profile.articles.max_tokens if articles else settings.max_continuation_tokens
         return Examples(
@@ -216,7 +215,7 @@ class Suite:
     def reference_artifact(
         self, model: ModelName, which: ReferenceName = "reference", seed: int = 0
     ) -> Model:
-        """MLE from the base model: the paper's 2,000 steps, or figure 1's 1,000."""
+        """The reference: MLE from the base model (2,000 steps in the paper, 1,000 in figure 1)."""
         task: Task = "articles" if which == "articles_reference" else "instructions"
         return Model(
             start=self.base_artifact(model),
@@ -231,13 +230,13 @@ class Suite:
         )
 
     def negatives_artifact(self, row: Row, seed: int = 0) -> Negatives:
-        """The negatives of a CPO row, drawn from its reference on its batch plan.
+        """The negatives of a CPO row, drawn from its reference on its training schedule.
 
         Raises:
             ValueError: the row trains without negatives.
         """
         if row.negatives is None:
-            raise ValueError(f"{row.id} is trained without negatives")
+            raise ValueError(f"{row.id} trains without negatives")
         mixture = self.profile.negatives[row.negatives]
         return Negatives(
             reference=self.reference_artifact(row.model, row.reference, seed),
@@ -274,11 +273,11 @@ class Suite:
         )
 
     def model_artifact(self, row: Row | str, seed: int = 0) -> Model | Ensemble:
-        """A row's model: continued MLE, CPO, or an ensemble of the two; also of `reference/llama`
-        and its like.
+        """A row's model: continued MLE, CPO, or an ensemble of the two; also a reference, such as
+        `reference/llama`.
 
         Raises:
-            KeyError: no such row; the message names the nearest.
+            KeyError: unknown row; the message names the nearest.
         """
         if isinstance(row, str):
             if reference := self._reference(row):
@@ -311,8 +310,8 @@ class Suite:
     def generations_artifact(
         self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
     ) -> Generations:
-        """What a row's model, or a reference such as `reference/llama`, answers to the judged
-        prompts; decoded as the row says, or as `decoding`."""
+        """Responses of a row's model, or of a reference such as `reference/llama`, to the judged
+        prompts; `decoding` replaces the row's decoding method."""
         if decoding is None:
             decoding = "greedy" if self._reference(row_id) else self.row(row_id).decoding
         return self._generations(self.model_artifact(row_id, seed), decoding, seed, split)
@@ -327,7 +326,7 @@ class Suite:
         return Generations(
             model=model,
             prompts=self.corpora.content_hash(task, split),
-            read_by=tuple(readers[key] for key in sorted(readers)),  # whatever they are called
+            read_by=tuple(readers[key] for key in sorted(readers)),  # independent of model names
             decoding=profile.decoding[decoding].model_dump(exclude_none=True),
             max_new_tokens=examples.max_continuation_tokens,
             batch=profile.generation_batch,
@@ -338,11 +337,11 @@ class Suite:
 
     def verdicts_artifact(
         self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
-    ) -> Verdicts:
-        """The profile's judge on a row's generations."""
+    ) -> StoredVerdicts:
+        """Verdicts of the profile's judge on a row's generations."""
         generations = self.generations_artifact(row_id, decoding, seed, split)
         judge = judge_identity(self.profile.judge, generations.examples.task)
-        return Verdicts(
+        return StoredVerdicts(
             generations=generations, judge=judge, seed=seed, settings=self.profile.judge
         )
 
@@ -360,19 +359,19 @@ class Suite:
     # --- The plan ---------------------------------------------------------------------------------
 
     def artifacts(self) -> list[Step]:
-        """Every artifact that the profile's rows need, built or not, each after what it needs."""
+        """All artifacts of the profile's rows, built or not, in build order."""
         return cast(list[Step], walk(*self._roots()))
 
     def plan(self, *roots: Artifact) -> list[Planned]:
-        """What each of them, or of those that `roots` need, costs to build here."""
+        """The cost of building each artifact of the suite, or of `roots` and their dependencies."""
         steps = cast(list[Step], walk(*roots)) if roots else self.artifacts()
-        return [planned(step, self.store, self.estimate) for step in steps]
+        return [planned_artifact(step, self.store, self.cost_model) for step in steps]
 
     @cached_property
-    def estimate(self) -> Estimate:
-        """What costs are reckoned from."""
+    def cost_model(self) -> CostModel:
+        """The cost model: speeds of this machine or as stated, and data lengths."""
         here = self.profile, self.corpora, self._store.root
-        return Estimate(
+        return CostModel(
             self.profile,
             self.corpora,
             cache(partial(calibration.speeds, *here)),
@@ -401,40 +400,40 @@ class Suite:
     # --- Rows -------------------------------------------------------------------------------------
 
     def row(self, row_id: str) -> Row:
-        """A row of the paper, or one of your own, by its id."""
+        """A row of the paper, or a custom row, by id."""
         rows = self.profile.every_row
         if row_id not in rows:
             raise KeyError(f"no row '{row_id}'.{nearest(row_id, rows)}")
         return rows[row_id]
 
     def _reference(self, name: str) -> tuple[ModelName, ReferenceName] | None:
-        """Model and reference that `reference/llama` and its like speak of."""
+        """Model and kind of reference in a name such as `reference/llama`; None for rows."""
         which, _, model = name.partition("/")
         if which in get_args(ReferenceName) and model in self.profile.models:
             return cast(ModelName, model), cast(ReferenceName, which)
         return None
 
     def add_row(self, row_id: str, like: str, **changes: Any) -> Row:
-        """Add a row of your own to this suite: another row with something changed.
+        """Add a custom row to this suite: an existing row with some fields changed.
 
-        It is built by the code that builds all others, and stands in `figures.table(suite, "own")`.
-        A row added again by the same id stands for what it is then.
+        It is built like any other row and appears in `report.tables.table(suite, "own")`. Adding a
+        row with the same id replaces it.
 
         Args:
             row_id: such as `own/SNR`.
-            like: id of the row that it is like.
-            changes: fields of `paper.Row`, such as `objective="hinge"`; `negatives` may be counts,
-                `{"SN": 4}`, as well as the name of a mixture of the profile.
+            like: id of the row to start from.
+            changes: fields of `paper.Row`, such as `objective="hinge"`; `negatives` is the name of
+                a mixture of the profile, or counts such as `{"SN": 4}`.
 
         Raises:
             KeyError: there is no row `like`.
-            ProfileError: no such field, kind of negative or objective, or they do not go together.
+            ProfileError: unknown field, kind of negative or objective, or an invalid combination.
         """
         fields = [field.name for field in dataclasses.fields(Row)]
         known = [name for name in fields if name not in ("id", "paper")]
         for name in changes:
             if name not in known:
-                message = f"nothing of a row is called '{name}'.{nearest(name, known)} Known: "
+                message = f"a row has no field '{name}'.{nearest(name, known)} Known: "
                 raise ProfileError(message + ", ".join(known) + ".")
         counts = changes.get("negatives")
         mixture = counts if isinstance(counts, Mapping) else None
@@ -444,29 +443,29 @@ class Suite:
         return self.row(row_id)
 
     def judged_by(self, kind: str) -> Suite:
-        """This suite, rows of your own included, with another registered judge.
+        """This suite, including custom rows, with another registered judge.
 
         Raises:
-            JudgeError: there is none of that name, or it needs settings of its own.
+            JudgeError: unknown judge, or one that needs further settings.
         """
         orders = self.profile.judge.orders
         try:
-            judge = Judge.model_validate({"kind": kind, "orders": orders})
+            judge = JudgeSettings.model_validate({"kind": kind, "orders": orders})
         except ValidationError as error:
             raise judging.JudgeError(
-                f"the judge '{kind}' needs settings of its own: open the suite with `judge` set"
+                f"the judge '{kind}' needs further settings: open the suite with `judge` set"
             ) from error
         judge_identity(judge, "instructions")
         changed = self.profile.model_copy(update={"judge": judge})
         return type(self)(changed, self._store, self.output, self.corpora)
 
-    # --- What artifacts hold ----------------------------------------------------------------------
+    # --- Content of artifacts ---------------------------------------------------------------------
 
     def base_model(self, name: ModelName) -> ModelFolder:
-        """A base model with its tokenizer, pretrained here unless the profile names one.
+        """A base model with its tokenizer, external or pretrained here.
 
         Raises:
-            FileNotFoundError, ModelFolderError: as `model_folders.fetched` and `load_model`.
+            FileNotFoundError, ModelFolderError: as `cpo.models.folders.fetched` and `load_model`.
         """
         artifact = self.base_artifact(name)
         return ModelFolder(name, artifact, artifact.folder(self.store))
@@ -474,32 +473,32 @@ class Suite:
     def reference(
         self, model: ModelName, which: ReferenceName = "reference", seed: int = 0
     ) -> ModelFolder:
-        """The reference pi_ref: the base model after MLE on the training pairs."""
+        """The reference pi_ref: the base model after MLE on the training split."""
         return self.model(f"{which}/{model}", seed)
 
     def model(self, row_id: str, seed: int = 0) -> ModelFolder:
-        """The model of a row; also of `reference/llama` and `ablation_reference/gpt2`."""
+        """The model of a row, or a reference such as `ablation_reference/gpt2`."""
         artifact = self.model_artifact(row_id, seed)
         return ModelFolder(row_id, artifact, self.store.get(artifact))
 
     def history(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
-        """What training logged, a dict a step; for an ensemble, that of its CPO end."""
+        """The training log, one dict per step; for an ensemble, that of its CPO end."""
         artifact = self.model_artifact(row_id, seed)
         trained = artifact.cpo if isinstance(artifact, Ensemble) else artifact
         lines = (self.store.get(trained) / "history.jsonl").read_text("utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
     def negatives(self, row_id: str, seed: int = 0) -> ContrastSets:
-        """The candidates of a CPO row, their order and reference values, built once on the plan."""
+        """The candidates of a CPO row on its training schedule, with order and reference values."""
         return self.store.load(self.negatives_artifact(self.row(row_id), seed))
 
     def generations(
         self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
     ) -> list[str]:
-        """What a row's model answers to the judged prompts, aligned with `prompts` of its task.
+        """Responses of a row's model to the judged prompts, aligned with `prompts` of its task.
 
-        Decoded as the row says, or as `decoding`. With `split="validation"` the prompts on which
-        settings may be chosen.
+        `decoding` replaces the row's decoding method. Settings may only be chosen on
+        `split="validation"`.
         """
         lines = self.store.load(self.generations_artifact(row_id, decoding, seed, split))
         return [line["text"] for line in lines]
@@ -507,17 +506,16 @@ class Suite:
     def verdicts(
         self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
     ) -> judging.Verdicts | None:
-        """The profile's judge on a row's generations against the recorded responses; None without
-        one."""
+        """Verdicts on a row's generations against the recorded responses; None without a judge."""
         if self.profile.judge.kind == "none":
             return None
         return self.store.load(self.verdicts_artifact(row_id, decoding, seed, split))
 
     def measures(self, row_id: str, seed: int = 0) -> dict[str, statistics.Estimate]:
-        """The automatic measures of a row, each with its 95 % interval."""
+        """The automatic measures of a row, with 95 % intervals."""
         return self.store.load(self.measures_artifact(row_id, seed))
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
-        """The profile's judge of a task; None without one. What a server is asked is kept in
-        `replies.sqlite` beside the other artifacts."""
+        """The profile's judge for a task, or None. Replies of a server are stored in
+        `replies.sqlite` beside the artifacts."""
         return judge_of(self.profile.judge, task, self.store.root)

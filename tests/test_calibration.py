@@ -31,7 +31,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 def test_every_kind_of_work_is_timed_and_remembered(suite, monkeypatch):
     def all_speeds(of: Suite) -> dict[str, Speeds]:
-        return {name: of.estimate.speeds(name) for name in of.profile.models}
+        return {name: of.cost_model.speeds(name) for name in of.profile.models}
 
     speeds = all_speeds(suite)
     for one in speeds.values():
@@ -68,7 +68,7 @@ def test_timing_leaves_no_trace(suite):
         expected = [random.random(), np.random.random(), torch.rand(1).item()]
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(1)
-        suite.estimate.speeds("gpt2")
+        suite.cost_model.speeds("gpt2")
         assert [random.random(), np.random.random(), torch.rand(1).item()] == expected
         assert not seen and list(training.WATCHERS) == [watcher]
     finally:
@@ -88,4 +88,4 @@ def test_a_profile_for_other_hardware_states_its_speeds(tmp_path):
     paper = Suite.stated(load_profile("paper"), Store(tmp_path), tmp_path)
     model = paper.profile.models["gpt2"]
     assert not calibration.measurable(paper.profile, model)
-    assert paper.estimate.speeds("gpt2").training == model.training_tokens_per_second
+    assert paper.cost_model.speeds("gpt2").training == model.training_tokens_per_second

@@ -39,7 +39,7 @@ def notebooks(make_notebook, tmp_path, artifacts, monkeypatch):
         (["rnu"], "invalid choice: 'rnu'"),
         (["verdicts", "--forget", "none"], "invalid choice: 'none'"),
         (["diff", "figures/tiny"], "required: after"),
-        (["lab"], "`./run_all.sh lab` starts it"),
+        (["lab"], "start it with `./run_all.sh lab`"),
         (["site", "--profile", "tinny"], "unknown profile 'tinny'. Did you mean 'tiny'?"),
         (["doctor", "--profile", "smal"], "unknown profile 'smal'. Did you mean 'small'?"),
         (["run", "--profile", "small"], "not set: `CPO_DATA=/path ./run_all.sh --profile small`"),

@@ -13,7 +13,7 @@ from cpo.scoring import Group, GroupScorer, collate_groups
 from cpo_suite import estimate
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import load_profile
-from cpo_suite.run.dry_run import artifacts_table, to_make, totals
+from cpo_suite.run.dry_run import artifacts_table, to_build, totals
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
@@ -46,7 +46,7 @@ def test_what_is_shared_out_takes_less_time_and_no_fewer_gpu_hours(tmp_path):
 def test_a_training_is_counted_by_its_tokens_and_steps(tmp_path):
     one = plan(tmp_path, "processes.count=1")
     suite = Suite.stated(load_profile("paper"), Store(tmp_path), tmp_path)
-    prefix, continuation = suite.estimate.tokens("instructions")
+    prefix, continuation = suite.cost_model.tokens("instructions")
     # 1,000 steps of 64 prefixes and 12 continuations each, and 900 tokens for the step itself.
     tokens = 1000 * (64 * (prefix + 12 * continuation) + 900)
     expected = tokens / 6060 + 0.5 + 8e-9 * 3.43e9
@@ -81,7 +81,7 @@ def test_a_judge_s_replies_are_as_long_as_its_parameters_allow(parameters, reply
     judge = "{kind: openai, orders: 2, server: {model: m, usd_per_million_output: 5.0, "
     judge += f"usd_per_million_input: 1.0, parameters: {parameters}}}}}"
     profile = load_profile("smoke", [f"judge={judge}"])
-    planner = Suite.stated(profile, Store(tmp_path), tmp_path).estimate
+    planner = Suite.stated(profile, Store(tmp_path), tmp_path).cost_model
     cost = planner.judging(profile.judge, prompts=100, prefix=30, continuation=50)
     # Both orders of 100 prompts; 60 tokens of template, the prefix and two responses.
     assert cost.requests == 200
@@ -96,11 +96,11 @@ def test_what_is_made_costs_nothing_more(tmp_path):
     (built / MANIFEST).write_text("{}")
     planned = {item.name: item for item in suite.plan()}
     made = planned["reference/gpt2"]
-    assert made.made and made not in to_make([*planned.values()])
+    assert made.cached and made not in to_build([*planned.values()])
     # Neither its line nor the totals have anything of what it would take.
     [line] = artifacts_table([made]).splitlines()[1:]
-    assert line.split() == ["reference/gpt2", "model", "made"]
-    assert "1 artifacts, 1 made, 0 to make: about 0 s" in totals(suite.profile, [made])
+    assert line.split() == ["reference/gpt2", "model", "cached"]
+    assert "1 artifacts, 1 cached, 0 to build: about 0 s" in totals(suite.profile, [made])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

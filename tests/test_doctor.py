@@ -201,7 +201,7 @@ def test_a_finished_run_needs_no_gpu(monkeypatch):
 
 def planned(**values: float) -> Planned:
     one = {"seconds": 1.0, "memory_gb": 1.0, "disk_gb": 0.0, "requests": 0, "tokens": 0.0}
-    return Planned("verdicts on t1/MLE", "verdicts", "ab", made=False, **(one | values))
+    return Planned("verdicts on t1/MLE", "verdicts", "ab", cached=False, **(one | values))
 
 
 @pytest.fixture

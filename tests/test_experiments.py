@@ -139,7 +139,9 @@ def test_answers_to_other_prompts_are_refused(suite):
     kept = path.read_text()
     try:
         path.write_text("".join(kept.splitlines(keepends=True)[::-1]))
-        with pytest.raises(DataError, match="other prompts than reference/llama is judged on"):
+        with pytest.raises(
+            DataError, match="other prompts than those reference/llama is judged on"
+        ):
             suite.generations("reference/llama")
     finally:
         path.write_text(kept)
@@ -160,9 +162,9 @@ def test_the_plan_names_everything_once_and_knows_what_is_made(suite):
     keys = [one.key for one in planned]
     assert len(set(keys)) == len(keys)
     by_name = {one.name: one for one in planned}
-    assert by_name["model t2/MLE2"].made
+    assert by_name["model t2/MLE2"].cached
     later = by_name["model t1/ANR"]
-    assert not later.made and later.seconds > 0 and later.disk_gb > 0
+    assert not later.cached and later.seconds > 0 and later.disk_gb > 0
     for row in suite.profile.trained_rows:
         assert suite.generations_artifact(row.id).key in keys, row.id
 

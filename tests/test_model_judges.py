@@ -34,8 +34,7 @@ from cpo.models.folders import ModelFolderError
 from cpo_suite import judges, world  # noqa: F401  the world registers its judge
 from cpo_suite.__main__ import main
 from cpo_suite.judges import judge_identity, judge_of
-from cpo_suite.profile import Judge as Settings
-from cpo_suite.profile import Server
+from cpo_suite.profile import JudgeSettings, Server
 
 KEY_VARIABLE, KEY = "CPO_TEST_KEY", "sk-planted-in-the-test"
 
@@ -228,7 +227,7 @@ def test_a_judge_whose_first_replies_are_no_verdicts_is_stopped(tmp_path: Path, 
             model="judge-1", base_url=server.url, api_key_variable=KEY_VARIABLE,
             parameters={"max_tokens": 8},
         )  # fmt: skip
-        judge = judge_of(Settings(kind="openai", server=settings), "instructions", tmp_path)
+        judge = judge_of(JudgeSettings(kind="openai", server=settings), "instructions", tmp_path)
         assert isinstance(judge, ChatJudge)
         with pytest.raises(ChatError, match="none of the first 8 replies is of use") as said:
             judged(judge)
@@ -584,7 +583,7 @@ def test_a_real_model_that_was_never_taught_to_answer_gives_no_verdict() -> None
     folder = os.environ.get("CPO_DATA")
     if not folder:
         pytest.skip("CPO_DATA is not set: the folder of the real data")
-    settings = Settings(kind="local", model=str(Path(folder) / "stories260K"))
+    settings = JudgeSettings(kind="local", model=str(Path(folder) / "stories260K"))
     judge = judge_of(settings, "instructions", Path())
     assert judge is not None
     with pytest.warns(UserWarning, match="3 of 3 verdicts of stories260K are invalid"):
@@ -596,7 +595,7 @@ def test_a_local_judge_is_a_folder_whose_weights_are_its_own(tmp_path: Path) -> 
     for folder in ("judge", "spoilt"):
         local.model.save_pretrained(tmp_path / folder)
         local.tokenizer.save_pretrained(tmp_path / folder)
-    settings = Settings(kind="local", model=str(tmp_path / "judge"))
+    settings = JudgeSettings(kind="local", model=str(tmp_path / "judge"))
     judge = judge_of(settings, "instructions", tmp_path)
     assert isinstance(judge, LocalJudge) and judge.name == "judge"
     pairs = [Pair(examples(1)[0], "x", "y", "A")]
@@ -606,7 +605,7 @@ def test_a_local_judge_is_a_folder_whose_weights_are_its_own(tmp_path: Path) -> 
     weights = load_file(tmp_path / "spoilt" / "model.safetensors")
     prefixed = {f"module.{name}": weight for name, weight in weights.items()}
     save_file(prefixed, tmp_path / "spoilt" / "model.safetensors", {"format": "pt"})
-    settings = Settings(kind="local", model=str(tmp_path / "spoilt"))
+    settings = JudgeSettings(kind="local", model=str(tmp_path / "spoilt"))
     with pytest.raises(ModelFolderError, match="is left from DistributedDataParallel"):
         judge_of(settings, "instructions", tmp_path)
 
@@ -615,19 +614,19 @@ def test_a_local_judge_is_a_folder_whose_weights_are_its_own(tmp_path: Path) -> 
 
 
 def test_a_profile_chooses_the_judge(tmp_path: Path) -> None:
-    assert judge_of(Settings(kind="none"), "articles", tmp_path) is None
-    oracle = judge_of(Settings(kind="oracle"), "articles", tmp_path)
+    assert judge_of(JudgeSettings(kind="none"), "articles", tmp_path) is None
+    oracle = judge_of(JudgeSettings(kind="oracle"), "articles", tmp_path)
     assert oracle is not None and (oracle.name, oracle.prompt) == ("oracle", "")
-    settings = Settings(kind="openai", server=Server(model="judge-1", max_usd=2.0))
+    settings = JudgeSettings(kind="openai", server=Server(model="judge-1", max_usd=2.0))
     judge = judge_of(settings, "articles", tmp_path)
     assert isinstance(judge, ChatJudge) and judge.server.max_usd == 2.0
     assert judge.name == "judge-1 at api.openai.com"
     secret = ChatServer("https://me:pass@host:8000/v1", "judge-1")  # refused when it is asked
     assert ChatJudge(secret, tmp_path, "articles").name == "judge-1 at host:8000"
     with pytest.raises(JudgeError, match="unknown judge 'oracel'. Did you mean 'oracle'?"):
-        judge_of(Settings(kind="oracel"), "articles", tmp_path)
+        judge_of(JudgeSettings(kind="oracel"), "articles", tmp_path)
     with pytest.raises(ValueError, match="needs `server"):
-        Settings(kind="openai")
+        JudgeSettings(kind="openai")
 
 
 def test_a_judging_model_is_named_by_what_it_is_and_not_by_where_it_lies(tmp_path: Path) -> None:
@@ -635,22 +634,22 @@ def test_a_judging_model_is_named_by_what_it_is_and_not_by_where_it_lies(tmp_pat
     for folder, content in (("a", "one"), ("b/c", "one"), ("d", "another")):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text(content)
-        settings = Settings(kind="local", model=str(tmp_path / folder))
+        settings = JudgeSettings(kind="local", model=str(tmp_path / folder))
         names.append(json.dumps(judge_identity(settings, "articles"), sort_keys=True))
     assert names[0] == names[1] != names[2]
     assert str(tmp_path) not in "".join(names)
-    hub = judge_identity(Settings(kind="local", model="org/judge"), "articles")
+    hub = judge_identity(JudgeSettings(kind="local", model="org/judge"), "articles")
     assert hub["model"] == "org/judge"
 
 
 def test_all_that_determines_verdicts_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = Settings(kind="openai", server=Server(model="judge-1"))
-    same = Settings(kind="openai", server=Server(model="judge-1", concurrency=2, max_usd=1.0))
+    base = JudgeSettings(kind="openai", server=Server(model="judge-1"))
+    same = JudgeSettings(kind="openai", server=Server(model="judge-1", concurrency=2, max_usd=1.0))
     others = [
-        Settings(kind="openai", server=Server(model="judge-2")),
-        Settings(kind="openai", server=Server(model="judge-1", parameters={"temperature": 0})),
-        Settings(kind="openai", server=Server(model="judge-1", base_url="http://other/v1")),
-        Settings(kind="openai", server=Server(model="judge-1"), orders=2),
+        JudgeSettings(kind="openai", server=Server(model="judge-2")),
+        JudgeSettings(kind="openai", server=Server(model="judge-1", parameters={"temperature": 0})),
+        JudgeSettings(kind="openai", server=Server(model="judge-1", base_url="http://other/v1")),
+        JudgeSettings(kind="openai", server=Server(model="judge-1"), orders=2),
     ]
     named = json.dumps(judge_identity(base, "instructions"), sort_keys=True)
     assert json.dumps(judge_identity(same, "instructions"), sort_keys=True) == named

@@ -186,14 +186,14 @@ def test_another_judge_keeps_the_rows(suite, tmp_path, monkeypatch):
     ("row_id", "like", "changes", "message"),
     [
         ("own/A", "f1b/TN", {}, "no row 'f1b/TN'.*Did you mean 'f1b/TNR'"),
-        ("t1/A", "f1b/TNR", {}, "'t1/A' is no id of a row of one's own"),
-        ("own/A", "f1b/TNR", {"step": "long"}, "called 'step'. Did you mean 'steps'"),
+        ("t1/A", "f1b/TNR", {}, "'t1/A' is not the id of a custom row"),
+        ("own/A", "f1b/TNR", {"step": "long"}, "a row has no field 'step'. Did you mean 'steps'"),
         ("own/A", "f1b/TNR", {"negatives": {"TX": 1}}, "unknown kind of negative 'TX'"),
         ("own/A", "f1b/TNR", {"negatives": {"TN": 0}}, "own/A.*greater than or equal to 1"),
         ("own/A", "f1b/TNR", {"negatives": "TN-ablations"}, "TN-ablations.*you mean 'TN-ablation'"),
         ("own/A", "f1b/TNR", {"objective": "hinges"}, "unknown objective 'hinges'"),
         ("own/A", "f1b/MLE", {"objective": "cpo"}, "the objective cpo needs negatives"),
-        ("own/A", "f1b/TNR", {"objective": "mle"}, "the objective mle has no use for negatives"),
+        ("own/A", "f1b/TNR", {"objective": "mle"}, "the objective mle does not use negatives"),
         ("own/A", "t2/MixNR/0.5", {}, "own/A is an ensemble"),
         ("own/A", "f1b/TNR", {"steps": "longer"}, "own_rows.own/A.steps"),
     ],
@@ -230,7 +230,9 @@ def test_other_processes_are_not_asked_for_what_a_notebook_defines(suite, tmp_pa
 
     sampler.__module__ = "__main__"  # as in a notebook
     suite.add_row("own/XNR", like="f1b/TNR", negatives={"XN": 2})
-    with pytest.raises(LaunchError, match="XN of this notebook .* set processes.count to 1"):
+    with pytest.raises(
+        LaunchError, match="cannot import XN from this notebook .* set processes.count to 1"
+    ):
         launch(suite.profile, tmp_path, suite.negatives_artifact(suite.row("own/XNR")))
     assert not list(tmp_path.iterdir())
 

@@ -75,10 +75,10 @@ def answers(monkeypatch: pytest.MonkeyPatch, *speeds: tuple[float, float]) -> li
 def test_it_is_measured_once_for_each_kind_of_machine(tmp_path, monkeypatch):
     left = answers(monkeypatch, (100, 200), (100, 50))
     for _ in range(2):
-        assert profile_precision.measured(smoke(), tmp_path).faster == "bf16"
+        assert profile_precision.measured_for(smoke(), tmp_path).faster == "bf16"
     assert len(left) == 1
     monkeypatch.setattr(machine, "fingerprint", lambda: "another processor")
-    assert profile_precision.measured(smoke(), tmp_path).faster == "fp32"
+    assert profile_precision.measured_for(smoke(), tmp_path).faster == "fp32"
     monkeypatch.undo()  # what is known of the first is still known
     assert len(json.loads((tmp_path / "machine.json").read_text())) == 2
 
@@ -102,17 +102,17 @@ def test_it_is_measured_at_the_width_of_the_profile_s_widest_model(tmp_path, mon
 
     monkeypatch.setattr(precision, "measure", measure)
     for overrides in ([], ["models.llama.width=640"], ["models.llama.width=640"]):
-        profile_precision.measured(smoke(*overrides), tmp_path)
+        profile_precision.measured_for(smoke(*overrides), tmp_path)
     own = max(model.shape[0] for model in smoke().models.values())
     assert own and widths == [own, 640]
     wide = smoke("models.llama.width=640")
-    assert "at width 640" in str(profile_precision.measured(wide, tmp_path))
+    assert "at width 640" in str(profile_precision.measured_for(wide, tmp_path))
     # Of a model from elsewhere a profile may say no width.
     paper = load_profile("paper", ["gpus=0", "models.gpt2.width=null"])
-    profile_precision.measured(paper, tmp_path)
+    profile_precision.measured_for(paper, tmp_path)
     assert widths[-1] == 3200
     paper = load_profile("paper", ["gpus=0", "models.llama.width=null"])
-    profile_precision.measured(paper, tmp_path)
+    profile_precision.measured_for(paper, tmp_path)
     assert widths[-1] == 1600
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_measured_again(tmp_path, monkeypatch, damage):
     (tmp_path / "machine.json").write_text(damage)
     answers(monkeypatch, (100, 200))
     for _ in range(2):
-        assert profile_precision.measured(smoke(), tmp_path).faster == "bf16"
+        assert profile_precision.measured_for(smoke(), tmp_path).faster == "bf16"
 
 
 def smoke(*overrides: str) -> Profile:
@@ -144,7 +144,7 @@ def test_a_profile_for_gpus_is_planned_in_bf16_where_there_are_none(tmp_path, mo
     monkeypatch.setattr(machine, "device", lambda: "cpu")
     paper = load_profile("paper")
     assert profile_precision.resolved(paper, tmp_path).optimiser.precision == "bf16"
-    assert "none here" in profile_precision.statement(paper, tmp_path)
+    assert "this machine has none" in profile_precision.statement(paper, tmp_path)
     assert not (tmp_path / "machine.json").exists()
 
 

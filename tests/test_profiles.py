@@ -222,11 +222,11 @@ def test_an_unknown_key_anywhere_is_named_with_the_nearest(group, tmp_path):
         ("models.llama.pretrained=folder", "give either `pretrained` or `config`"),
         ("decoding={}", "rows: t1/MLE needs decoding.greedy, which is missing"),
         ("leaves_out=[t2, x/smal]", "leaves_out.1: unknown row 'x/smal'. Did you mean"),
-        ("claims.1=[t2/ANR]", "'t2/ANR' is no comparison: write `ROW > ROW`"),
+        ("claims.1=[t2/ANR]", "'t2/ANR' is not a comparison: write `ROW > ROW`"),
         ("claims.13=[]", "claims.13: Input should be less than or equal to 12"),
         ("processes.machines=two", "processes.machines: Input should be a valid integer"),
         ("optimizer.precision=bf16", "unknown key 'optimizer'. Did you mean 'optimiser'?"),
-        ("minutes.x=1", "'minutes' is one value, not a group of keys"),
+        ("minutes.x=1", "'minutes' is a single value, not a group of keys"),
         ("seeds", "an override is dotted.key=value, not 'seeds'"),
         ("=3", "an override is dotted.key=value, not '=3'"),
         ("seeds=[", "'[' is not valid YAML"),
@@ -411,7 +411,7 @@ def test_data_that_are_nowhere_are_named_with_both_places(tmp_path, monkeypatch)
     assert load_profile("small").instructions.path == str(folder / "dolly")  # to look at
     assert missing_paths("small", ["articles.path=/no/such.jsonl"]) == {
         "instructions.path": f"{folder / 'dolly'} does not exist, nor does $CPO_DATA/dolly. "
-        "CPO_DATA, the folder of data, is not set: `CPO_DATA=/path ./run_all.sh --profile small`",
+        "CPO_DATA, the data folder, is not set: `CPO_DATA=/path ./run_all.sh --profile small`",
         "articles.path": "/no/such.jsonl does not exist",
     }
     # What an override replaces needs no variable.

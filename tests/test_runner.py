@@ -325,7 +325,7 @@ def test_missing_variables_and_files_are_said_together_before_anything_runs(
 ):
     make_notebook("00_one", "pass")
     monkeypatch.delenv("CPO_DATA", raising=False)
-    with pytest.raises(BadInput, match="CPO_DATA, the folder of data, is not set"):
+    with pytest.raises(BadInput, match="CPO_DATA, the data folder, is not set"):
         suite(profile="small")
     with pytest.raises(BadInput) as refused:
         suite("articles.source=jsonl", "articles.path=/no/such.jsonl", profile="small")
@@ -350,7 +350,7 @@ def test_a_dry_run_says_what_it_takes_and_runs_nothing(make_notebook, tmp_path, 
     shown = capsys.readouterr().out
     assert code == 0
     # 120 s + 240 s, the larger memory, 2 x 0.25 GB, 0 + 1.50 USD; what is made is free.
-    assert "3 artifacts, 1 made, 2 to make: about 6 min, up to 2.5 GB of memory" in shown
+    assert "3 artifacts, 1 cached, 2 to build: about 6 min, up to 2.5 GB of memory" in shown
     assert "0.50 GB of disk, 1.50 USD" in shown
     assert re.search("00_one +one.csv", shown)
     assert sorted(os.listdir(artifacts)) == SPEEDS_ALONE
@@ -387,7 +387,7 @@ def test_the_paper_is_counted_without_network_or_data(
     # 18 bytes of each weight are 28.1 GB; 2,048 tokens keep 70 x 1,600 x 48 bytes each, 11.0 GB;
     # 1 GB is the process's own.
     line = lines["reference/gpt2"]
-    assert re.match(r"reference/gpt2 +model +to make +4 min +0.55 +40.09 ", line), line
+    assert re.match(r"reference/gpt2 +model +to build +4 min +0.55 +40.09 ", line), line
     # 1,000 verdicts of 60 + 97 + 2 x 73 tokens and 8 of the answer at most, at $0.4 and $1.6 a
     # million.
     assert lines["verdicts on t1/ANR"].split()[-3:] == ["1,000", "310,914", "0.13"]

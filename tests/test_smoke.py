@@ -77,7 +77,7 @@ def test_every_notebook_runs_and_runs_again_from_artifacts(first_run):
     assert {name.split("/")[0] for name in made} >= {"base_model", "model", "negatives"}
     said = run(artifacts)
     assert manifests(artifacts) == made  # nothing was made anew
-    assert re.search(r"(\d+) artifacts, \1 made, 0 to make", said)
+    assert re.search(r"(\d+) artifacts, \1 cached, 0 to build", said)
 
 
 @pytest.mark.smoke
@@ -89,7 +89,7 @@ def test_a_paid_judge_is_asked_once_and_its_key_is_written_nowhere(first_run):
         asking = ("run", "--profile", "smoke", "--only", "07", "--set", judge)
         planned = run(artifacts, *asking, "--dry-run")
         assert not server.requests
-        assert re.search(r"to make: .* [\d,]+ requests of .* tokens, \d+\.\d+ USD", planned)
+        assert re.search(r"to build: .* [\d,]+ requests of .* tokens, \d+\.\d+ USD", planned)
         said = run(artifacts, *asking)
         # One question before anything else, of which no verdict comes.
         assert server.questions[0] == TRIAL and server.questions.count(TRIAL) == 1

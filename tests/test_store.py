@@ -270,7 +270,7 @@ def test_a_damaged_artifact_is_made_again_and_said(tmp_path, capsys, damage, sai
     assert Store(tmp_path).get(Inner(make=make)) == folder and len(made) == 1
     damage(folder)
     assert Store(tmp_path).get(Inner(make=make)) == folder and len(made) == 2
-    assert f"inner {Inner().key}: {said}; it is built again" in capsys.readouterr().out
+    assert f"inner {Inner().key}: {said}; rebuilding it" in capsys.readouterr().out
     assert (folder / "a.txt").read_text() == "one"
     assert Store(tmp_path).get(Inner(make=make)) == folder and len(made) == 2
 

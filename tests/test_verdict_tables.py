@@ -10,8 +10,8 @@ import pytest
 
 from cpo.evaluation.judging import Verdicts
 from cpo_suite.paper import ROWS
-from cpo_suite.profile import Judge
-from cpo_suite.report.verdict_tables import COLUMNS, verdicts_frame
+from cpo_suite.profile import JudgeSettings
+from cpo_suite.report.verdict_tables import VERDICT_COLUMNS, verdicts_frame
 
 IDS = tuple(f"p{number}" for number in range(8))
 SIDES = ("A", "B") * 4
@@ -24,7 +24,7 @@ class Suite:
         rows = [ROWS["t2/MLE1"], ROWS["t2/ANR"], ROWS["t4/MLE"]]
         self.profile: Any = SimpleNamespace(
             trained_rows=rows, rows=tuple(row.id for row in rows), seeds=1,
-            judge=Judge(kind="oracle"),
+            judge=JudgeSettings(kind="oracle"),
         )  # fmt: skip
 
     def verdicts(self, row_id: str, decoding: None, seed: int) -> Verdicts:
@@ -46,7 +46,7 @@ class Suite:
 
 def test_counts_bounds_and_leanings_by_hand() -> None:
     frame = verdicts_frame(Suite()).set_index("row")  # type: ignore[arg-type]
-    assert [*frame.reset_index().columns] == COLUMNS
+    assert [*frame.reset_index().columns] == VERDICT_COLUMNS
     assert list(frame.index) == ["t2/MLE1", "t2/ANR"]  # MAUVE's row has no verdicts
     mle, anr = frame.loc["t2/MLE1"], frame.loc["t2/ANR"]
     assert (mle["judge"], mle["date"], mle["prompt"]) == ("judge-1", "2026-11-21", "1a2b3c4d")
@@ -81,5 +81,5 @@ def test_a_row_stands_beside_continued_mle() -> None:
 
 def test_without_a_judge_there_is_no_line() -> None:
     suite = Suite()
-    suite.profile.judge = Judge(kind="none")
+    suite.profile.judge = JudgeSettings(kind="none")
     assert verdicts_frame(suite).empty  # type: ignore[arg-type]

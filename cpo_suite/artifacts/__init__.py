@@ -1,13 +1,13 @@
-"""Every kind of artifact: what determines it, how it is built and loaded, and what it costs.
+"""All kinds of artifacts: their fields, how they are built and loaded, and their cost.
 
-The fields of a class are what determines the artifact, other artifacts among them. Those declared
-by `how()` say what it takes to build it: where data are, sizes of work, settings of a server.
+The fields of a class, which may be other artifacts, determine its content. Fields declared by
+`how()` do not: they give data sources, batch sizes and server settings for the build.
 """
 
-# ruff: noqa: F401 (imported here to be imported from here)
+# ruff: noqa: F401 (re-exported)
 from .base_models import BaseModel, ExternalModel, UnpackedModel
-from .evaluations import Generations, Measures, Verdicts
+from .evaluations import Generations, Measures, StoredVerdicts
 from .examples import Examples
 from .models import Ensemble, Model
 from .negatives import ContrastSets, Negatives, Unhelpful
-from .step import Step, planned
+from .step import Step, planned_artifact

@@ -1,4 +1,4 @@
-"""Base models: pretrained here from scratch, or from elsewhere."""
+"""Base models: pretrained here from scratch, or external."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cpo.scoring import Group
 from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
 from cpo_suite.artifacts.step import Step
 from cpo_suite.corpora import Corpora
-from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.paper import ModelName
 from cpo_suite.store import Artifact, Identity, Store, how
 
 
 class Loadable:
-    """A folder with a model and its tokenizer."""
+    """An identity whose content is a folder with a model and its tokenizer."""
 
     def folder(self, store: Store) -> Path:
-        """Where the model is, built first where it is missing.
+        """The model's folder, built first if missing.
 
         Raises:
             FileNotFoundError, ModelFolderError: as `fetched` and `dequantise`.
@@ -48,7 +48,7 @@ class Loadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Loadable, Step):
-    """A model that is trained here, with the settings of every training."""
+    """A model that is trained here; the fields are settings common to all trainings."""
 
     steps: int
     batch: int
@@ -69,8 +69,8 @@ class Trained(Loadable, Step):
         store: Store,
         **settings: Any,
     ) -> None:
-        """Train a model in place and save it. The `TrainingSettings` that are not given are the
-        artifact's fields of the same names."""
+        """Train a model in place and save it. `TrainingSettings` default to the artifact's fields
+        of the same names."""
         groups = [example.group for example in examples]
         fields = {field.name for field in dataclasses.fields(self)}
         settings = {
@@ -84,14 +84,14 @@ class Trained(Loadable, Step):
 
 
 def micro_batch_of(groups: Sequence[Group], batch: int, tokens: int) -> int:
-    """Groups that are scored together: as many as the longest of them lets into `tokens`."""
+    """Groups per micro-batch: as many as fit into `tokens` at the longest group's length."""
     longest = max(len(group.prefix_ids) + sum(map(len, group.continuations)) for group in groups)
     return micro_batch(batch, longest, tokens, process_count())
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel(Trained):
-    """A base model and its tokenizer, made from scratch on packed text with a cosine schedule."""
+    """A base model and its tokenizer, pretrained on packed text with a cosine schedule."""
 
     stage = "base_model"
     called = "base model {}"
@@ -143,15 +143,15 @@ class BaseModel(Trained):
             description=f"pretraining {self.name}",
         )
 
-    def cost(self, estimate: Estimate) -> Cost:
-        speeds = estimate.speeds(self.model_name)
+    def cost(self, costs: CostModel) -> Cost:
+        speeds = costs.speeds(self.model_name)
         tokens = self.batch * self.block_tokens
         return Cost(self.steps * (tokens / speeds.packing + speeds.step))
 
 
 @dataclass(frozen=True)
 class UnpackedModel(Loadable, Artifact):
-    """The fp32 folder that a .gguf file is unpacked into, once."""
+    """The fp32 folder into which a .gguf file is dequantised, once."""
 
     stage = "external_model"
     version = 1
@@ -166,8 +166,8 @@ class UnpackedModel(Loadable, Artifact):
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalModel(Loadable, Identity):
-    """A model from elsewhere: the hash of a local folder or, after `gguf:`, of a .gguf file, or the
-    revision of a hub model."""
+    """An external model. `content` is the hash of a local folder, `gguf:` and the hash of a .gguf
+    file, or the revision of a hub model."""
 
     stage = "external_model"
     version = 1
@@ -177,7 +177,7 @@ class ExternalModel(Loadable, Identity):
     pretrained: str = how()
 
     def folder(self, store: Store) -> Path:
-        """Where the model is: the user's folder, the hub's cache, or an unpacked .gguf file.
+        """The model's folder: the user's, the hub's cache, or a dequantised .gguf file.
 
         Raises:
             FileNotFoundError, ModelFolderError: as `fetched` and `dequantise`.

@@ -1,4 +1,4 @@
-"""What is asked of a model: generations, verdicts on them, and the automatic measures."""
+"""Evaluation of a model: generations, verdicts on them, and automatic measures."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from cpo_suite.artifacts.base_models import BaseModel, ExternalModel
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.models import Ensemble, Model
 from cpo_suite.artifacts.step import Step
-from cpo_suite.estimate import MAUVE_SECONDS, Cost, Estimate
+from cpo_suite.estimate import MAUVE_SECONDS, Cost, CostModel
 from cpo_suite.judges import judge_of
-from cpo_suite.profile import Judge
+from cpo_suite.profile import JudgeSettings
 from cpo_suite.store import Store, how
 
 SCORING_BATCH = 64
@@ -34,10 +34,10 @@ SCORING_BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Generations(Step):
-    """One continuation of each judged prompt, or article.
+    """One continuation per judged prompt or article.
 
-    Only prompts that fit every model of the profile are judged: `prompts` is the hash of the split,
-    and `read_by` says how each model reads it. An article's prefix is its own model's alone.
+    Only prompts that fit every model of the profile are judged. `prompts` is the hash of the split,
+    and `read_by` its tokenisations by all models, empty for articles.
     """
 
     stage = "generations"
@@ -53,21 +53,21 @@ class Generations(Step):
     batch: int
     precision: str
     seed: int
-    examples: Examples = how()  # the split as the model reads it
+    examples: Examples = how()  # the split, tokenised for the model
 
     @property
     def label(self) -> str:
-        """The row, and the split where it is not the test's."""
+        """The row, and the split unless it is the test split."""
         split = self.examples.split
         return self.model.name + (f", {split}" if split != "test" else "")
 
     def rows(self) -> list[TokenizedExample]:
-        """The judged prompts as the model's ids."""
+        """The judged prompts as token ids."""
         fitting = [{row.id for row in examples.rows()} for examples in self.read_by]
         return [row for row in self.examples.rows() if all(row.id in ids for ids in fitting)]
 
     def judged(self) -> list[data.Example]:
-        """The judged prompts as text; of an article, its prefix and as much of its rest as is read.
+        """The judged prompts as text; for articles, the prefix and the truncated continuation.
 
         Raises:
             DataError: no prompt fits every model.
@@ -119,10 +119,10 @@ class Generations(Step):
                 file.write(json.dumps({"id": row.id, "ids": ids, "text": text}) + "\n")
 
     def load(self, folder: Path) -> list[dict[str, Any]]:
-        """A dict for each prompt: id, ids, text.
+        """One dict per prompt: id, ids, text.
 
         Raises:
-            DataError: they are of other prompts.
+            DataError: the stored generations belong to other prompts.
         """
         path = folder / "generations.jsonl"
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -130,31 +130,31 @@ class Generations(Step):
         return lines
 
     def check(self, path: Path, ids: Sequence[str]) -> None:
-        """Raises `DataError` where what was stored belongs to other prompts."""
+        """Raise `DataError` if stored results belong to other prompts."""
         if list(ids) != [row.id for row in self.rows()]:
             raise data.DataError(
-                f"{path} is of other prompts than {self.model.name} is judged on: remove its "
-                "folder, and it is built again"
+                f"{path} belongs to other prompts than those {self.model.name} is judged on: "
+                "remove its folder to rebuild it"
             )
 
-    def prompt_count(self, estimate: Estimate) -> int:
-        """How many prompts are answered, by the profile."""
-        return estimate.prompts(self.examples.task, self.examples.split)
+    def prompt_count(self, costs: CostModel) -> int:
+        """Number of prompts, as stated in the profile."""
+        return costs.prompts(self.examples.task, self.examples.split)
 
-    def cost(self, estimate: Estimate) -> Cost:
-        speeds = estimate.speeds(self.model_name)
-        continuation = estimate.tokens(self.examples.task)[1]
+    def cost(self, costs: CostModel) -> Cost:
+        speeds = costs.speeds(self.model_name)
+        continuation = costs.tokens(self.examples.task)[1]
         beams = self.decoding["num_beams"]
-        # Greedy and top-k decoding are our own, the rest transformers' `generate`.
+        # We decode greedy and top-k ourselves; the rest uses transformers' `generate`.
         own = beams == 1 and not (self.decoding["do_sample"] and "top_p" in self.decoding)
         speed = (speeds.decoding if own else speeds.generate) / beams
-        return Cost(self.prompt_count(estimate) * continuation / speed)
+        return Cost(self.prompt_count(costs) * continuation / speed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdicts(Step):
-    """A judge's verdicts on generations against the recorded responses; `judge` is
-    `judge_identity`, `seed` that of the order in which it sees the two."""
+class StoredVerdicts(Step):
+    """Verdicts on generations against the recorded responses. `judge` is `judge_identity`; `seed`
+    determines the order of the two responses."""
 
     stage = "verdicts"
     called = "verdicts on {}"
@@ -163,7 +163,7 @@ class Verdicts(Step):
     generations: Generations
     judge: dict[str, Any]
     seed: int
-    settings: Judge = how()
+    settings: JudgeSettings = how()
 
     @property
     def label(self) -> str:
@@ -171,7 +171,7 @@ class Verdicts(Step):
 
     @property
     def examples(self) -> Examples:
-        """Those that were judged."""
+        """The judged examples."""
         return self.generations.examples
 
     def build(self, folder: Path, store: Store) -> None:
@@ -188,15 +188,15 @@ class Verdicts(Step):
         self.generations.check(path, verdicts.ids)
         return verdicts
 
-    def cost(self, estimate: Estimate) -> Cost:
-        prefix, continuation = estimate.tokens(self.examples.task)
-        prompts = self.generations.prompt_count(estimate)
-        return estimate.judging(self.settings, prompts, prefix, continuation)
+    def cost(self, costs: CostModel) -> Cost:
+        prefix, continuation = costs.tokens(self.examples.task)
+        prompts = self.generations.prompt_count(costs)
+        return costs.judging(self.settings, prompts, prefix, continuation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures(Step):
-    """The automatic measures of one model and its generations."""
+    """Automatic measures of a model and its generations."""
 
     stage = "measures"
     called = "measures of {}"
@@ -217,7 +217,7 @@ class Measures(Step):
         (folder / "measures.json").write_text(json.dumps(measures, indent=1), encoding="utf-8")
 
     def load(self, folder: Path) -> dict[str, statistics.Estimate]:
-        """Each measure with its 95 % interval."""
+        """The measures, with 95 % intervals."""
         measures = json.loads((folder / "measures.json").read_text("utf-8"))
         return {
             name: statistics.Estimate(**fields | {"replicates": tuple(fields["replicates"])})
@@ -258,7 +258,7 @@ class Measures(Step):
             recorded = [[token for token in row.continuation_ids if token != eos] for row in truths]
             encoder = self.base.load(self.base.folder(store))
             width = self.mauve["max_text_tokens"]
-            # One length for all: an empty generation is a single EOS, not dropped.
+            # All texts count: an empty generation becomes a single EOS.
             p, q = (
                 metrics.last_token_features(encoder, [(ids or [eos])[:width] for ids in texts])
                 for texts in (recorded, generated)
@@ -266,7 +266,7 @@ class Measures(Step):
             try:
                 seeds = tuple(range(self.mauve["seeds"]))
                 measured["mauve"] = metrics.mauve_score(p, q, seeds=seeds)
-            except statistics.MetricError as error:  # one row's degenerate texts, not the others'
+            except statistics.MetricError as error:  # degenerate texts must not stop other rows
                 name = self.generations.model.name
                 warnings.warn(f"{name} has no MAUVE: {error}", stacklevel=2)
         return measured
@@ -276,8 +276,8 @@ class Measures(Step):
         mauve = self.mauve
         return mauve["features"] == "base_model" and self.examples.task in mauve["tasks"]
 
-    def cost(self, estimate: Estimate) -> Cost:
-        prompts = self.generations.prompt_count(estimate)
-        tokens = prompts * sum(estimate.tokens(self.examples.task))
+    def cost(self, costs: CostModel) -> Cost:
+        prompts = self.generations.prompt_count(costs)
+        tokens = prompts * sum(costs.tokens(self.examples.task))
         clustering = prompts * self.mauve["seeds"] * MAUVE_SECONDS if self._with_mauve else 0.0
-        return Cost(tokens / estimate.speeds(self.model_name).scoring, fixed=clustering)
+        return Cost(tokens / costs.speeds(self.model_name).scoring, fixed=clustering)

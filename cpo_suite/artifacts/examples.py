@@ -1,4 +1,4 @@
-"""Splits of the data as one model reads them, and the rows of a training schedule."""
+"""Tokenised splits of the data, and the rows of a training schedule."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cpo_suite.store import Identity, how
 
 @dataclass(frozen=True, kw_only=True)
 class Examples(Identity):
-    """A split of the pairs or articles, and how long they may be; the tokenizer is the base
-    model's. Not an artifact of its own: it names data inside others."""
+    """A split of the pairs or articles, tokenised for a base model under length limits. Not an
+    artifact itself: it identifies data inside artifacts."""
 
     stage = "examples"
     version = 1
@@ -36,10 +36,10 @@ class Examples(Identity):
         return load_tokenizer(self.base.folder(self.corpora.store))
 
     def rows(self) -> list[TokenizedExample]:
-        """The examples as ids. What was dropped or cut stands in the `reports` of `Corpora`.
+        """The examples as token ids; `Corpora.reports` records what was dropped or truncated.
 
-        Training rows follow the profile's `over_long`. In validation and test only an over-long
-        prefix drops a row, so that the judged prompts do not depend on the recorded responses.
+        Training rows follow the profile's `over_long`. In validation and test, only an over-long
+        prefix drops a row, so that judged prompts do not depend on the recorded responses.
         """
         corpora, key, limit = self.corpora, (self.key, self.split), self.max_continuation_tokens
         if key in corpora.tokenized:
@@ -60,14 +60,14 @@ class Examples(Identity):
         return rows
 
     def summary(self) -> str:
-        """What tokenising dropped or cut, once there are `rows`."""
+        """What tokenisation dropped or truncated, available after `rows`."""
         return self.corpora.reports[self.base.name, self.split, self.task].summary()
 
     def planned(self, steps: int, batch: int, seed: int) -> list[TokenizedExample]:
-        """The rows of a training schedule, `steps x batch` of them, in its order.
+        """The `steps x batch` rows of a training schedule, in order.
 
         Raises:
-            DataError: there are fewer rows than a global batch has.
+            DataError: there are fewer rows than in a global batch.
         """
         rows = self.rows()
         try:

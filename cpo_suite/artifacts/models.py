@@ -1,4 +1,4 @@
-"""The models of the rows: trained on a schedule, or interpolated between two that were."""
+"""Models of the rows: trained on a schedule, or interpolated between two trained models."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cpo_suite.artifacts.base_models import BaseModel, ExternalModel, Loadable, 
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.negatives import ContrastSets, Negatives
 from cpo_suite.artifacts.step import Step
-from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.store import Store, how
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Trained):
-    """A model trained from another one on a batch plan; `negatives` is None for MLE and PSS."""
+    """A model trained from another on a training schedule; no `negatives` for MLE and PSS."""
 
     stage = "model"
     version = 3
@@ -42,7 +42,7 @@ class Model(Trained):
         return f"model {self.name}" if isinstance(self.start, Model) else self.name
 
     def build(self, folder: Path, store: Store) -> None:
-        # A user's own objective is known here by its name, without the hash of its source.
+        # A custom objective is registered by name, without the hash of its source.
         objective = self.objective.split(":")[0]
         if self.negatives is None:
             examples: Sequence[TrainingExample] = [
@@ -62,13 +62,13 @@ class Model(Trained):
         )
         self.examples.tokenizer().save_pretrained(folder)
 
-    def cost(self, estimate: Estimate) -> Cost:
-        speeds = estimate.speeds(self.model_name)
-        prefix, continuation = estimate.tokens(self.examples.task)
+    def cost(self, costs: CostModel) -> Cost:
+        speeds = costs.speeds(self.model_name)
+        prefix, continuation = costs.tokens(self.examples.task)
         k = 1 + sum(self.negatives.counts.values()) if self.negatives else 1
         tokens = self.steps * self.batch * (prefix + k * continuation)
         seconds = tokens / (speeds.contrast if k > 1 else speeds.training)
-        # PSS: passes without gradient before the one that counts.
+        # PSS: sampling passes without gradient, before the training pass.
         seconds += self.sampling_passes * tokens / speeds.scoring
         return Cost(seconds + self.steps * speeds.step)
 
@@ -88,7 +88,7 @@ class Ensemble(Loadable, Step):
 
     @property
     def examples(self) -> Examples:
-        """Those of both ends."""
+        """The examples of both ends."""
         return self.cpo.examples
 
     def build(self, folder: Path, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Negatives on a training schedule: candidates, their order and their reference values."""
+"""Negatives on a training schedule: candidates, their order, and reference values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cpo.training import TrainingExample
 from cpo_suite.artifacts.base_models import micro_batch_of
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.step import Step
-from cpo_suite.estimate import Cost, Estimate
+from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.judges import chat_server
 from cpo_suite.profile import Server
 from cpo_suite.store import Store, how
@@ -31,7 +31,7 @@ from cpo_suite.store import Store, how
 
 @dataclass(frozen=True, kw_only=True)
 class Unhelpful(Step):
-    """An unhelpful response to each planned row, as text; `chat` says who was asked, and how."""
+    """One unhelpful response per row of a training schedule; `chat` identifies the chat model."""
 
     stage = "unhelpful"
     called = "unhelpful responses for {}"
@@ -62,22 +62,22 @@ class Unhelpful(Step):
         (folder / "unhelpful.json").write_text(lines, encoding="utf-8")
 
     def load(self, folder: Path) -> list[str | None]:
-        """A response to each planned row, None where the writer had none."""
+        """One response per row of the schedule, None where the writer has none."""
         return json.loads((folder / "unhelpful.json").read_text("utf-8"))
 
-    def cost(self, estimate: Estimate) -> Cost:
+    def cost(self, costs: CostModel) -> Cost:
         if self.server is None:
             return Cost()
-        prefix, continuation = estimate.tokens(self.examples.task)
+        prefix, continuation = costs.tokens(self.examples.task)
         written = min(self.steps * self.batch, self.examples.corpora.training_rows)
-        return estimate.asking(self.server, written, prefix + continuation, continuation)
+        return costs.asking(self.server, written, prefix + continuation, continuation)
 
 
 class ContrastSets:
-    """The planned rows of one CPO training, with their candidates, order and reference values.
+    """The training schedule of a CPO model: candidates, their order, and reference values.
 
-    N planned rows, K columns, column 0 the ground truth. Arrays: `mask` bool, `order` int, best
-    first, `similarities` and `reference_logps` float32, all `[N, K]`.
+    The schedule has N rows and K columns; column 0 is the ground truth. Arrays are `[N, K]`: `mask`
+    (bool), `order` (int, best first), `similarities` and `reference_logps` (float32).
     """
 
     def __init__(self, folder: Path, prefixes: Sequence[Sequence[int]], tokenizer: Any) -> None:
@@ -95,7 +95,7 @@ class ContrastSets:
         return len(self.mask)
 
     def candidates(self, row: int) -> list[tuple[int, ...]]:
-        """The K continuations of a planned row as ids, in column order; a masked one is empty."""
+        """The K continuations of a row as token ids, in column order; empty where masked."""
         k = len(self.kinds)
         bounds = self._starts[row * k : row * k + k + 1]
         return [
@@ -104,11 +104,11 @@ class ContrastSets:
         ]
 
     def texts(self, row: int) -> list[str]:
-        """The K continuations of a planned row as text, in column order."""
+        """The K continuations of a row as text, in column order."""
         return self.tokenizer.batch_decode(self.candidates(row), skip_special_tokens=True)
 
     def training_examples(self, ranked: bool) -> Sequence[TrainingExample]:
-        """What a training sees: the columns in their order, best first when ranked."""
+        """The training examples: columns best first if `ranked`, else as drawn."""
         columns = self.order if ranked else np.tile(np.arange(len(self.kinds)), (len(self), 1))
         examples = []
         for row, order in enumerate(columns):
@@ -125,7 +125,7 @@ class ContrastSets:
 
 @dataclass(frozen=True, kw_only=True)
 class Negatives(Step):
-    """Candidates, their order and their reference log-probabilities, on a batch plan."""
+    """Candidates, their order, and reference log-probabilities, on a training schedule."""
 
     stage = "negatives"
     called = "negatives of {}"
@@ -143,7 +143,7 @@ class Negatives(Step):
     seed: int
     unhelpful: Unhelpful | None = None
     name: str = how()
-    counts: dict[str, int] = how()  # the mixture by registered names
+    counts: dict[str, int] = how()  # the mixture, by registered names
     tokens_at_once: int = how()
 
     def _planned(self) -> list[TokenizedExample]:
@@ -193,7 +193,7 @@ class Negatives(Step):
         (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
     def _unhelpful_ids(self, store: Store, tokenizer: Any) -> list[tuple[int, ...] | None] | None:
-        """The unhelpful responses as ids, EOS included; None without them, or for one without."""
+        """The unhelpful responses as token ids with EOS; None for a row without response."""
         if self.unhelpful is None:
             return None
         texts: list[str | None] = store.load(self.unhelpful)
@@ -202,8 +202,8 @@ class Negatives(Step):
         return [None if text is None else (*next(encoded), end)[:limit] for text in texts]
 
     def _reference_logps(self, model: Any, groups: Sequence[Group]) -> torch.Tensor:
-        """`[N, K]`, in the training's own micro-batches: the same shapes give the same values, and
-        a first loss of ln K."""
+        """`[N, K]`, in micro-batches as in training: equal shapes give equal values, and a first
+        loss of ln K."""
         by_length = order_by_length(groups, self.batch)
         scored = score_groups(
             model,
@@ -221,10 +221,10 @@ class Negatives(Step):
         prefixes = [row.prefix_ids for row in self._planned()]
         return ContrastSets(folder, prefixes, self.examples.tokenizer())
 
-    def cost(self, estimate: Estimate) -> Cost:
-        speeds = estimate.speeds(self.model_name)
-        prefix, continuation = estimate.tokens(self.examples.task)
+    def cost(self, costs: CostModel) -> Cost:
+        speeds = costs.speeds(self.model_name)
+        prefix, continuation = costs.tokens(self.examples.task)
         rows, k = self.steps * self.batch, 1 + sum(self.counts.values())
         scoring = rows * (prefix + k * continuation) / speeds.scoring
         sampling = rows * self.counts.get("AN", 0) * continuation / speeds.decoding
-        return Cost(scoring + sampling + rows * k / estimate.embedded_texts_per_second())
+        return Cost(scoring + sampling + rows * k / costs.embedded_texts_per_second())

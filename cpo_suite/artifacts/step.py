@@ -1,4 +1,4 @@
-"""What the artifacts of a plan have in common, and a line of the plan."""
+"""Base class of a plan's artifacts, and their costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cpo_suite.estimate import (
     SECONDS_A_WEIGHT,
     WITHOUT_MODEL,
     Cost,
-    Estimate,
+    CostModel,
     Planned,
     training_memory_gb,
 )
@@ -22,36 +22,36 @@ from cpo_suite.store import Artifact, Store
 
 
 class Step(Artifact):
-    """An artifact of the plan: it has a title, belongs to a model, and knows its cost.
+    """An artifact of the plan, with a title, a base model and a cost.
 
-    `called` is its title, with `{}` for the row that it belongs to.
+    `called` is the template of its title, with `{}` for the row.
     """
 
     called: ClassVar[str]
 
     @property
     def title(self) -> str:
-        """What the plan calls it."""
+        """Its title in the plan."""
         return self.called.format(self.label)
 
     @property
     def label(self) -> str:
-        """The row, reference or base model that it belongs to."""
+        """Its row, reference or base model."""
         return self.name  # type: ignore[attr-defined]
 
     @property
     def model_name(self) -> ModelName:
-        """The base model, by its name in the profile, whose size and speed its cost goes by."""
+        """The profile's name of the base model, which determines its cost."""
         return self.examples.base.name  # type: ignore[attr-defined]
 
-    def cost(self, estimate: Estimate) -> Cost:
-        """What building it takes, on one process."""
+    def cost(self, costs: CostModel) -> Cost:
+        """The cost of building it on one process."""
         return Cost()
 
 
-def planned(artifact: Step, store: Store, estimate: Estimate) -> Planned:
-    """An artifact with what it costs to build it here."""
-    profile, cost, stage = estimate.profile, artifact.cost(estimate), artifact.stage
+def planned_artifact(artifact: Step, store: Store, costs: CostModel) -> Planned:
+    """An artifact's entry in the plan: its state, and its cost here."""
+    profile, cost, stage = costs.profile, artifact.cost(costs), artifact.stage
     parameters = profile.models[artifact.model_name].parameters
     weights_gb, trains = parameters * 4 / 1e9, stage in ("base_model", "model")
     fixed = cost.fixed + (OVERHEAD_WITHOUT_MODEL if stage in WITHOUT_MODEL else OVERHEAD_SECONDS)
@@ -64,7 +64,7 @@ def planned(artifact: Step, store: Store, estimate: Estimate) -> Planned:
         artifact.title,
         stage,
         artifact.key,
-        made=store.find(artifact) is not None,
+        cached=store.find(artifact) is not None,
         seconds=seconds,
         memory_gb=memory if trains else weights_gb + OF_A_PROCESS,
         disk_gb=weights_gb if trains or stage == "ensemble" else 0.001,

@@ -1,4 +1,4 @@
-"""What a notebook says before it builds anything: what is missing, and how long it takes."""
+"""The message of a notebook before it builds anything: missing artifacts, and the time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from cpo_suite.suite import Suite
 
 
 def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
-    """One sentence to print before building things: what is still to be built, and how long it
-    takes.
+    """A sentence to print before building: the number of missing artifacts, and the time.
 
     Args:
-        wanted: rows by id, each with its model, negatives and generations over all seeds, or single
-            artifacts; what they are built from counts too.
+        wanted: ids of rows, each with model, negatives and generations over all seeds, or single
+            artifacts; their dependencies count too.
 
-    The minutes are the plan's estimate, by the speeds of this machine where they are measured
-    (`calibration`), else by those that the profile states for the hardware that it names.
+    Minutes are estimated from speeds measured here (`calibration`), or from the speeds stated in
+    the profile.
 
     Raises:
-        KeyError: no such row.
+        KeyError: unknown row.
     """
     profile = suite.profile
     roots = [
@@ -29,13 +28,13 @@ def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
         for item in wanted
         for seed in range(profile.seeds)
     ]
-    lacking = [planned for planned in suite.plan(*roots) if not planned.made] if roots else []
+    lacking = [planned for planned in suite.plan(*roots) if not planned.cached] if roots else []
     if not lacking:
-        return "Everything this notebook needs is made already: it takes seconds."
+        return "Everything this notebook needs is cached: it takes seconds."
     minutes = sum(planned.seconds for planned in lacking) / 60
     measured = all(calibration.measurable(profile, model) for model in profile.models.values())
     return (
-        f"{len(lacking)} artifact{'s are' if len(lacking) > 1 else ' is'} still to be made, about "
-        f"{minutes:.0f} minutes on {'this machine' if measured else profile.hardware}; what is "
-        "made once is found again."
+        f"{len(lacking)} artifact{'s are' if len(lacking) > 1 else ' is'} still to be built, about "
+        f"{minutes:.0f} minutes on {'this machine' if measured else profile.hardware}; built "
+        "artifacts are cached."
     )

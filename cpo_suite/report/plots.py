@@ -190,7 +190,7 @@ def _in_words(outcome: Any) -> str:
 # --- Training -------------------------------------------------------------------------------------
 
 # Panels: a history's column, whether of contrastive trainings or of MLE, and a title.
-PANELS = (
+CURVE_PANELS = (
     ("loss", False, "MLE loss per token (nats)"),
     ("loss", True, "CPO loss per example"),
     ("margin", True, "margin: reward of y₁ − negatives"),
@@ -216,7 +216,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     look_of = dict(zip(frames, looks, strict=False))
     panels = {
         (column, title): group
-        for column, contrastive, title in PANELS
+        for column, contrastive, title in CURVE_PANELS
         if (group := {name: frame for name, frame in frames.items()
                       if column in frame and ("margin" in frame) == contrastive})
     }  # fmt: skip

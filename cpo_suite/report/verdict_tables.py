@@ -29,11 +29,11 @@ from cpo_suite.report.tables import verdicts_of
 from cpo_suite.store import artifacts_folder
 from cpo_suite.suite import Suite
 
-COUNTS = ("valid", "invalid", "ties", "marked")
+VERDICT_COUNTS = ("valid", "invalid", "ties", "marked")
 WHY_INVALID = {kind: f"invalid_{kind.replace(' ', '_')}" for kind in INVALID_KINDS}
 ESTIMATES = ("win_rate", "pick_a", "longer_wins", "length_controlled", "flip_rate", "over_mle")
-COLUMNS = [
-    "row", "judge", "date", "prompt", "seeds", "planned", *COUNTS, *WHY_INVALID.values(),
+VERDICT_COLUMNS = [
+    "row", "judge", "date", "prompt", "seeds", "planned", *VERDICT_COUNTS, *WHY_INVALID.values(),
     "worst", "best", *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
     "mcnemar_p", "holm_p",
 ]  # fmt: skip
@@ -60,7 +60,7 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
         for row in suite.profile.trained_rows
         if row.measure == "win_rate" and suite.profile.judge.kind != "none"
     ]
-    frame = pd.DataFrame(records, columns=COLUMNS)
+    frame = pd.DataFrame(records, columns=VERDICT_COLUMNS)
     for _, rows in frame.groupby(frame["row"].map(lambda row: row.split("/")[0])):
         tested = rows["mcnemar_p"].dropna()
         frame.loc[tested.index, "holm_p"] = statistics.holm(tested.tolist())
@@ -78,7 +78,7 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
         "seeds": len(per_seed),
         "planned": len(first),
     }
-    for name in COUNTS:
+    for name in VERDICT_COUNTS:
         record[name] = sum(getattr(verdicts, name) for verdicts in per_seed)
     for kind, name in WHY_INVALID.items():
         record[name] = sum(verdicts.invalid_kinds[kind] for verdicts in per_seed)
@@ -117,7 +117,7 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
 # --- The store ------------------------------------------------------------------------------------
 
 
-def report(model: str | None = None, export: str | None = None, forget: str | None = None) -> int:
+def print_verdicts(model: str | None, export: str | None, forget: str | None) -> int:
     """Print one line for each judge, and write every verdict to `export` if given.
 
     Args:

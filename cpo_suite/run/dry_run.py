@@ -1,4 +1,4 @@
-"""What a run would take, as text, said before any of it is spent: time, memory, disk and money."""
+"""Cost of a run as text, before it starts: time, memory, disk and money."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from cpo_suite.suite import Suite
 
 
 def plan(profile: str, overrides: Sequence[str], output: str) -> list[Planned]:
-    """The artifacts of a suite, in the order of building; reads its data, and builds nothing."""
+    """The artifacts of a suite in build order; reads data, builds nothing."""
     return Suite.open(profile, list(overrides), output).plan()
 
 
 def plan_without_data(profile: Profile, output: Path) -> list[Planned]:
-    """The same by the profile alone, with texts as long as Dolly's and nothing cached."""
+    """The plan from the profile alone: texts as long as Dolly's, nothing cached."""
     return Suite.stated(profile, Store(artifacts_folder()), output).plan()
 
 
-def to_make(planned: Sequence[Planned]) -> list[Planned]:
-    """Those that the store does not have yet."""
-    return [item for item in planned if not item.made]
+def to_build(planned: Sequence[Planned]) -> list[Planned]:
+    """Artifacts that are not cached."""
+    return [item for item in planned if not item.cached]
 
 
 def disk_gb(planned: Sequence[Planned]) -> float:
-    """GB that artifacts still take: what stays, and the most that checkpoints take meanwhile."""
-    todo = to_make(planned)
+    """GB still needed: permanent files, and the largest training's checkpoints."""
+    todo = to_build(planned)
     return sum(item.disk_gb for item in todo) + max((item.scratch_gb for item in todo), default=0.0)
 
 
 def totals(profile: Profile, planned: Sequence[Planned]) -> str:
-    """What the profile is, what the artifacts still to make take together, and what does not fit.
+    """Summary of the profile, the total cost of artifacts to build, and what does not fit.
 
-    Memory is that of the largest artifact, as they are made in turn.
+    Memory is that of the largest artifact, since artifacts are built one by one.
     """
     store = artifacts_folder()
     settings = precision.resolved(profile, store)
-    todo, count = to_make(planned), settings.processes.count
+    todo, count = to_build(planned), settings.processes.count
     memory = max((item.memory_gb for item in todo), default=0.0)
     time, on_each_gpu = duration(sum(item.seconds for item in todo)), ""
     if settings.gpus:
@@ -59,7 +59,7 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
     lines = [
         precision.statement(profile, store),
         f"{profile.name}: {profile.description}. Meant for {profile.hardware}.",
-        f"{len(planned)} artifacts, {len(planned) - len(todo)} made, {len(todo)} to make: "
+        f"{len(planned)} artifacts, {len(planned) - len(todo)} cached, {len(todo)} to build: "
         f"{', '.join(costs)}.",
     ]
     if (there := settings.gpu_memory_gb) is not None:
@@ -69,7 +69,7 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
 
 
 def too_large(profile: Profile, gpu_memory_gb: float) -> Iterator[tuple[str, str]]:
-    """The trainings that do not fit into so much memory of each GPU, each with what to change."""
+    """Trainings that exceed this memory per GPU, each with a remedy."""
     for name in {row.model: None for row in profile.trained_rows}:
         needed = training_memory_gb(profile, name)
         if needed > gpu_memory_gb:
@@ -84,10 +84,10 @@ def too_large(profile: Profile, gpu_memory_gb: float) -> Iterator[tuple[str, str
 def own_rows(
     number: str, rows: Mapping[str, Sequence[str]], planned: Sequence[Planned]
 ) -> list[str]:
-    """A line about the rows that a notebook adds itself, and that no plan can know; none without.
+    """A line about custom rows that a notebook adds, which no plan can contain; [] without any.
 
     Args:
-        rows: their ids, each with the rows of which it is like the first that is planned.
+        rows: by id, candidate rows; the custom row costs as much as the first planned one.
     """
     of_row: dict[str, list[Planned]] = {}
     for item in planned:  # such as "model t2/ANR"
@@ -100,12 +100,12 @@ def own_rows(
     seconds = duration(sum(item.alone for item in like_theirs))
     return [
         f"Not counted there: notebook {number} defines {', '.join(rows)} itself; if they are "
-        f"not made yet, about {seconds} more, {_asked(like_theirs)}."
+        f"not cached yet, about {seconds} more, {_asked(like_theirs)}."
     ]
 
 
 def _asked(planned: Sequence[Planned]) -> str:
-    """What is asked of chat models, and its price."""
+    """Requests to chat models, and their price."""
     requests, usd = sum(item.requests for item in planned), sum(item.usd for item in planned)
     tokens = sum(item.tokens for item in planned) / 1e6
     asked = f"{requests:,} requests of {tokens:.1f} M tokens, " if requests else ""
@@ -113,24 +113,24 @@ def _asked(planned: Sequence[Planned]) -> str:
 
 
 def artifacts_table(planned: Sequence[Planned]) -> str:
-    """One line for each artifact: made or to make, and what making it takes."""
+    """One line per artifact: cached, or to build with its cost."""
     heading = "artifact,stage,state,time,GPU-hours,memory GB,disk GB,requests,tokens,USD"
     rows = [heading.split(",")]
     for item in planned:
         cost = [duration(item.seconds), f"{item.gpu_hours:.2f}", f"{item.memory_gb:.2f}"]
         cost += [f"{item.disk_gb:.3f}", f"{item.requests:,}", f"{item.tokens:,.0f}"]
-        state = ["made"] if item.made else ["to make", *cost, f"{item.usd:.2f}"]
+        state = ["cached"] if item.cached else ["to build", *cost, f"{item.usd:.2f}"]
         rows.append([item.name, item.stage, *state])
-    return table(rows)
+    return text_table(rows)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first the heading, as text in columns."""
     return tabulate(rows, headers="firstrow", tablefmt="plain", disable_numparse=True)
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as a person would say it."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -55,7 +55,7 @@ def build_shared(suite: Suite, keys: Sequence[str] = ()) -> None:
     leave_together()
 
 
-def main() -> None:
+def build_job() -> None:
     """Build what the job file that is named on the command line describes; one of its processes."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     threading.Thread(target=_end_with, args=(job["owner"],), daemon=True).start()
@@ -75,4 +75,4 @@ def _end_with(owner: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    build_job()

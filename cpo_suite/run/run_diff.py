@@ -12,7 +12,7 @@ from cpo_suite.profile import ProfileError
 TIMES = {"started", "finished", "notebook_seconds", "gpu_hours"}
 
 
-def report(before: str, after: str) -> int:
+def print_difference(before: str, after: str) -> int:
     """Print the two records' difference: settings, versions, recipes of artifacts, outputs.
 
     Returns:

@@ -28,8 +28,7 @@ from nbclient.exceptions import DeadKernelError
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT
 from cpo_suite.report.page import write_report
-from cpo_suite.run import doctor, run_record
-from cpo_suite.run import dry_run as estimate
+from cpo_suite.run import doctor, dry_run, run_record
 from cpo_suite.run.executed import KERNEL_DIED, failure_in, make_portable
 from cpo_suite.run.invocation import BadInput, Notebook, Run, settle, shown
 
@@ -56,7 +55,7 @@ def run_suite(
     dry_run: bool = False,
     *,
     root: Path = ROOT,
-    plan: Plan = estimate.plan,
+    plan: Plan = dry_run.plan,
 ) -> int:
     """Run the notebooks, or with `dry_run` say what running them would take.
 
@@ -134,23 +133,23 @@ def _preflight(run: Run, plan: Plan) -> list[Planned]:
 def _print_dry_run(run: Run, plan: Plan) -> None:
     print(f"Notebooks, written to {shown(run.output)}:")
     rows = [(notebook.path.stem, ", ".join(notebook.outputs)) for notebook in run.notebooks]
-    print(estimate.table([("notebook", "outputs"), *rows]) + "\n")
+    print(dry_run.text_table([("notebook", "outputs"), *rows]) + "\n")
     planned, missing = _look(run, plan)
     for finding in [*missing, *doctor.chat_models(run.settings, ask=False)]:
         if not finding.ok:
             print(f"Missing: {finding}.")
     if planned is None:
         print("Counted by the profile alone, with texts as long as Dolly's.")
-        planned = estimate.plan_without_data(run.settings, run.output)
+        planned = dry_run.plan_without_data(run.settings, run.output)
     run.planned = planned
-    print(f"\n{estimate.artifacts_table(planned)}\n")
+    print(f"\n{dry_run.artifacts_table(planned)}\n")
     _print_totals(run)
 
 
 def _print_totals(run: Run) -> None:
-    print(estimate.totals(run.settings, run.planned))
+    print(dry_run.totals(run.settings, run.planned))
     for notebook in run.notebooks:
-        for line in estimate.own_rows(notebook.number, notebook.own_rows, run.planned):
+        for line in dry_run.own_rows(notebook.number, notebook.own_rows, run.planned):
             print(line)
 
 
@@ -164,7 +163,8 @@ def _print_summary(run: Run) -> None:
     ]
     if rows:
         print(
-            "\n" + estimate.table([("notebook", "status", "seconds", "reason"), *rows]), flush=True
+            "\n" + dry_run.text_table([("notebook", "status", "seconds", "reason"), *rows]),
+            flush=True,
         )
 
 

@@ -8,7 +8,7 @@ import ipywidgets
 import pandas as pd
 from markupsafe import Markup
 
-from cpo_suite.teaching.piece import Piece, table, text_of
+from cpo_suite.teaching.piece import Piece, markup_table, text_of
 
 ENDS = {0.0: " (CPO)", 1.0: " (MLE continued)"}
 
@@ -65,7 +65,7 @@ def _answers(recorded: str, answers: Mapping[float, str], chosen: float) -> Mark
         same = f"(the same text as at alpha = {first[text]:g})" if text in first else text
         columns[f"alpha = {alpha:g}{ENDS.get(alpha, '')}"] = same
         first.setdefault(text, alpha)
-    return table(columns, [[text_of(text) for text in columns.values()]])
+    return markup_table(columns, [[text_of(text) for text in columns.values()]])
 
 
 def _scores(
@@ -79,4 +79,4 @@ def _scores(
         columns[f"{name}, mean"] = values.mean()
     numbers = pd.DataFrame(columns).sort_index().map("{:.3f}".format, na_action="ignore")
     numbers.index = [f"{alpha:g}{' (chosen)' * (alpha == chosen)}" for alpha in numbers.index]
-    return table(["alpha", *columns], numbers.fillna("").itertuples(), row_names=True)
+    return markup_table(["alpha", *columns], numbers.fillna("").itertuples(), row_names=True)

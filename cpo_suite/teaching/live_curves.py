@@ -45,7 +45,7 @@ class LiveCurves:
         if self.trainings:
             self._draw(finished=True)
         elif in_notebook():
-            print("No training ran here: what this cell makes was made already.")
+            print("No training ran here: what this cell builds is cached.")
 
     def watch(self, description: str, steps: int, log: Log) -> None:
         """Told by a training of each step: what it is, how many steps it has, its log so far."""

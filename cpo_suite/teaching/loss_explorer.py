@@ -20,7 +20,7 @@ MOST = 6  # candidates
 BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 # Title and number format of each panel of the figure.
-PANELS = {
+BAR_PANELS = {
     "reward": ("reward r = beta x log-ratio", "{:+.3f}"),
     "weight": ("weight: softmax of the rewards", "{:.3f}"),
     "push": ("push on the log-probability", "{:+.3f}"),
@@ -87,7 +87,7 @@ def loss_parts(
     rewards = beta * policy.detach()[0]
     parts = {"reward": rewards, "weight": rewards.softmax(-1), "push": -gradient[0]}
     names = ["y1, ground truth", *(f"y{number}" for number in range(2, len(log_ratios) + 1))]
-    return loss.item(), pd.DataFrame({name: parts[name].tolist() for name in PANELS}, names)
+    return loss.item(), pd.DataFrame({name: parts[name].tolist() for name in BAR_PANELS}, names)
 
 
 def loss_page(log_ratios: Sequence[float], beta: float, ranked: bool) -> Markup:
@@ -112,7 +112,7 @@ def loss_figure(parts: pd.DataFrame) -> Figure:
     with style():
         figure = Figure(figsize=(PAGE, 0.7 + 0.25 * len(parts)))
         grid = figure.subplots(1, 3, sharey=True)
-        for axes, (column, (title, number)) in zip(grid, PANELS.items(), strict=True):
+        for axes, (column, (title, number)) in zip(grid, BAR_PANELS.items(), strict=True):
             values = parts[column]
             colours = [BLUE] + [VERMILION] * (len(values) - 1)
             bars = axes.barh(parts.index, values, height=0.62, color=colours)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import ipywidgets
 from markupsafe import Markup, escape
 
-from cpo_suite.teaching.piece import Piece, table, text_of
+from cpo_suite.teaching.piece import Piece, markup_table, text_of
 
 # From here on a token is as dark as it gets, in nats; below, in this many shades.
 DARKEST, SHADES = 8.0, 4
@@ -86,7 +86,7 @@ def candidates_page(prefix: str, candidates: Sequence[Candidate], kind: str, col
         row.append(f"{token.strip()!r} {logp:.1f}" if length else "")
         rows.append([*row, text_of(_coloured(candidates[0], candidate, colour))])
     return Markup("<p><b>Prefix.</b> {}</p><p>{}</p>{}").format(
-        text_of(prefix), LEGENDS[colour], table(COLUMNS, rows)
+        text_of(prefix), LEGENDS[colour], markup_table(COLUMNS, rows)
     )
 
 

@@ -72,7 +72,7 @@ def text_of(text: str) -> Markup:
     return Markup("<span style='{}'>{}</span>").format(look, text or "(empty)")
 
 
-def table(
+def markup_table(
     header: Iterable[object], rows: Iterable[Sequence[object]], row_names: bool = False
 ) -> Markup:
     """An HTML table; with `row_names` the first cell of each row is its name."""

@@ -11,13 +11,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from cpo.evaluation.judging import Judged, Verdicts
-from cpo_suite.teaching.piece import Piece, table, text_of
+from cpo_suite.teaching.piece import Piece, markup_table, text_of
 
 # (prompt, response) -> what a grade is made of, by name; the oracle's parts.
 Parts = Callable[[Judged, str], Mapping[str, float]]
 
 OUTCOMES = ("all", "won", "tied", "lost", "split", "invalid")
-VERDICTS = {"A": "A is better", "B": "B is better", "tie": "a tie", "invalid": "invalid"}
+VERDICT_WORDS = {"A": "A is better", "B": "B is better", "tie": "a tie", "invalid": "invalid"}
 
 
 def judgements(
@@ -96,9 +96,9 @@ def verdict_browser(pairs: Mapping[str, pd.DataFrame], parts: Parts | None = Non
 def judgement_page(pair: Any, title: str, parts: Parts | None = None) -> Markup:
     """Order, verdict and prompt of a pair, a row of `judgements`, and the answers with what their
     grades are made of."""
-    verdict = VERDICTS[pair.verdict]
+    verdict = VERDICT_WORDS[pair.verdict]
     if pd.notna(pair.exchanged):
-        verdict += f"; with the sides exchanged, {VERDICTS[pair.exchanged]}"
+        verdict += f"; with the sides exchanged, {VERDICT_WORDS[pair.exchanged]}"
     points = f", {pair.points:g} point(s)" if pd.notna(pair.points) else ""
     rows, grades = [], dict[str, float]()
     for side in ("A", "B"):
@@ -115,5 +115,5 @@ def judgement_page(pair: Any, title: str, parts: Parts | None = None) -> Markup:
     ).format(
         title, pair.number, pair.example.id, pair.category, pair.model_side,
         "B" if pair.model_side == "A" else "A", verdict, pair.outcome, points,
-        text_of(pair.example.prefix.strip()), table(header, rows, row_names=True),
+        text_of(pair.example.prefix.strip()), markup_table(header, rows, row_names=True),
     )  # fmt: skip

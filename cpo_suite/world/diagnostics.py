@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .oracle import PAIR_PARTS, WorldExample, oracle_parts, score_of
 
 
-class Row(NamedTuple):
+class GroupGrades(NamedTuple):
     """One group of answers: how many, mean grade, mean of each part in the order of
     `PAIR_PARTS`."""
 
@@ -33,7 +33,7 @@ def _worst(parts: dict[str, float]) -> str:
     return "no fault" if parts[name] == 1 else f"worst part: {name}"
 
 
-def diagnose(examples: Sequence[WorldExample], texts: Sequence[str]) -> list[Row]:
+def diagnose(examples: Sequence[WorldExample], texts: Sequence[str]) -> list[GroupGrades]:
     """Grades of `texts`, one per example, by group: all, each category, length of the ideal, worst
     part.
 
@@ -57,19 +57,20 @@ def diagnose(examples: Sequence[WorldExample], texts: Sequence[str]) -> list[Row
     return [_row(group, groups[group]) for group in sorted(groups, key=order)]
 
 
-def _row(group: str, graded: list[dict[str, float]]) -> Row:
+def _row(group: str, graded: list[dict[str, float]]) -> GroupGrades:
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(graded)
 
-    return Row(
+    return GroupGrades(
         group, len(graded), mean(map(score_of, graded)),
         *(mean(parts[name] for parts in graded) for name in PAIR_PARTS),
     )  # fmt: skip
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[GroupGrades]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(Row._fields) + " |", "| --- |" + " ---: |" * (len(Row._fields) - 1)]
+    names = GroupGrades._fields
+    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for row in rows:
         lines.append(f"| {row.group} | {row.n} | " + " | ".join(f"{x:.2f}" for x in row[2:]) + " |")
     return "\n".join(lines)
