@@ -1,8 +1,7 @@
-"""Contrastive preference optimization (CPO, arXiv 2502.16433), whole and reproducible.
+"""Contrastive preference optimization (CPO, arXiv 2502.16433): the reference implementation.
 
-Five names are public here; each is imported when it is first used, so that the losses need torch
-alone. Not to be confused with TRL's `CPOTrainer`, a different method of the same acronym (Xu et al.
-2024).
+Five names are public here. Each is imported on first use, so that the losses need only torch. TRL's
+`CPOTrainer` is a different method with the same acronym (Xu et al. 2024).
 """
 
 from __future__ import annotations

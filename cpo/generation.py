@@ -1,7 +1,7 @@
 """Decoding: continuations of tokenised prefixes.
 
-Greedy and top-k decoding run from one pass over each prefix, for models that share a prefix
-(`engine.forward_pass`); everything else is transformers' own `generate` (`engine.decoding`).
+Greedy and top-k decoding compute each prefix once, for models that can share it
+(`engine.forward_pass`); all else uses transformers' `generate` (`engine.decoding`).
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ def generate(
     Args:
         model: a causal language model in evaluation mode.
         prefixes: N prefixes as token ids.
-        max_new_tokens: the bound; a continuation that reaches it has no EOS.
+        max_new_tokens: the length bound; a continuation that reaches it may have no EOS.
         batch: sequences decoded together, `per_prefix` copies counted.
-        seed: seeds sampling, each batch by itself: with the same batch size the same continuations
-            come out, wherever its batches are decoded.
-        lengths: a guess at each continuation's length; alike ones are decoded together, so that
-            few wait for a long neighbour.
-        never: ids that are not drawn, such as rows of the embedding that no token stands for.
+        seed: seeds each batch separately: at the same batch size, the continuations do not depend
+            on which process decodes a batch.
+        lengths: each continuation's expected length; similar ones are decoded together, so that few
+            wait for a long neighbour.
+        never: ids never drawn, such as embedding rows without a token.
         decoding: arguments of `generate`: do_sample, top_k, top_p, temperature, num_beams.
 
     Returns:
-        For each prefix, in the order given, `per_prefix` lists of ids. EOS is the last id where the
-        model emitted it, and is never added where it did not.
+        For each prefix, in input order, `per_prefix` lists of ids. EOS is the last id where the
+        model emitted it, and is never added.
 
     Raises:
         ValueError: a prefix is empty, or with `max_new_tokens` does not fit the model's positions.
-        ModelError: the model's logits depend on later tokens, or `generate` has others.
+        ModelError: the model's logits depend on later tokens, or `generate` gives different ones.
     """
     width = _checked_width(model, prefixes, max_new_tokens)
     model.eval()
@@ -69,14 +69,14 @@ def generate(
 
     def decoded(start: int) -> list[list[int]]:
         together = [prefixes[row] for row in batches[start]]
-        asked = model, together, per_prefix, max_new_tokens, eos_token_id, never
+        arguments = model, together, per_prefix, max_new_tokens, eos_token_id, never
         batch_seed = stream_seed(seed, start)
         if top_k is None:
             torch.manual_seed(batch_seed)
-            ids = decode_by_transformers(*asked, options)
+            ids = decode_by_transformers(*arguments, options)
         else:
             generator = torch.Generator(model.device).manual_seed(batch_seed)
-            ids = decode_top_k(*asked, top_k, generator)
+            ids = decode_top_k(*arguments, top_k, generator)
         bar.update(len(together) * process_count())
         return [up_to_eos(row, eos_token_id) for row in ids.tolist()]
 
@@ -94,8 +94,8 @@ def generate(
 
 
 def _options(decoding: dict[str, Any]) -> dict[str, Any]:
-    """What `generate` of transformers is told: all that was named, and nothing where greedy."""
-    # top_k is named even when unused: transformers' default of 50 would apply to every sampling.
+    """The arguments of transformers' `generate`; greedy decoding takes only the beams."""
+    # top_k is set even when unused: transformers' default of 50 would apply to all sampling.
     options = {"do_sample": False, "top_k": 0}
     options |= {name: value for name, value in decoding.items() if value is not None}
     if not options["do_sample"]:
@@ -104,7 +104,7 @@ def _options(decoding: dict[str, Any]) -> dict[str, Any]:
 
 
 def _top_k_of(options: dict[str, Any]) -> int | None:
-    """How many tokens a step chooses among, 1 if greedy; None if it is not that simple."""
+    """The number of candidates per step, 1 if greedy; None for other decoding methods."""
     others = options.keys() - {"do_sample", "top_k"}
     if any(options[name] != 1 for name in others):  # beams, top-p, another temperature
         return None
@@ -114,7 +114,7 @@ def _top_k_of(options: dict[str, Any]) -> int | None:
 def _batches(
     prefix_lengths: Sequence[int], guesses: Sequence[int], size: int, of_equal_length: bool
 ) -> dict[int, list[int]]:
-    """Rows to decode together, at most `size`, by the number of rows that come before them."""
+    """Rows to decode together, at most `size`, keyed by the number of rows before them."""
     rows = sorted(range(len(prefix_lengths)), key=lambda row: (guesses[row], prefix_lengths[row]))
     runs = [rows]
     if of_equal_length:
@@ -125,7 +125,7 @@ def _batches(
 
 
 def _checked_width(model: Any, prefixes: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """Tokens of the longest sequence that may come out."""
+    """The length in tokens of the longest possible sequence."""
     if not all(map(len, prefixes)):
         raise ValueError("an empty prefix cannot be continued")
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -139,13 +139,13 @@ def _checked_width(model: Any, prefixes: Sequence[Sequence[int]], max_new_tokens
 
 
 def ids_without_token(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that a model can emit and no token of the tokenizer has, such as rows that only pad its
-    embedding to a round size."""
+    """Ids that a model can emit but its tokenizer lacks, such as rows that pad the embedding to a
+    round size."""
     known = set(tokenizer.get_vocab().values())
     return sorted(set(range(model.config.get_text_config().vocab_size)) - known)
 
 
 def up_to_eos(ids: Sequence[int], eos_token_id: int) -> list[int]:
-    """The ids up to and including the first EOS; all of them where there is none."""
+    """The ids up to and including the first EOS; all of them if there is none."""
     ids = list(ids)
     return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids

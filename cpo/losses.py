@@ -1,14 +1,14 @@
 """The objectives, as pure functions of sequence log-probabilities.
 
-CPO teaches a model to tell the ground truth from synthetic negatives better than its own reference
-does: a softmax over K continuations of one prefix, each scored by beta times its log-ratio to the
-reference. Feng et al. 2025, arXiv 2502.16433; equation numbers are the paper's.
+CPO trains a model to tell the ground truth from synthetic negatives better than its reference does:
+a softmax over K continuations of one prefix, each scored by beta times its log-ratio.
+Feng et al. 2025, arXiv 2502.16433; equation numbers are the paper's.
 
-Every log-probability is a *sum* over the continuation's tokens, its EOS included where it has one.
+Every log-probability is a *sum* over the continuation's tokens, including EOS if present.
 All tensors are `[B, K]`: B prefixes, K continuations, column 0 the ground truth (or, for the ranked
-loss, the best first). Everything is computed in the dtype of its inputs. What a masked column
-holds, be it -inf or NaN, changes neither loss nor gradient; in a usable column such a value goes
-through to the loss. This file needs torch alone.
+loss, the best first). Computation is in the dtype of the inputs. Values in a masked column, even
+-inf or NaN, affect neither loss nor gradient; in a usable column they propagate to the loss. This
+file needs only torch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ def cpo_loss(
 
     Args:
         policy_logps: `[B, K]` float, log pi_theta(y_j | x), column 0 the ground truth.
-        reference_logps: `[B, K]` float, log pi_ref(y_j | x), same order; carries no gradient.
+        reference_logps: `[B, K]` float, log pi_ref(y_j | x), same order; detached.
         beta: scale of the log-ratios, 5 in the paper.
-        mask: `[B, K]` bool, True where a candidate is usable; column 0 has to be. None: all are.
+        mask: `[B, K]` bool, True where a candidate is usable, as column 0 must be. None: all are.
 
     Returns:
-        Scalar, the mean over the batch. It is ln K where the policy is the reference and nothing is
-        masked.
+        Scalar, the mean over the batch; ln K if policy equals reference and nothing is masked.
 
     Raises:
         ValueError: shapes differ, a row has no usable ground truth, or beta is not positive.
@@ -47,24 +46,23 @@ def ranked_cpo_loss(
 ) -> Tensor:
     """CPO with ranking, equation 2: the likelihood of the whole order, best first.
 
-    The paper prints eq. 2 with the denominator outside the product; the Plackett-Luce form of its
-    eq. 6 is meant.
+    The paper prints eq. 2 with the denominator outside the product; this is the Plackett-Luce form
+    of its eq. 6.
 
     Args:
         policy_logps, reference_logps, beta: as for `cpo_loss`, the columns in the order tau, best
         first.
-        mask: `[B, K]` bool; a masked column has no factor of its own and is in no denominator.
+        mask: `[B, K]` bool; a masked column has no factor and enters no denominator.
 
     Returns:
-        Scalar, the mean over the batch; ln K! where the policy is the reference and nothing is
-        masked.
+        Scalar, the mean over the batch; ln K! if policy equals reference and nothing is masked.
 
     Raises:
         ValueError: as `cpo_loss`.
     """
     rewards = implicit_rewards(policy_logps, reference_logps, beta)
     usable = _checked_mask(rewards, mask)
-    # Not -inf: a tail may hold masked columns only, and -inf - (-inf) is NaN.
+    # Not -inf: a tail may hold only masked columns, and -inf - (-inf) is NaN.
     rewards = rewards.masked_fill(~usable, torch.finfo(rewards.dtype).min / 4)
     # logsumexp over j >= k for every k at once: a running logsumexp from the last column.
     log_tail_sums = rewards.flip(-1).logcumsumexp(-1).flip(-1)
@@ -82,7 +80,7 @@ def dpo_loss(
         beta, mask: as for `cpo_loss`; a row whose rejected response is masked contributes 0.
 
     Returns:
-        Scalar, the mean over the batch; ln 2 where the policy is the reference.
+        Scalar, the mean over the batch; ln 2 if policy equals reference.
 
     Raises:
         ValueError: as `cpo_loss`, or K is not 2.
@@ -91,7 +89,7 @@ def dpo_loss(
         raise ValueError(f"DPO compares two responses, not {policy_logps.shape[-1]}; use cpo_loss")
     chosen, rejected = implicit_rewards(policy_logps, reference_logps, beta).unbind(-1)
     usable = _checked_mask(policy_logps, mask)[:, 1]
-    # Before the sigmoid too: its gradient at -inf or NaN is NaN, and 0 times that is NaN.
+    # Mask before the sigmoid too: its gradient at -inf or NaN is NaN, and so is 0 times that.
     margins = (chosen - rejected).masked_fill(~usable, 0.0)
     return -F.logsigmoid(margins).masked_fill(~usable, 0.0).mean()  # eq. 5
 
@@ -132,8 +130,8 @@ def _checked_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return torch.ones_like(scores, dtype=torch.bool)
     if mask.shape != scores.shape or mask.dtype != torch.bool:
-        is_now = f"{mask.dtype} {tuple(mask.shape)}"
-        raise ValueError(f"mask must be bool of shape {tuple(scores.shape)}, not {is_now}")
+        actual = f"{mask.dtype} {tuple(mask.shape)}"
+        raise ValueError(f"mask must be bool of shape {tuple(scores.shape)}, not {actual}")
     if not mask[:, 0].all():
         raise ValueError("column 0, the ground truth, is masked in some row; drop such rows")
     return mask

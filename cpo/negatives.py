@@ -1,9 +1,8 @@
-"""The kinds of negatives and their mixtures: section 3 of the paper, its distribution A.
+"""The kinds of negatives and their mixtures (section 3 of the paper, its distribution A).
 
-A sampler draws candidates for the rows of a training schedule. `draw_negatives` asks the samplers
-of a mixture, draws again what equals the ground truth or an earlier negative of its prefix, a
-bounded number of times, and masks what is still missing. All of it is drawn offline, from the
-reference.
+A sampler draws candidates for the rows of a training schedule. `draw_negatives` calls the samplers
+of a mixture, redraws degenerate negatives a bounded number of times, and masks columns still empty.
+All negatives are drawn offline, from the reference.
 """
 
 from __future__ import annotations
@@ -26,24 +25,23 @@ Continuation = tuple[int, ...]
 
 MEANFIELD_SHARE = 0.15  # section 4: "we always randomly swap 15% tokens"
 AUTOREGRESSIVE_TOP_K = 50  # section 3
-DRAWS = 4  # the first, and three more for degenerate negatives
+MAX_DRAWS = 4  # the first, and three to replace degenerate negatives
 
 
 @dataclass(frozen=True)
 class PlannedRows:
-    """The rows of a training schedule, in its order, and what a sampler may draw with.
+    """The rows of a training schedule, in order, and what a sampler needs to draw for them.
 
     Attributes:
         prefixes, continuations: token ids, N = steps x batch of each; a continuation ends in EOS
-            unless it was capped.
+            (`eos_token_id`) unless it was capped.
         batch: rows `[i * batch, (i + 1) * batch)` are one global batch.
         model: the reference, a causal language model.
-        max_continuation_tokens: the bound on what AN samples.
-        unhelpful: responses written for DPO, one a row, None where there is none.
-        precision: fp32 or bf16, in which the model runs.
-        micro_batch, generation_batch: rows that are scored, and sequences that are sampled, at
-            once.
-        tokenizer: for samplers that need texts; with it, no id that it lacks is drawn.
+        max_continuation_tokens: bounds the length of AN.
+        unhelpful: DPO's rejected response of each row, None where there is none.
+        precision: the model's, fp32 or bf16.
+        micro_batch, generation_batch: rows scored, and sequences sampled, at once.
+        tokenizer: for samplers that need text; ids that it lacks are never drawn.
     """
 
     prefixes: Sequence[Sequence[int]]
@@ -64,7 +62,7 @@ class PlannedRows:
         return ids[:-1] if ids and ids[-1] == self.eos_token_id else ids
 
     def ids_without_token(self) -> list[int]:
-        """Ids of the model that its tokenizer does not know; none where no tokenizer is given."""
+        """Ids of the model that its tokenizer lacks; none without a tokenizer."""
         return [] if self.tokenizer is None else ids_without_token(self.model, self.tokenizer)
 
 
@@ -76,8 +74,8 @@ Sampler = Callable[[PlannedRows, Wanted, int], Mapping[int, Sequence[Continuatio
 SAMPLERS: Registry[Sampler] = Registry("kind of negative")
 
 
-# A decorator that makes a sampler known by name, as `@register("AN")`; a mixture then counts it as
-# `{AN: 3}`.
+# Decorator that registers a sampler, as `@register("AN")`; a mixture then refers to it, as in
+# `{"AN": 3}`.
 register = SAMPLERS.register
 
 
@@ -85,7 +83,8 @@ register = SAMPLERS.register
 def autoregressive(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """AN: sampled from pi_ref given the prefix, top-k with k = 50, temperature 1 (section 3).
 
-    EOS stands only where the model emitted it. Rows that want the same number are decoded together.
+    EOS appears only where the model emitted it. Rows that need the same number are decoded
+    together.
     """
     never = planned.ids_without_token()
     drawn: Drawn = {}
@@ -114,10 +113,10 @@ def autoregressive(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
 
 @register("BN")
 def batch_negatives(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
-    """BN: continuations of other prefixes of the same global batch, without replacement (section
+    """BN: continuations of other prefixes in the same global batch, without replacement (section
     3).
 
-    A row with an equal prefix is not another prefix: data sets hold repeated prompts.
+    Rows with an equal prefix are excluded: data sets repeat prompts.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
@@ -134,9 +133,8 @@ def batch_negatives(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
 def meanfield(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """MN: 15 % of y_1's tokens, each resampled once from pi_ref(. | x, y_<t) (section 3).
 
-    `max(1, round(0.15 T))` positions, uniformly, EOS excluded, all from one teacher-forced pass
-    over the ground truth. The paper prints the condition as y_1 .. y_t, which would hold y_t
-    itself.
+    `max(1, round(0.15 T))` positions, uniformly, EOS excluded, from one teacher-forced pass over
+    the ground truth. The paper prints the condition as y_1 .. y_t, which would include y_t itself.
     """
     scorer = GroupScorer(planned.model, planned.precision)
     never = planned.ids_without_token()
@@ -180,7 +178,7 @@ def _resample(body: Continuation, logits: Tensor, generator: torch.Generator) ->
 def truncation(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """TN: y_1 cut after 1 .. T - 1 of its T tokens, uniformly, and EOS appended (section 3).
 
-    The cuts of one draw differ from each other. A one-token response has no truncation.
+    The cuts of one draw are distinct. A one-token response has no truncation.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
@@ -193,12 +191,12 @@ def truncation(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
 
 @register("UN")
 def unhelpful(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
-    """UN: the unhelpful response that was written for the row, DPO's rejected one (section 4).
+    """UN: the unhelpful response written for the row, DPO's rejected response (section 4).
 
-    A row for which none could be written has no candidate.
+    A row without one has no candidate.
 
     Raises:
-        ValueError: nobody wrote any.
+        ValueError: no unhelpful responses were written.
     """
     if planned.unhelpful is None:
         raise ValueError("UN negatives need unhelpful responses, and none were written")
@@ -208,14 +206,14 @@ def unhelpful(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
 
 @dataclass
 class DrawReport:
-    """What became of the candidates of one kind, counted over all draws."""
+    """Counts of one kind's candidates over all draws."""
 
     asked: int = 0  # columns to fill
     drawn: int = 0  # candidates seen
     equal_to_truth: int = 0
     duplicates: int = 0
     masked: int = 0  # columns left empty
-    first_drawn: int = 0  # of the first draw alone: rates that no redrawing has coloured
+    first_drawn: int = 0  # in the first draw only, before any redrawing
     first_equal_to_truth: int = 0
     first_duplicates: int = 0
 
@@ -231,7 +229,7 @@ class DrawReport:
 
 @dataclass
 class DrawnNegatives:
-    """Candidates `[N][K]` with the ground truth in column 0, their usability, and the kind of each
+    """Candidates `[N][K]`, column 0 the ground truth; which are usable; and the kind of each
     column."""
 
     kinds: list[str]
@@ -243,15 +241,15 @@ class DrawnNegatives:
 def draw_negatives(
     planned: PlannedRows | Mapping[str, Any], mixture: Mapping[str, int], seed: int
 ) -> DrawnNegatives:
-    """Fill the columns of a mixture such as `{"BN": 3, "MN": 5, "TN": 3}` for every planned row.
+    """Fill the columns of a mixture such as `{"BN": 3, "MN": 5, "TN": 3}` for every row.
 
-    A candidate equal to the ground truth, or to an earlier negative of its prefix, is degenerate:
-    it is drawn again, up to three times, then its column is masked (and holds an empty
-    continuation).
+    A candidate equal to the ground truth, or to an earlier negative of its prefix, is degenerate.
+    It is redrawn up to three times; then its column is masked and holds an empty continuation.
 
     Args:
-        planned: the rows, or the fields of `PlannedRows` by name.
-        mixture: how many negatives of each kind.
+        planned: the rows of the training schedule, or the fields of `PlannedRows` by name.
+        mixture: the number of negatives of each kind.
+        seed: of all draws; every kind and draw has a stream of its own.
 
     Raises:
         RegistryError: a kind that is not registered.
@@ -262,7 +260,7 @@ def draw_negatives(
     for kind, count in mixture.items():
         SAMPLERS.check(kind)
         if count < 1:
-            raise ValueError(f"{kind}: {count} negatives asked for; leave the kind out instead")
+            raise ValueError(f"{kind}: {count} negatives requested; leave the kind out instead")
     if mixture.get("BN", 0) >= planned.batch:
         raise ValueError(
             f"{mixture['BN']} BN need a global batch of more than {planned.batch}: raise the batch"
@@ -275,8 +273,8 @@ def draw_negatives(
     )
     for kind, count in mixture.items():
         report = result.reports[kind] = DrawReport(asked=count * len(known))
-        # A stream for each kind and draw: a mixture's other counts change nothing.
-        streams = [stream_seed(seed, kind, draw) for draw in range(DRAWS)]
+        # One stream per kind and draw: the counts of other kinds change nothing.
+        streams = [stream_seed(seed, kind, draw) for draw in range(MAX_DRAWS)]
         drawn = _distinct(planned, SAMPLERS[kind], count, streams, known, report)
         for row, negatives in enumerate(drawn):
             missing = count - len(negatives)
@@ -294,8 +292,8 @@ def _distinct(
     known: list[set[Continuation]],
     report: DrawReport,
 ) -> list[list[Continuation]]:
-    """Up to `count` negatives for each row, none among the row's `known` candidates, by one draw
-    for each of the random streams; adds them to `known`, and counts in the report."""
+    """Up to `count` negatives per row, none among the row's `known` candidates, in one draw per
+    random stream; updates `known` and the report."""
     negatives: list[list[Continuation]] = [[] for _ in known]
     for draw, stream in enumerate(streams):
         wanted = {row: count - len(own) for row, own in enumerate(negatives) if len(own) < count}

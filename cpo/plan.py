@@ -1,5 +1,4 @@
-"""Fixed before anything runs: which rows a training sees, in which order, and random streams'
-seeds."""
+"""Fixed in advance: the rows of a training, their order, and the seeds of random streams."""
 
 from __future__ import annotations
 
@@ -10,14 +9,14 @@ from torch import Tensor
 
 
 def plan_batches(rows: int, steps: int, batch: int, seed: int) -> Tensor:
-    """Row indices `[steps, batch]`, int64: seeded epochs, each row at most once an epoch.
+    """Row indices `[steps, batch]`, int64: seeded epochs, each row at most once per epoch.
 
-    No global batch holds a row twice, so that batch negatives are always other rows: the rows that
-    do not fill the last batch of an epoch sit that epoch out. The plan for fewer steps is a prefix
-    of the plan for more.
+    No global batch repeats a row, so batch negatives always come from other rows. Rows that do not
+    fill an epoch's last batch are skipped in that epoch. The plan for fewer steps is a prefix of
+    the plan for more.
 
     Raises:
-        ValueError: there are fewer rows than one batch takes.
+        ValueError: there are fewer rows than one batch needs.
     """
     if rows < batch:
         raise ValueError(
@@ -34,6 +33,6 @@ def plan_batches(rows: int, steps: int, batch: int, seed: int) -> Tensor:
 
 
 def stream_seed(*parts: object) -> int:
-    """The seed of a random stream of its own, by what it is for: `stream_seed(0, "MN", 1)`."""
+    """The seed of an independent random stream, by its purpose: `stream_seed(0, "MN", 1)`."""
     digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:7], "big")

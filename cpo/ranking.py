@@ -1,4 +1,5 @@
-"""The order tau of equation 2 (section 3): the ground truth, then by cosine similarity to it."""
+"""The order tau of equation 2 (section 3): the ground truth, then candidates by cosine
+similarity."""
 
 from __future__ import annotations
 
@@ -24,20 +25,20 @@ def rank_candidates(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         mask: `[B, K]` bool, True where a candidate is usable.
 
     Returns:
-        order: `[B, K]` int64, a permutation of the columns: column 0 first always, then by falling
+        order: `[B, K]` int64, a permutation of the columns: column 0, then by decreasing
             similarity, ties by column, masked columns last.
         similarities: `[B, K]`, cosine of each candidate's embedding to the ground truth's.
     """
     unit = torch.nn.functional.normalize(embeddings.float(), dim=-1)
     similarities = (unit * unit[:, :1]).sum(-1)  # <e_j, e_1> / (|e_j| |e_1|), section 3
-    # Rounded, so that equal texts embedded in different batches tie, and a tie is broken by column.
+    # Rounded, so that equal texts embedded in different batches tie; column breaks ties.
     keys = similarities.mul(1e5).round().masked_fill(~mask, float("-inf"))
     keys[:, 0] = float("inf")
     return keys.argsort(dim=-1, descending=True, stable=True), similarities
 
 
 def embed_texts(texts: Sequence[str], embed: Embed, chunk: int = 4096) -> Tensor:
-    """Embeddings `[N, D]`, each distinct text embedded once; alike lengths go together."""
+    """Embeddings `[N, D]`, each distinct text embedded once, with texts of similar length."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     rows = {text: row for row, text in enumerate(distinct)}
     starts = range(0, len(distinct), chunk)
@@ -46,8 +47,7 @@ def embed_texts(texts: Sequence[str], embed: Embed, chunk: int = 4096) -> Tensor
 
 
 def minilm(precision: str) -> Embed:
-    """all-MiniLM-L6-v2 through sentence-transformers: from its offline package, else from the
-    hub."""
+    """all-MiniLM-L6-v2 via sentence-transformers, from its offline package or the hub."""
     from sentence_transformers import SentenceTransformer
 
     try:

@@ -1,7 +1,7 @@
 """Functions known by name: samplers of negatives, objectives and judges.
 
-A user may add functions to those of the project. A recipe names one of the project by its name, and
-one of a user by the hash of its source too, so that a changed function makes another artifact.
+Users may register their own. A recipe identifies a project function by name, a user's also by a
+hash of its source, so that a changed function defines a new artifact.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class RegistryError(ValueError):
-    """A name that is unknown or taken, or a function that no recipe can name; the message says
-    which."""
+    """An unknown or taken name, or a function that no recipe can identify."""
 
 
 class Registry(dict[str, Function]):
-    """Functions of one kind by name; an unknown name raises `error`, naming the nearest.
+    """Functions of one kind by name; an unknown name raises `error` and suggests the nearest.
 
     Args:
-        kind: what the functions are, for messages, such as "judge".
-        functions: those that it begins with.
-        reserved: names of the project that stand for no function.
-        error: what `registry[name]` and `register` raise.
+        kind: what messages call the functions, such as "judge".
+        functions: the initial ones.
+        reserved: project names without a function.
+        error: the exception that `registry[name]` and `register` raise.
     """
 
     def __init__(
@@ -49,27 +48,25 @@ class Registry(dict[str, Function]):
         raise KeyError(name)  # a reserved name
 
     def check(self, name: str) -> None:
-        """Raises this registry's `error`, with the nearest name, where the name is unknown."""
+        """Raise this registry's `error`, suggesting the nearest name, if the name is unknown."""
         known = (*self.reserved, *self)
         if name not in known:
             raise self.error(unknown(self.kind, name, known))
 
     def register(self, name: str) -> Callable[[Function], Function]:
-        """Decorator that makes a function known by `name`.
+        """Decorator that registers a function as `name`.
 
-        A name of one's own may be registered again, as when its cell runs again, and stands for the
-        new function then.
+        A user's name may be registered again, as when its cell is re-run; the new function replaces
+        the old one.
 
         Raises:
-            RegistryError, or this registry's `error`: the name is one of the project's, is empty
-                or holds a colon.
+            RegistryError, or this registry's `error`: the name is the project's, is empty or
+                contains a colon.
         """
         if not name or ":" in name:
-            raise self.error(f"a {self.kind}'s name is not empty and holds no colon: '{name}'")
+            raise self.error(f"a {self.kind}'s name must be non-empty, without a colon: '{name}'")
         if name in self.reserved or (name in self and is_ours(self[name])):
-            raise self.error(
-                f"there is a {self.kind} '{name}' already, the project's own; choose another name"
-            )
+            raise self.error(f"the project already has a {self.kind} '{name}'; choose another name")
 
         def add(function: Function) -> Function:
             self[name] = function
@@ -78,10 +75,10 @@ class Registry(dict[str, Function]):
         return add
 
     def identity(self, name: str) -> str:
-        """What names the function in a recipe, as `identity` has it.
+        """The function's identifier in a recipe, as by `registry.identity`.
 
         Raises:
-            RegistryError: the name is unknown (this registry's `error`), or as `identity`.
+            RegistryError: as `registry.identity`; for an unknown name, this registry's `error`.
         """
         return name if name in self.reserved else identity(name, self[name])
 
@@ -93,24 +90,24 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Collection[str]) -> str:
-    """What is wrong with a name that is not among those `known`, with the nearest of them."""
+    """The message for a name not in `known`, suggesting the nearest."""
     return f"unknown {kind} '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
 
 
 def is_ours(function: Callable[..., Any]) -> bool:
-    """Whether a registered function came with this project."""
+    """Whether a registered function belongs to this project."""
     return function.__module__.split(".")[0] in ("cpo", "cpo_suite")
 
 
 def identity(name: str, function: Callable[..., Any]) -> str:
-    """What names a registered function in a recipe.
+    """The identifier of a registered function in a recipe.
 
-    Its name where it came with the project, whose stages have versions of their own; else the name
-    and a hash: of its source, of the functions of its notebook or file that it uses, and of the
-    values there, such as a number set in a cell above. What it imports has no part in it.
+    A project function is identified by its name alone: the stages have versions. A user's adds a
+    hash of its source, of the functions it uses from its own notebook or file, and of values
+    defined there, such as a number set in a cell above. Imports are not hashed.
 
     Raises:
-        RegistryError: the source cannot be read, or it uses an object that is no plain value.
+        RegistryError: the source cannot be read, or it uses an object that is not a plain value.
     """
     if is_ours(function):
         return name
@@ -119,7 +116,7 @@ def identity(name: str, function: Callable[..., Any]) -> str:
 
 
 def _parts(name: str, function: Any, seen: set[Any]) -> Iterator[str]:
-    """The source of a function and of what it uses of its own module, each once."""
+    """The source of a function and of what it uses from its own module, each once."""
     function = inspect.unwrap(function)
     try:
         source = inspect.getsource(function)
@@ -144,13 +141,13 @@ def _parts(name: str, function: Any, seen: set[Any]) -> Iterator[str]:
         except (TypeError, ValueError):
             raise RegistryError(
                 f"'{name}' uses `{used}` ({type(value).__name__}) from outside the function, and "
-                "no recipe can tell when its content changes: make it inside the function, take it "
-                "from the function's arguments, or use plain values (numbers, texts, lists)"
+                "no recipe can detect when it changes: create it inside the function, pass it as "
+                "an argument, or use plain values (numbers, texts, lists)"
             ) from None
 
 
 def _used(function: Any) -> dict[str, Any]:
-    """What a function finds outside of itself, by name: globals, enclosing variables, defaults."""
+    """What a function uses from outside itself, by name: globals, enclosing variables, defaults."""
     names = sorted(_global_names(function.__code__))
     used = {name: function.__globals__[name] for name in names if name in function.__globals__}
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -166,7 +163,7 @@ def _global_names(code: CodeType) -> set[str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON lacks and has a text of its own all the same."""
+    """Serializable forms of values that JSON lacks."""
     if isinstance(value, (set, frozenset)):
         return sorted(map(repr, value))
     if isinstance(value, re.Pattern):

@@ -11,15 +11,15 @@ from cpo.scoring import GroupScorer
 class ScheduledSamplingScorer(GroupScorer):
     """Scores ground truths on inputs that are partly the model's own samples.
 
-    The first of `passes` passes sees the ground truth. Each samples a token for every position of
-    the continuation from what it expects there, and puts it into the next pass's input with
-    `probability`, by a fresh draw for each position. Positions before the pass's number stay as
-    they are, since what they were sampled from has come to rest. The last input is then scored
-    against the ground truth. Samples carry no gradient, and neither do the passes that make them.
+    The first of `passes` passes sees the ground truth. Each pass samples a token for every
+    continuation position and puts it into the next pass's input with `probability`, drawn
+    independently per position. From pass n on, the first n positions stay fixed, as the tokens that
+    they condition on no longer change. The last input is scored against the ground truth. Neither
+    samples nor sampling passes carry gradients.
 
-    Only continuation tokens are replaced, and only while training: in evaluation mode, and at
-    probability 0, this is a `GroupScorer`. Draws come from torch's global generator, whose state a
-    trainer's checkpoints keep.
+    Only continuation tokens are replaced, and only in training mode: in evaluation mode, or at
+    probability 0, this equals `GroupScorer`. Draws use torch's global generator, whose state is
+    part of the trainer's checkpoints.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ScheduledSamplingScorer(GroupScorer):
         continuation_ids: Tensor,
         continuation_mask: Tensor,
     ) -> Tensor:
-        """`[B, K]`: sums of the ground truths' token log-probabilities given the mixed inputs."""
+        """Summed ground-truth token log-probabilities given the mixed inputs, `[B, K]`."""
         gold, mask = continuation_ids, continuation_mask
         inputs = gold
         with torch.no_grad():

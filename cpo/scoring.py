@@ -1,8 +1,7 @@
 """From a model and groups of continuations to log-probabilities `[B, K]`.
 
-`sequence_logps` is what is computed, `GroupScorer` how: groups in, `[B, K]` out. Reference and
-policy go through the same module, precision and shapes, so that the first training step starts at
-ln K exactly.
+`sequence_logps` defines the values, `GroupScorer` computes them fast. Reference and policy share
+module, precision and shapes, so the first training loss is exactly ln K.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from cpo.engine.processes import process_count, shared_out
 from cpo.engine.progress import progress_bar
 from cpo.engine.vocabulary_head import token_logps
 
-# Up to this many tokens, plain matrix products in bf16 beat a processor's fused attention: measured
-# 1.6 times as fast forward and backward at 64 tokens, as fast at 256, and slower beyond.
+# Up to this many tokens, plain bf16 matrix products beat a CPU's fused attention. Measured forward
+# and backward: 1.6 times as fast at 64 tokens, equal at 256, slower beyond.
 SHORT_SEQUENCE = 192
 
 
@@ -46,8 +45,8 @@ def sequence_logps(
 ) -> Tensor:
     """log pi(y | x) of every continuation y of one prefix x, `[K]`, fp32: the plain version.
 
-    The prefix is repeated for each of them and all logits are computed, without padding.
-    `GroupScorer` gives the same values faster.
+    Repeats the prefix for each continuation and computes all logits, without padding. `GroupScorer`
+    gives the same values faster.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -58,17 +57,17 @@ def sequence_logps(
     for continuation in continuations:
         ids = torch.tensor([*prefix_ids, *continuation], device=model.device)
         logps = model(input_ids=ids[None]).logits[0].float().log_softmax(-1)  # [P + L, V]
-        before = logps[len(prefix_ids) - 1 : -1]  # row t expects token t + 1
+        before = logps[len(prefix_ids) - 1 : -1]  # row t predicts token t + 1
         tokens = ids[len(prefix_ids) :, None]
         sums.append(before.gather(-1, tokens).sum())  # sum_t log pi(y_t | x, y_<t)
     return torch.stack(sums)
 
 
 def order_by_length(groups: Sequence[Group], batch: int) -> list[int]:
-    """The rows, reordered within each global batch of `batch` so that alike lengths are neighbours.
+    """Row indices, sorted by length within each global batch of `batch`.
 
-    Micro-batches cut from it waste little on padding, and hold the same rows for training as for
-    its reference values.
+    Micro-batches cut from this order need little padding, and hold the same rows in training as for
+    the reference values.
     """
 
     def width(row: int) -> int:
@@ -96,7 +95,7 @@ def collate_groups(
     if len(sizes) != 1:
         raise ValueError(f"groups of a batch need the same K, not {sorted(sizes)}: mask the rest")
     if not all(len(group.prefix_ids) for group in groups):
-        raise ValueError("an empty prefix cannot be scored: its first token has no condition")
+        raise ValueError("an empty prefix cannot be scored: its first token has no context")
     prefix_ids, prefix_mask = padded([group.prefix_ids for group in groups], on_the_left=True)
     ids, mask = padded([row for group in groups for row in group.continuations])
     shape = len(groups), *sizes, ids.shape[-1]
@@ -123,9 +122,9 @@ def padded(rows: Sequence[Sequence[int]], on_the_left: bool = False) -> tuple[Te
 class GroupScorer(nn.Module):
     """Scores groups of continuations with a causal language model.
 
-    A group's prefix is computed once and its keys and values serve all K continuations; a
-    continuation that is the first one cut short, plus a token, needs no forward pass of its own.
-    Groups of one, and models for which that is not the same (`forward_pass`), repeat it.
+    A prefix is computed once, and its keys and values serve all K continuations. A truncation of
+    the first continuation, plus one token, needs no forward pass of its own. Groups of one, and
+    models whose logits would change (`forward_pass`), repeat the prefix.
 
     Args:
         model: a transformers causal language model with fp32 weights.
@@ -134,9 +133,9 @@ class GroupScorer(nn.Module):
             False.
         fp32_head: False computes logits in bf16 too: several times faster on a processor, good
             enough for pretraining, too coarse for log-ratios.
-        share_prefix: False repeats the prefix always.
-        tokens_at_once: of a larger batch, the columns are scored in parts of about so many tokens
-            that keep nothing for the backward pass, which scores each part again. None: no bound.
+        share_prefix: False always repeats the prefix.
+        tokens_at_once: larger batches are scored in parts of columns of about this many tokens,
+            each recomputed in the backward pass. None: no bound.
     """
 
     def __init__(
@@ -158,9 +157,8 @@ class GroupScorer(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> GroupScorer:
-        """Training mode, but for the model itself: what that mode brings there, dropout of any
-        make, router jitter or skipped layers, would make policy and reference differ. Gradient
-        checkpointing alone works in no other."""
+        """Set training mode, except for the model itself: dropout, router jitter or skipped layers
+        would make policy and reference differ. Only gradient checkpointing needs the mode there."""
         super().train(mode)
         self.model.train(mode and is_checkpointed(self.model))
         return self
@@ -168,7 +166,7 @@ class GroupScorer(nn.Module):
     def score(
         self, prefixes: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
     ) -> Tensor:
-        """`forward` of token ids: B prefixes and K continuations of each, as lists; `[B, K]`."""
+        """`forward` on lists of token ids, B prefixes with K continuations each; `[B, K]`."""
         groups = [Group(*pair) for pair in zip(prefixes, candidates, strict=True)]
         return self(**collate_groups(groups, self.model.device))
 
@@ -214,7 +212,7 @@ class GroupScorer(nn.Module):
         own = continuation_mask & ~truncated[..., None]
         inputs = continuation_ids if inputs is None else inputs
         states = self._states_before_tokens(prefix_ids, prefix_mask, inputs, own)
-        # A truncation ends in a token of its own, expected by the state in which column 0 goes on.
+        # A truncation's own last token is predicted by the state from which column 0 continues.
         end = (continuation_mask.sum(-1, keepdim=True) - 1).clamp_(min=0)
         state_number = (own.flatten().cumsum(0) - 1).view_as(own)
         cut_state = state_number[:, :1].expand_as(own).gather(-1, end)[..., 0][truncated]
@@ -227,15 +225,15 @@ class GroupScorer(nn.Module):
         spread = at_own.new_zeros(own.shape).masked_scatter(own, at_own)
         if len(at_cuts) == 0:
             return spread
-        # Its other tokens are those of column 0, and so are their log-probabilities.
+        # Its other tokens and their log-probabilities are those of column 0.
         position = torch.arange(own.shape[-1], device=own.device)
         copied = truncated[..., None] & (position < end)
         spread = torch.where(copied, spread[:, :1], spread)
         return spread.masked_scatter(truncated[..., None] & (position == end), at_cuts)
 
     def _parts(self, prefix_mask: Tensor, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        """All columns, in parts whose tokens with their prefixes are at most `tokens_at_once`, or
-        of one column."""
+        """The columns, in parts of at most `tokens_at_once` tokens with prefixes, or of one
+        column."""
         columns = torch.arange(mask.shape[1], device=mask.device)
         if self.tokens_at_once is None or prefix_mask.numel() + mask.numel() <= self.tokens_at_once:
             return [columns]
@@ -254,8 +252,8 @@ class GroupScorer(nn.Module):
         return list(columns.split(sizes))
 
     def _truncations(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Which columns need no pass of their own, `[B, K]`: column 0 cut short, or as long, with
-        any one token at the end. None where the prefix is repeated."""
+        """Which columns need no pass of their own, `[B, K]`: column 0 or a truncation of it, with
+        any last token. None if the prefix is repeated."""
         lengths = mask.sum(-1)
         position = torch.arange(ids.shape[-1], device=ids.device)
         same = (ids == ids[:, :1]) | (position >= lengths[..., None] - 1)
@@ -270,11 +268,10 @@ class GroupScorer(nn.Module):
         continuation_ids: Tensor,
         continuation_mask: Tensor,
     ) -> Tensor:
-        """Teacher-forced logits for every continuation token, `[N, V]`, fp32, N the tokens in the
-        mask.
+        """Teacher-forced logits of the N continuation tokens in the mask, `[N, V]`, fp32.
 
-        Row n is the distribution of token n of `continuation_ids[continuation_mask]` given what
-        stands before it. For samplers; scoring never holds this tensor whole.
+        Row n is the distribution of token n of `continuation_ids[continuation_mask]` given its
+        context. For samplers; scoring never holds this whole tensor.
         """
         states = self._states_before_tokens(
             prefix_ids, prefix_mask, continuation_ids, continuation_mask
@@ -284,7 +281,7 @@ class GroupScorer(nn.Module):
     def _states_before_tokens(
         self, prefix_ids: Tensor, prefix_mask: Tensor, continuation_ids: Tensor, mask: Tensor
     ) -> Tensor:
-        """What `forward_pass.states_before_tokens` gives, in this scorer's precision."""
+        """`forward_pass.states_before_tokens` in this scorer's precision."""
         prefix_ids, prefix_mask = left_aligned(prefix_ids, prefix_mask)
         width = prefix_ids.shape[-1] + mask.shape[-1]
         wanted = self.share_prefix and mask.shape[1] > 1
@@ -319,10 +316,10 @@ class GroupScorer(nn.Module):
 
 
 def disable_randomness(model: nn.Module) -> None:
-    """Set every rate of dropout, layer drop and router jitter in the model to 0: it would make
-    policy and reference differ at step 0.
+    """Set every dropout, layer-drop and router-jitter rate of the model to 0; any would make policy
+    and reference differ at step 0.
 
-    Where no `nn.Dropout` is used, modules keep such a rate as an attribute.
+    Modules that do not use `nn.Dropout` keep such a rate as an attribute.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -1,8 +1,8 @@
 """One `transformers.Trainer` subclass for MLE, CPO and their relatives, on a fixed schedule.
 
-Every objective sees the same thing: groups of K continuations scored to `[B, K]` by one module. MLE
-is a group of one. The trainer reads the schedule in order; checkpoints, exact resume and mixed
-precision are transformers' own.
+All objectives see groups of K continuations, scored to `[B, K]` by one module; for MLE, K = 1. The
+trainer reads the schedule in order; checkpoints, exact resume and mixed precision are
+transformers' own.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from cpo.scheduled_sampling import ScheduledSamplingScorer
 from cpo.scoring import Group, GroupScorer, collate_groups, order_by_length
 
 # A loss that compares continuations: (policy_logps, reference_logps, beta, mask) -> scalar mean.
-Objective = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+GroupLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
-# Objectives that compare nothing: a mean over the tokens of the ground truth.
+# Objectives without comparison: a mean over ground-truth tokens.
 NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
 
-OBJECTIVES: Registry[Objective] = Registry(
+OBJECTIVES: Registry[GroupLoss] = Registry(
     "objective",
     {
         "cpo": losses.cpo_loss,
@@ -46,36 +46,36 @@ OBJECTIVES: Registry[Objective] = Registry(
     reserved=NEXT_TOKEN_OBJECTIVES,
 )
 
-# Of them those to which the order of the columns, best first, means something.
+# Objectives that take the columns in ranked order, best first.
 RANKED_OBJECTIVES = {"ranked_cpo"}
 
-# |first loss - loss of the reference itself|: beyond this, policy and reference were scored
-# differently.
+# Bound on |first loss - loss at policy = reference|: beyond it, the two were scored differently.
 FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
 
-# |beta x log-ratio| of a mean over a batch: at the paper's beta of 5 a policy that gives a response
-# e ** 2,000 times the reference's probability has left it for good.
+# Bound on the batch mean of |beta x log-ratio|: at the paper's beta of 5, a response is then e **
+# 2,000 times as probable as under the reference.
 EXPLODED_REWARD = 1e4
 
-# Told of every step of every training in this process, such as what draws curves in a notebook.
+# Called after every step of every training in this process, for example to draw curves.
 WATCHERS: list[Watcher] = []
 
 
-def register_objective(name: str, ranked: bool = False) -> Callable[[Objective], Objective]:
-    """Make a loss known by name, as `@register_objective("hinge")`; a row then trains with it.
+def register_objective(name: str, ranked: bool = False) -> Callable[[GroupLoss], GroupLoss]:
+    """Decorator that registers a loss, as `@register_objective("hinge")`; a row then trains with
+    it.
 
     The loss takes `(policy_logps, reference_logps, beta, mask)` as `losses.cpo_loss` does, and
-    returns a scalar, the mean over the rows that it is given.
+    returns a scalar, the mean over its rows.
 
     Args:
-        ranked: give it the columns in the order of the ranking, best first, and not as drawn.
+        ranked: pass the columns in ranked order, best first, instead of as drawn.
 
     Raises:
         RegistryError: the name is one of the project's.
     """
     register = OBJECTIVES.register(name)
 
-    def add(objective: Objective) -> Objective:
+    def add(objective: GroupLoss) -> GroupLoss:
         (RANKED_OBJECTIVES.add if ranked else RANKED_OBJECTIVES.discard)(name)
         return register(objective)
 
@@ -83,24 +83,24 @@ def register_objective(name: str, ranked: bool = False) -> Callable[[Objective],
 
 
 def objective_identity(name: str) -> str:
-    """What names an objective in a recipe: its name, with the hash of its source if it is yours.
+    """The identifier of an objective in a recipe: its name, and a user's source hash.
 
     Raises:
-        RegistryError: no objective is registered by this name, or as `registry.identity`.
+        RegistryError: no objective has this name, or as `registry.identity`.
     """
-    named = OBJECTIVES.identity(name)
-    # Which order of the columns it sees is said beside the function, not in it.
-    return f"{named}:ranked" if named != name and name in RANKED_OBJECTIVES else named
+    identity = OBJECTIVES.identity(name)
+    # The function's source does not show which column order it takes.
+    return f"{identity}:ranked" if identity != name and name in RANKED_OBJECTIVES else identity
 
 
 class TrainingError(RuntimeError):
-    """A training that must not go on; the message says what was seen and what to look at."""
+    """A training that must stop; the message says what happened and what to check."""
 
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """A row of the schedule: a prefix, its K continuations (best first for the ranked objective),
-    and their reference log-probabilities. For MLE, K = 1 and there is no reference."""
+    """A row of the training schedule: a prefix, its K continuations (best first if ranked), and
+    their reference log-probabilities. For MLE, K = 1 without a reference."""
 
     group: Group
     mask: Sequence[bool] = (True,)
@@ -109,10 +109,10 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a training needs besides its examples; `batch` is the global batch.
+    """A training's settings apart from its examples; `batch` is the global batch.
 
-    `micro_batch` examples are scored together, and of a micro-batch that is larger about
-    `tokens_at_once` tokens. Neither changes values.
+    `micro_batch` examples are scored together, at most about `tokens_at_once` tokens at a time.
+    Neither changes values.
     """
 
     objective: str
@@ -151,12 +151,12 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class SequenceTrainer(Trainer):
     """Trains a `GroupScorer` on `steps x batch` examples with one of the objectives.
 
-    The examples are read in order, those of a global batch by length. The number of ground-truth
-    tokens of its whole global batch travels with each, so that a mean over them needs no exchange
-    between micro-batches or processes. `args` has to ask for sequential sampling.
+    Examples are read in order, sorted by length within a global batch. Each carries the number of
+    ground-truth tokens of its global batch, so that token means need no communication between
+    micro-batches or processes. `args` must request sequential sampling.
     """
 
-    # compute_loss already divides by the whole global batch; micro-batches are added, not averaged.
+    # compute_loss already divides by the global batch; micro-batches are added, not averaged.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -186,17 +186,17 @@ class SequenceTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         if self.accelerator.ddp_handler is not None:
-            # Processes exchange gradients where they stand, not in a second copy of all of them.
+            # Processes exchange gradients in place, not in a second copy.
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
 
     def compute_loss(  # type: ignore[override]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Tensor:
-        """The micro-batch's share of the global batch's loss, scalar.
+        """The micro-batch's share of the global batch's loss, a scalar.
 
-        MLE is a mean over the continuation tokens of the global batch, the others a mean over its
-        examples; with an `mle_weight` alpha their sum alpha L_MLE + L (section 4). Shares add up
-        over micro-batches; several processes are averaged, hence their number.
+        MLE averages over the global batch's continuation tokens, the other objectives over its
+        examples. With an `mle_weight` alpha, the loss is alpha L_MLE + L (section 4). Shares add up
+        over micro-batches; processes are averaged, hence the factor of their number.
         """
         if not self.sums:  # the first micro-batch of a step
             self.step_began = time.monotonic()
@@ -214,13 +214,13 @@ class SequenceTrainer(Trainer):
     def _contrastive_loss(
         self, policy_logps: Tensor, reference_logps: Tensor, mask: Tensor
     ) -> Tensor:
-        """The micro-batch's share of the objective; adds up what the log says of it."""
+        """The micro-batch's share of the objective; accumulates the logged means."""
         objective, beta = OBJECTIVES[self.settings.objective], self.settings.beta
         loss = objective(policy_logps, reference_logps, beta, mask)
         if loss.dim():
             raise TrainingError(
                 f"the objective '{self.settings.objective}' returned a tensor of shape "
-                f"{tuple(loss.shape)}: the mean over its rows is wanted, a scalar"
+                f"{tuple(loss.shape)}: it must return a scalar, the mean over its rows"
             )
         share = len(policy_logps) / self.settings.batch
         with torch.no_grad():
@@ -235,8 +235,7 @@ class SequenceTrainer(Trainer):
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Transformers' log line with the means of the step in it, and its seconds; refuses a
-        broken step."""
+        """Add the step's means and seconds to transformers' log line; raise on a broken step."""
         if self.sums and "loss" in logs:
             reduced = {name: self.accelerator.reduce(x, "sum") for name, x in self.sums.items()}
             step = {name: float(value) for name, value in reduced.items()}
@@ -246,13 +245,13 @@ class SequenceTrainer(Trainer):
         super().log(logs, start_time)
 
     def _check(self, step: dict[str, float]) -> None:
-        """Raises `TrainingError` where the numbers of a step say that the training is broken."""
+        """Raise `TrainingError` if a step's numbers show that the training is broken."""
         number, name = self.state.global_step, self.settings.description
         reward = max(abs(step.get(f"reward_{kind}", 0.0)) for kind in ("chosen", "rejected"))
         if not math.isfinite(step["loss"]) or not reward <= EXPLODED_REWARD:
             raise TrainingError(
                 f"{name}: the loss is {step['loss']} at step {number}, with rewards of up to "
-                f"{reward:.3g}. The step's examples are in {self._save_batch(number)}: look at "
+                f"{reward:.3g}. The step's examples are in {self._save_batch(number)}: inspect "
                 "them, or lower the learning rate or beta."
             )
         if number > 1 or "loss_at_reference" not in step:
@@ -262,14 +261,14 @@ class SequenceTrainer(Trainer):
         if abs(first - expected) > bound and self.settings.objective != "ranking_nce":
             raise TrainingError(
                 f"{name}: the first loss is {first:.4f}, but a policy that equals its reference "
-                f"has {expected:.4f} (ln K, or ln K! when ranked, if nothing is masked). Their "
-                f"distance {abs(first - expected):.2g} is above {bound:g}: policy and reference "
-                "were not scored alike. Look for dropout or other randomness left on, and for "
+                f"has {expected:.4f} (ln K, or ln K! when ranked, if nothing is masked). The "
+                f"difference {abs(first - expected):.2g} exceeds {bound:g}: policy and reference "
+                "were scored differently. Check for remaining dropout or other randomness, and for "
                 "reference values of another model, text or precision."
             )
 
     def _save_batch(self, number: int) -> Path:
-        """The global batch of a step as JSON lines beside the checkpoints, for a person to see."""
+        """Write a step's global batch as JSON lines beside the checkpoints, for inspection."""
         path = Path(str(self.args.output_dir), f"batch-{number}.jsonl")
         if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -282,7 +281,7 @@ class SequenceTrainer(Trainer):
         if not self.args.should_save:
             return
         # The inner model's own format: a from_pretrained folder, tied weights stored once.
-        if state_dict is not None:  # gathered from processes that share the model out
+        if state_dict is not None:  # gathered from processes that shard the model
             state_dict = {name.removeprefix("model."): state_dict[name] for name in state_dict}
         self._inner().save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
@@ -292,8 +291,8 @@ class SequenceTrainer(Trainer):
             self._inner().load_state_dict(saved.state_dict())
         except (ModelFolderError, RuntimeError) as error:
             raise TrainingError(
-                f"{resume_from_checkpoint} does not fit the model; take it away, and the training "
-                f"starts anew. {error}"
+                f"{resume_from_checkpoint} does not fit the model; remove it, and the training "
+                f"restarts. {error}"
             ) from error
 
     def _inner(self) -> Any:
@@ -303,8 +302,8 @@ class SequenceTrainer(Trainer):
 def reward_means(
     policy_logps: Tensor, reference_logps: Tensor, beta: float, mask: Tensor
 ) -> dict[str, Tensor]:
-    """Rewards, margin, accuracy and log-probabilities of ground truth (chosen) and negatives
-    (rejected): scalars, means over the rows of `[B, K]`, column 0 the ground truth."""
+    """Means over the rows of `[B, K]`, column 0 the ground truth: rewards, margin, accuracy and
+    log-probabilities of ground truth (chosen) and negatives (rejected), scalars."""
     rewards = losses.implicit_rewards(policy_logps, reference_logps, beta)
     negatives = mask[:, 1:]
     count = negatives.sum(-1).clamp(min=1)
@@ -331,22 +330,22 @@ def train(
 ) -> list[dict[str, float]]:
     """Train `model` in place on `steps x batch` examples and save it under `output`.
 
-    `output` becomes a `from_pretrained` folder with `history.jsonl`, one line a step. Unfinished
-    work is kept under `partial` and taken up from there, to the same final weights.
+    `output` becomes a `from_pretrained` folder with `history.jsonl`, one line per step. An
+    interrupted training resumes from `partial` and reaches the same final weights.
 
     Returns:
-        The history: a dict of numbers a step.
+        The history: one dict of numbers per step.
 
     Raises:
         ValueError: the number of examples is not `steps x batch`, or the objective is unknown.
-        TrainingError: the loss is not finite or no scalar, a reward has exploded, or the first loss
-            is not its value for policy = reference.
+        TrainingError: the loss is not a finite scalar, a reward has exploded, or the first loss
+            differs from its value at policy = reference.
     """
     OBJECTIVES.check(settings.objective)
     steps, batch = settings.steps, settings.batch
     if len(examples) != steps * batch:
         raise ValueError(
-            f"the plan is {steps} steps of {batch}, there are {len(examples)} examples"
+            f"the plan is {steps} steps of {batch}, but there are {len(examples)} examples"
         )
     scorer = GroupScorer(
         model, settings.precision, settings.fp32_head, tokens_at_once=settings.tokens_at_once
@@ -372,14 +371,14 @@ def train(
 
 
 def micro_batch(batch: int, longest: int, tokens: int, processes: int = 1) -> int:
-    """The largest divisor of a process's share of `batch` that fits in `tokens` if every group has
-    `longest`, its prefix and its K continuations together; 1 where none fits.
+    """The largest divisor of a process's share of `batch` that fits in `tokens`, if each group
+    (prefix and K continuations) has `longest` tokens; at least 1.
 
     Raises:
-        ValueError: the batch cannot be shared out evenly.
+        ValueError: the batch cannot be split evenly among the processes.
     """
     if batch % processes:
-        raise ValueError(f"a global batch of {batch} cannot be shared out among {processes}")
+        raise ValueError(f"a global batch of {batch} cannot be split evenly among {processes}")
     share = batch // processes
     divisors = [size for size in range(1, share + 1) if share % size == 0]
     return max((size for size in divisors if size * longest <= tokens), default=1)
@@ -411,6 +410,6 @@ def _training_arguments(settings: TrainingSettings, folder: Path) -> TrainingArg
         report_to=[],
         disable_tqdm=True,
     )
-    # On several GPUs one process would wrap the model for all of them, and read so many batches.
+    # On several GPUs, one process would wrap the model for all and read a batch for each.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpo.engine import machine
-from cpo.engine.precision import UNKNOWN_WIDTH, Measured, measured
+from cpo.engine.precision import UNKNOWN_WIDTH, Measured, measured_speed
 from cpo_suite.profile import Profile
 
 WARNED_FROM = 2.0  # slowdown relative to the other precision
@@ -19,7 +19,7 @@ def measured_for(profile: Profile, root: Path) -> Measured | None:
     if profile.gpus > 0 and machine.device() == "cpu":
         return None
     width = max(model.shape[0] or UNKNOWN_WIDTH for model in profile.models.values())
-    return measured(width, root)
+    return measured_speed(width, root)
 
 
 def resolved(profile: Profile, root: Path) -> Profile:

@@ -147,7 +147,7 @@ def test_splits_are_disjoint_and_independent_of_each_others_size(tmp_path: Path)
     assert load(path, test_prompts=5).test == task.test[:5]
     assert load(path, validation_rows=2).test == task.test
     assert load(path, train_rows=7).train == task.train[:7]
-    with pytest.raises(DataError, match="21 training rows asked for, jsonl has 20"):
+    with pytest.raises(DataError, match="21 training rows requested, jsonl has 20"):
         load(path, train_rows=21)
 
 
@@ -234,7 +234,7 @@ def test_small_file_shares_held_out_rows_in_proportion_and_says_so(tmp_path: Pat
     path = write(tmp_path / "a.jsonl", ROWS)
     task = load(path, validation_rows=512, test_prompts=1000)
     assert (len(task.train), len(task.test), len(task.validation)) == (20, 13, 7)
-    assert "20 held-out prompts, 1,512 asked for" in task.report.summary()
+    assert "20 held-out prompts, 1,512 requested" in task.report.summary()
 
 
 def test_eight_rows_are_the_fewest(tmp_path: Path) -> None:
@@ -245,10 +245,10 @@ def test_eight_rows_are_the_fewest(tmp_path: Path) -> None:
 
 
 BAD_ROWS = {
-    "malformed: no JSON in UTF-8": b'{"instruction": "Cut off',
-    "malformed: no JSON object": b'["a", "list"]',
-    "malformed: field response is no text": ROWS[0] | {"response": 7},
-    "malformed: field context is no text": ROWS[0] | {"context": ["a"]},
+    "malformed: not UTF-8 JSON": b'{"instruction": "Cut off',
+    "malformed: not a JSON object": b'["a", "list"]',
+    "malformed: field response is not text": ROWS[0] | {"response": 7},
+    "malformed: field context is not text": ROWS[0] | {"context": ["a"]},
     "malformed: field instruction holds half a surrogate pair": ROWS[0] | {"instruction": "\ud800"},
     "malformed: field split is not train, validation or test": ROWS[0] | {"split": "dev"},
     "malformed: field id is neither text nor a whole number": ROWS[0] | {"id": 1.5},
@@ -302,10 +302,9 @@ def test_a_column_by_another_name_is_asked_for_and_then_read(tmp_path: Path, ali
     with pytest.raises(DataError) as refused:
         load(path)
     message, counts = str(refused.value).splitlines()[:2]
-    assert f"own.jsonl: line {first}: what stands under {alias} would be left out" in message
+    assert f"own.jsonl: line {first}: the content of {alias} would be left out" in message
     assert (
-        f"`instructions` in the profile the setting `columns: {json.dumps({ours: alias})}`"
-        in message
+        f"set `columns: {json.dumps({ours: alias})}` under `instructions` in the profile" in message
     )
     assert counts == f"jsonl instructions: {first} read, {first} kept."
     task = load(path, columns={ours: alias})
@@ -358,7 +357,7 @@ def test_a_column_that_is_named_and_not_there_is_refused(tmp_path: Path) -> None
     path = write(tmp_path / "a.jsonl", ROWS)
     with pytest.raises(DataError, match=r"no row has inptu, which `instr.*\n.*40 read"):
         load(path, columns={"context": "inptu"})
-    with pytest.raises(DataError, match="columns goes with the source jsonl, not with dolly"):
+    with pytest.raises(DataError, match="columns applies to the source jsonl, not to dolly"):
         load(path, "dolly", columns={"context": "input"})
 
 
@@ -402,7 +401,7 @@ def test_a_nan_where_text_is_required_is_a_missing_field(tmp_path: Path) -> None
     rows = [*ROWS, ROWS[0] | {"response": math.nan}, ROWS[0] | {"response": math.inf}]
     assert load(write(tmp_path / "a.jsonl", rows)).report.dropped == {
         "missing field response": ["line 41"],
-        "malformed: field response is no text": ["line 42"],
+        "malformed: field response is not text": ["line 42"],
     }
 
 
@@ -443,7 +442,7 @@ def test_every_refusal_says_what_was_read(tmp_path: Path, tokenizer: Any) -> Non
 def test_bytes_that_are_no_utf8_are_malformed(tmp_path: Path) -> None:
     bad = json.dumps(ROWS[0] | {"response": "caf@"}).encode().replace(b"@", b"\xe9")
     report = load(write(tmp_path / "a.jsonl", [*ROWS, bad])).report
-    assert report.dropped == {"malformed: no JSON in UTF-8": ["line 41"]}
+    assert report.dropped == {"malformed: not UTF-8 JSON": ["line 41"]}
 
 
 def test_byte_order_mark_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
@@ -462,7 +461,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file"):
         load(tmp_path / "absent.jsonl")
     (tmp_path / "a.csv").write_text("instruction,response\n")
-    with pytest.raises(DataError, match=r"formats that are read: \.jsonl"):
+    with pytest.raises(DataError, match=r"supported formats: \.jsonl"):
         load(tmp_path / "a.csv")
     whole = gzip.compress(b"\n".join(json.dumps(row).encode() for row in ROWS))
     damaged = {
@@ -540,7 +539,7 @@ def test_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(
-        DataError, match=r"could not be had from the hub: give a local copy.*no route"
+        DataError, match=r"could not be fetched from the hub: give a local copy.*no route"
     ):
         data.load_instructions("dolly", None, seed=0)
 

@@ -66,7 +66,7 @@ def test_everything_that_the_paper_s_profile_lacks_is_said_at_once(tmp_path):
         "MISSING  model openlm-research/open_llama_3b from the hub: found: its tokenizer has no "
         "EOS": "eos_token",
         "MISSING  model openlm-research/open_llama_3b from the hub: found: its weights are "
-        "quantised (awq, 4 bits)": "Give the model that was quantised",
+        "quantised (awq, 4 bits)": "Give the original model",
         "MISSING  judge.server, gpt-4.1-mini: ": "judge.server: base_url, model",
     }.items():
         places = [number for number, line in enumerate(lines) if line.startswith(start)]

@@ -204,7 +204,7 @@ def test_what_is_no_causal_language_model_is_refused():
 def test_a_generate_with_logits_of_its_own_is_refused():
     # Roberta counts positions from its padding id, and `generate` from 0.
     model = toy_model("roberta", torch.float32, is_decoder=True)
-    with pytest.raises(ModelError, match="its `generate` gives other logits than its forward pass"):
+    with pytest.raises(ModelError, match="`generate` gives logits that differ from its forward"):
         generate(model, [[3, 4]], eos_token_id=2, max_new_tokens=2)
 
 

@@ -132,7 +132,7 @@ def test_what_is_no_whole_file_is_a_fault(content, source, tmp_path):
     file = tmp_path / "model.gguf"
     file.write_bytes(write_gguf(source, file).read_bytes()[:-5000] if content is None else content)
     [fault] = faults(file)
-    assert "is cut short, or no GGUF file" in fault.what and "Fetch it again" in fault.remedy
+    assert "is truncated or not a GGUF file" in fault.what and "Fetch it again" in fault.remedy
 
 
 def test_a_tensor_that_would_be_left_out_stops_the_load(source, tmp_path):

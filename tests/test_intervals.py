@@ -242,7 +242,7 @@ def paired(n: int, gap: float) -> Sampler:
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that thousands of intervals take seconds. It costs the coverage some tenths of a point."""
-    monkeypatch.setattr(statistics, "DRAWS", FEW_DRAWS)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_DRAWS", FEW_DRAWS)
 
 
 @pytest.mark.parametrize("n", [100, 1000])

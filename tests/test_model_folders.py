@@ -201,8 +201,8 @@ def no_tokenizer(folder: Path) -> None:
 
 FAULTS = {
     "pickled": (pickle, "its weights are in pytorch_model.bin", "Convert it once"),
-    "cut short": (cut_short, "model.safetensors is cut short", "Fetch it again"),
-    "pointer": (leave_a_pointer, "no safetensors file", "git lfs pull"),
+    "cut short": (cut_short, "model.safetensors is truncated", "Fetch it again"),
+    "pointer": (leave_a_pointer, "not a safetensors file", "git lfs pull"),
     "lost shard": (lose_a_shard, "model-00002-of-00002.safetensors of its weights", "Fetch them"),
     "no weights": (lambda one: (one / "model.safetensors").unlink(), "no weights", "save_pretra"),
     "no configuration": (lambda one: (one / "config.json").unlink(), "no config.json", "save_"),
@@ -213,7 +213,7 @@ FAULTS = {
     ),
     "few positions": (
         shorten("transformer.wpe.weight", n_positions=150),
-        "it reads 150 tokens, and the profile's limits come to 200",
+        "it reads 150 tokens, but the profile's limits amount to 200",
         "Lower instructions.max_prefix_tokens",
     ),
     "no EOS": (change("tokenizer_config.json", eos_token=None), "no EOS", "Name one as eos_token"),
@@ -257,7 +257,7 @@ def test_every_fault_of_every_model_is_said_at_once(tmp_path):
     assert [what for what, _ in named] == ["model gpt2"] * 3 + ["model llama"] * 2
     for (_, detail), words in zip(
         named,
-        ["only safetensors", "limits come to 1024", "no EOS", "cut short", "limits come to 1024"],
+        ["only safetensors", "amount to 1024", "no EOS", "truncated", "amount to 1024"],
         strict=True,
     ):
         assert words in detail

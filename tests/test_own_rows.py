@@ -210,7 +210,7 @@ def test_names_of_the_project_cannot_be_registered():
         ("mle", register_objective),
         ("cpo", register_objective),
     ):
-        with pytest.raises(RegistryError, match=f"'{name}' already"):
+        with pytest.raises(RegistryError, match=f"already has .* '{name}'"):
             decorate(name)
 
 

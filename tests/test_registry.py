@@ -118,11 +118,11 @@ def test_names_of_the_project_are_not_taken(function_of):
         assert registry.register("mine")(function) is registry["mine"] is function
     assert registry.identity("mine") == identity("mine", function)
     for name in ("ours", "kept"):
-        with pytest.raises(RegistryError, match=f"there is a judge '{name}' already"):
+        with pytest.raises(RegistryError, match=f"already has a judge '{name}'"):
             registry.register(name)
         assert registry.identity(name) == name
     for name in ("", "a:b"):
-        with pytest.raises(RegistryError, match="no colon"):
+        with pytest.raises(RegistryError, match="without a colon"):
             registry.register(name)
 
 

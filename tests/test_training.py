@@ -74,7 +74,7 @@ def test_first_loss_is_ln_k(tmp_path, architecture, precision, bound, objective)
 def test_a_reference_scored_otherwise_is_refused(tmp_path):
     model = tiny_model("gpt2")
     examples = contrasted(tiny_model("gpt2", seed=1), random_groups(8, 3))
-    with pytest.raises(TrainingError, match="not scored alike"):
+    with pytest.raises(TrainingError, match="scored differently"):
         train(model, examples, settings("cpo", 1), tmp_path / "out", tmp_path / "part")
     assert not (tmp_path / "out").exists()
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(spoil, tmp_path):
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     (checkpoint / "sha256.json").write_text(json.dumps(checksums_of(checkpoint)))
     examples = [TrainingExample(group) for group in random_groups(16, 1)]
-    with pytest.raises(TrainingError, match="checkpoint-1 does not fit the model; take it away"):
+    with pytest.raises(TrainingError, match="checkpoint-1 does not fit the model; remove it"):
         train(tiny_model("llama"), examples, settings("mle", 2), tmp_path, tmp_path / "part")
 
 
@@ -261,7 +261,7 @@ def test_resumes_bit_for_bit_after_kill_9_and_a_full_disk(tmp_path: Path):
     again = start("killed", stdout=subprocess.PIPE, text=True)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0
-    assert "checkpoint-59 is not used: was not written to its end" in said
+    assert "checkpoint-59 is not used: was not completely written" in said
     assert "checkpoint-58 is not used: optimizer.pt was altered or cut short" in said
     same_ends(tmp_path, "killed")
 

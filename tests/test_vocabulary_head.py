@@ -41,7 +41,7 @@ def plain(
 
 def tiles_of(monkeypatch: pytest.MonkeyPatch, states: int, words: int) -> None:
     monkeypatch.setattr(vocabulary_head, "TILE_STATES", states)
-    monkeypatch.setattr(vocabulary_head, "TILE_WORDS", words)
+    monkeypatch.setattr(vocabulary_head, "TILE_ENTRIES", words)
 
 
 @pytest.mark.parametrize("bias", [False, True])

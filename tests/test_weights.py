@@ -77,7 +77,7 @@ PREFIXES = {
     "_fsdp_wrapped_module.": "FullyShardedDataParallel",
     "module._orig_mod.": "DistributedDataParallel",
     "base_model.model.": "peft",
-    "lightning.net.": "what wrapped the model",
+    "lightning.net.": "a wrapper",
 }
 
 
@@ -142,7 +142,7 @@ def lengthen_the_vocabulary(folder: Path) -> None:
 def test_a_missing_layer_is_named(folder):
     layer = [name for name in load_file(folder / "model.safetensors") if ".1." in name]
     lose_a_layer(folder)
-    refused(folder, f"{len(layer)} missing ({min(layer)}, ", "a part of its weights is not there")
+    refused(folder, f"{len(layer)} missing ({min(layer)}, ", "some of its weights are missing")
 
 
 def test_a_list_of_shards_that_ends_early_is_a_missing_part(folder):
@@ -154,7 +154,7 @@ def test_a_list_of_shards_that_ends_early_is_a_missing_part(folder):
         name: file for name, file in listed["weight_map"].items() if "-00001-" in file
     }
     index.write_text(json.dumps(listed))
-    refused(folder, "missing (", "a part of its weights is not there")
+    refused(folder, "missing (", "some of its weights are missing")
 
 
 def test_a_vocabulary_of_another_length_is_named_with_both_shapes(folder):
@@ -209,7 +209,7 @@ def test_an_expert_that_is_missing_is_named(tmp_path):
     refused(folder, "model.layers.0.mlp.experts.down_proj is [3, ", "written together")
     rewrite(lambda weights: {n: w for n, w in whole.items() if n != f"{experts}w1.weight"})(folder)
     with pytest.raises(
-        ModelFolderError, match="1 weights cannot be joined, model.layers.0.mlp.experts"
+        ModelFolderError, match="1 weights cannot be merged, model.layers.0.mlp.experts"
     ):
         load_model(folder)
 
@@ -220,7 +220,7 @@ def test_an_adapter_is_no_whole_model(inside, tmp_path):
     if inside:  # saved with the adapter's matrices among the model's
         lora = {"base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight": 4}
         rewrite(lambda weights: weights | {n: torch.ones(k, 64) for n, k in lora.items()})(folder)
-        refused(folder, "1 unknown (base_model.model", "with an adapter in it: merge that")
+        refused(folder, "1 unknown (base_model.model", "with an adapter: merge it")
         return
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     refused(folder, "a PEFT adapter beside a model", "merge_and_unload()")
@@ -275,7 +275,7 @@ def test_quantised_weights_are_refused(name, tmp_path):
     spoil, how = QUANTISED[name]
     folder = llama_folder(tmp_path / "model")
     spoil(folder)
-    refused(folder, f"its weights are quantised {how}", "Give the model that was quantised")
+    refused(folder, f"its weights are quantised {how}", "Give the original model")
 
 
 def test_a_judge_may_be_quantised(tmp_path):

@@ -1,12 +1,13 @@
-"""Data: instruction pairs and articles, loaded to one shape, and turned into token ids once.
+"""Data: instruction pairs and articles, loaded into one form and tokenised once.
 
-Every loader ends in `Example` or `Article`, with a `LoadReport` that counts and names each row left
-out. Splits are ordered by the content of the rows, so that copies of a data set in another file,
-format or row order are split alike.
+Every loader returns `Example` or `Article` objects and a `LoadReport` that counts and names the
+rows left out. Splits depend only on the rows' content: copies of a data set in another file, format
+or row order are split alike.
 """
 
-# ruff: noqa: F401 (imported here to be imported from here)
+# ruff: noqa: F401 (re-exports)
 from .examples import (
+    SPLITS,
     Article,
     DataError,
     Example,
@@ -16,5 +17,5 @@ from .examples import (
     render_prefix,
 )
 from .loading import ArticleTask, InstructionTask, load_articles, load_instructions
-from .rows import SOURCES, SPLITS, ArticleColumn, PairColumn, Task
+from .rows import SOURCES, ArticleColumn, PairColumn, Task
 from .tokens import encode, pack_articles, tokenize, tokenize_articles, train_tokenizer

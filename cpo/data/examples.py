@@ -1,4 +1,4 @@
-"""Examples and articles, as text and as ids, their hashes, and the report of what was left out."""
+"""Examples and articles as text and as token ids, their hashes, and the report of dropped rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One prompt and its ground truth as rendered text.
 
-    `source` is the row as loaded: a dict with instruction, context, response and category, or the
-    own object of a registered corpus.
+    `source` is the row as loaded: a dict with instruction, context, response and category, or a
+    registered corpus's own object.
     """
 
     id: str
@@ -26,7 +28,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """One article; `source` is the row as loaded, or the own object of a registered corpus."""
+    """One article; `source` is the row as loaded, or a registered corpus's own object."""
 
     id: str
     title: str
@@ -36,7 +38,7 @@ class Article:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """Ids of a prefix and of its continuation, whose last id is EOS when `has_eos`."""
+    """Token ids of a prefix and its continuation; the last id is EOS if `has_eos`."""
 
     id: str
     prefix_ids: tuple[int, ...]
@@ -45,13 +47,13 @@ class TokenizedExample:
 
 
 def render_prefix(instruction: str, context: str) -> str:
-    """The prompt as the model reads it, with a context block only where there is a context."""
+    """The prompt as the model reads it; it has a context block only if there is a context."""
     block = f"### Context:\n{context}\n\n" if context.strip() else ""
     return f"### Instruction:\n{instruction}\n\n{block}### Response:\n"
 
 
 def content_hash(rows: Iterable[Example | Article]) -> str:
-    """SHA-256 over the canonical JSON of the rows, in their order; 64 hexadecimal digits."""
+    """SHA-256 over the canonical JSON of the rows, in order; 64 hexadecimal digits."""
     content = hashlib.sha256()
     for row in rows:
         texts = [getattr(row, field.name) for field in fields(row) if field.compare]
@@ -74,10 +76,10 @@ class DataError(ValueError):
 
 @dataclass
 class LoadReport:
-    """Counts of one stage: `dropped` and `noted` map a reason to the rows' ids or places.
+    """Row counts of one stage; `dropped` and `noted` map a reason to row ids or positions.
 
-    `origin` begins the message of every refusal. With a `remedy`, what to do about a bad row, the
-    first one is refused rather than dropped.
+    `origin` begins every error message. If `remedy` says what to do about a bad row, the first bad
+    row raises instead of being dropped.
     """
 
     what: str
@@ -96,23 +98,23 @@ class LoadReport:
         """Count a row as dropped.
 
         Raises:
-            DataError: bad rows are refused.
+            DataError: `remedy` is set.
         """
         self.dropped.setdefault(reason, []).append(row)
         if self.remedy:
             raise self.refusal(f"{row}: {reason}. {self.remedy}")
 
     def note(self, reason: str, row: str) -> None:
-        """Count something about a row that stays."""
+        """Count a remark on a row that is kept."""
         self.noted.setdefault(reason, []).append(row)
 
     def refusal(self, message: str) -> DataError:
-        """The error to raise: where, what is wrong, and what was read until then."""
+        """The error to raise: location, problem, and what was read so far."""
         counts = f"\n{self.summary()}" if self.read else ""
         return DataError(f"{self.origin}: {message}{counts}")
 
     def summary(self, names: int = 5) -> str:
-        """A line in all and one for each reason, with the first `names` rows it applies to."""
+        """A line of totals, then one per reason with the first `names` rows it applies to."""
         lines = [f"{self.what}: {self.read:,} read, {self.kept:,} kept."]
         for verb, rows_by_reason in (("Dropped", self.dropped), ("Noted", self.noted)):
             for reason, rows in rows_by_reason.items():

@@ -1,4 +1,4 @@
-"""Rows of a file, a public set or a registered corpus: read, renamed, checked and counted."""
+"""Rows of a file, public data set or registered corpus: read, renamed, checked and counted."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cpo.data.examples import LoadReport, digest
+from cpo.data.examples import SPLITS, LoadReport, digest
 
 Task = Literal["instructions", "articles"]
 PairColumn = Literal["instruction", "context", "response", "category", "id", "split"]
 ArticleColumn = Literal["text", "title", "id", "split"]
-SPLITS = ("train", "validation", "test")
 FORMATS = (".jsonl", ".jsonl.gz", ".parquet")
 
-# Corpora of objects, by name: (path or None) -> pairs and articles, each item with the columns, id
-# and split as attributes.
+# Registered corpora: (path or None) -> pairs and articles, with columns, id and split as
+# attributes.
 SOURCES: dict[str, Callable[[Any], tuple[Sequence[Any], Sequence[Any]]]] = {}
 
 
 class Kind(NamedTuple):
-    """What sets instruction pairs and articles apart: their columns, and their public set."""
+    """What distinguishes instruction pairs from articles: columns and public data set."""
 
     task: Task
-    columns: Mapping[str, tuple[str, ...]]  # those of text, and what others call each
+    columns: Mapping[str, tuple[str, ...]]  # text columns, with common aliases
     required: tuple[str, ...]
     prompt: tuple[str, ...]  # rows equal in these stay on one side of a split
-    public: str  # the source's name for the public set
+    public: str  # source name of the public data set
     file_stem: str  # of its local copies
-    public_columns: tuple[str, ...]  # what is read of it; copies may hold more
+    public_columns: tuple[str, ...]  # columns read; copies may hold more
     hub: tuple[str, str | None]  # name and configuration
-    hub_rows: int | None  # so many are streamed; None downloads them all
+    hub_rows: int | None  # number streamed; None downloads all
 
 
 INSTRUCTIONS = Kind(
@@ -67,12 +66,12 @@ ARTICLES = Kind(
 )
 
 
-class Row(NamedTuple):
+class RawRow(NamedTuple):
     """A row that passed the checks, with text in every column."""
 
     place: str  # as in "line 7"
     id: str
-    split: str | None  # as the source says, if it does
+    split: str | None  # the source's own, if any
     texts: Mapping[str, str]
     prompt: str  # digest of the columns that make the prompt
     source: Any  # the row as read, or the corpus's own object
@@ -80,10 +79,10 @@ class Row(NamedTuple):
 
 def read_rows(
     kind: Kind, source: str, path: str | Path | None, columns: Mapping[Any, str], report: LoadReport
-) -> list[Row]:
-    """The usable rows of a source; the report counts the others and names them.
+) -> list[RawRow]:
+    """The usable rows of a source; the report counts and names the others.
 
-    `columns` maps our names to those of the file.
+    `columns` maps our names to the file's.
 
     Raises:
         DataError: no such source, file or format; a damaged file; an error of the hub's client; or
@@ -93,7 +92,7 @@ def read_rows(
     if source not in known:
         raise report.refusal(f"unknown source '{source}': give one of {', '.join(known)}")
     if columns and source != "jsonl":
-        raise report.refusal(f"{kind.task}.columns goes with the source jsonl, not with {source}")
+        raise report.refusal(f"{kind.task}.columns applies to the source jsonl, not to {source}")
     if source in SOURCES:
         items = SOURCES[source](path)[0 if kind is INSTRUCTIONS else 1]
         report.read = len(items)
@@ -103,9 +102,9 @@ def read_rows(
     return _usable_rows(kind, _placed_rows(kind, source, path, report), columns, report)
 
 
-def _corpus_row(kind: Kind, item: Any) -> Row:
+def _corpus_row(kind: Kind, item: Any) -> RawRow:
     texts = {name: getattr(item, name) for name in kind.columns}
-    return Row(item.id, item.id, item.split, texts, _prompt(kind, texts), item)
+    return RawRow(item.id, item.id, item.split, texts, _prompt(kind, texts), item)
 
 
 def _prompt(kind: Kind, texts: Mapping[str, str]) -> str:
@@ -118,10 +117,10 @@ def _prompt(kind: Kind, texts: Mapping[str, str]) -> str:
 def _placed_rows(
     kind: Kind, source: str, path: str | Path | None, report: LoadReport
 ) -> Iterator[tuple[str, Any]]:
-    """The rows as stored, each with its place, as in "line 7"; a line that is no JSON as bytes."""
+    """The stored rows with their positions, as in "line 7"; a line that is not JSON as bytes."""
     if path is None:
         unit, rows = "row", _hub_rows(kind)
-        failure = f"{kind.hub[0]} could not be had from the hub: give a local copy as path"
+        failure = f"{kind.hub[0]} could not be fetched from the hub: give a local copy as path"
     else:
         file = _file(kind, source, Path(path), report)
         unit, rows = "row" if file.suffix == ".parquet" else "line", _file_rows(file)
@@ -132,12 +131,12 @@ def _placed_rows(
                 row = {name: row[name] for name in kind.public_columns if name in row}
             if not isinstance(row, bytes) or row.strip():
                 yield f"{unit} {number}", row
-    except Exception as error:  # of many kinds, which all mean the same to a user
+    except Exception as error:  # many exception types, one meaning to the user
         raise report.refusal(f"{failure} ({type(error).__name__}: {error})") from error
 
 
 def _file(kind: Kind, source: str, path: Path, report: LoadReport) -> Path:
-    """The file itself, or the copy of a public set in a folder."""
+    """The file itself, or a public data set's copy in a folder."""
     if source == kind.public and path.is_dir():
         pattern = f"{kind.file_stem}.*"
         copies = [*sorted((path / kind.public).glob(pattern)), *sorted(path.glob(pattern))]
@@ -145,12 +144,12 @@ def _file(kind: Kind, source: str, path: Path, report: LoadReport) -> Path:
     if not path.is_file():
         raise report.refusal(f"no file {path}: give one that ends in {', '.join(FORMATS)}")
     if not path.name.endswith(FORMATS):
-        raise report.refusal(f"{path} has none of the formats that are read: {', '.join(FORMATS)}")
+        raise report.refusal(f"{path} has none of the supported formats: {', '.join(FORMATS)}")
     return path
 
 
 def _file_rows(file: Path) -> Iterator[Any]:
-    """Rows of a file. A library's JSON reader would stop at the first bad line, unnumbered."""
+    """Rows of a file. A library's JSON reader stops at the first bad line, without its number."""
     if file.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -176,12 +175,12 @@ def _hub_rows(kind: Kind) -> Iterator[Any]:
 
 def _usable_rows(
     kind: Kind, rows: Iterator[tuple[str, Any]], columns: Mapping[str, str], report: LoadReport
-) -> list[Row]:
-    """Rows with text in every required column. A row without an id is named by its content.
+) -> list[RawRow]:
+    """Rows with text in every required column. A row without an id is named after its content hash.
 
     Raises:
-        DataError: a bad row is refused, a column by its name holds what would be left out, or one
-            of `columns` is in no row.
+        DataError: a bad row is refused, an unused column's name suggests needed content, or a
+            column named in `columns` is in no row.
     """
     usable = []
     ids: set[str] = set()
@@ -206,7 +205,7 @@ def _usable_rows(
         id = str(row.get("id", id))
         ids.add(id)
         prompt = _prompt(kind, texts)
-        usable.append(Row(place, id, row.get("split"), texts, prompt, row | texts))
+        usable.append(RawRow(place, id, row.get("split"), texts, prompt, row | texts))
     if absent_columns:
         names = " or ".join(sorted(absent_columns))
         raise report.refusal(f"no row has {names}, which `{kind.task}.columns` names")
@@ -216,7 +215,7 @@ def _usable_rows(
 def _renamed(
     kind: Kind, columns: Mapping[str, str], place: str, row: dict[str, Any], report: LoadReport
 ) -> dict[str, Any]:
-    """The cells of a row that hold a value, under our names; those that are not used are noted."""
+    """The non-empty cells of a row under our names; unused columns are noted."""
     used = {columns.get(name, name) for name in (*kind.columns, "id", "split")}
     unused = [name for name in sorted(row.keys() - used) if not _is_empty(row[name])]
     for column in unused:
@@ -232,9 +231,9 @@ def _renamed(
     if meant:
         setting = json.dumps({**columns, **meant}, ensure_ascii=False)
         raise report.refusal(
-            f"{place}: what stands under {' and '.join(meant.values())} would be left out. If it "
-            f"is what its name says, give `{kind.task}` in the profile the setting "
-            f"`columns: {setting}`; else take it out of the file."
+            f"{place}: the content of {' and '.join(meant.values())} would be left out. If it is "
+            f"what its name says, set `columns: {setting}` under `{kind.task}` in the profile; "
+            "otherwise remove it from the file."
         )
     # pandas writes NaN for a missing value, and then floats for the whole numbers of a column.
     return {
@@ -250,15 +249,15 @@ def _is_empty(value: Any) -> bool:
 
 
 def _problem(kind: Kind, row: Any, ids: set[str]) -> str | None:
-    """What is wrong with a row, in the words of the report, or None; `ids` are those before it."""
+    """What is wrong with a row, as reported, or None; `ids` are those of earlier rows."""
     if not isinstance(row, dict):
-        return f"malformed: no JSON {'in UTF-8' if isinstance(row, bytes) else 'object'}"
+        return f"malformed: not {'UTF-8 JSON' if isinstance(row, bytes) else 'a JSON object'}"
     for name in kind.columns:
         text = row.get(name, "")
         if name in kind.required and name not in row:
             return f"missing field {name}"
         if not isinstance(text, str):
-            return f"malformed: field {name} is no text"
+            return f"malformed: field {name} is not text"
         if name in kind.required and not text.strip():
             return f"empty {name}"
         if re.search("[\ud800-\udfff]", text):

@@ -1,4 +1,4 @@
-"""Token ids: each text tokenised once, apart, with BOS and EOS where a model expects them."""
+"""Token ids: each text tokenised once, separately, with BOS and EOS where a model expects them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def tokenize(
     max_continuation_tokens: int,
     over_long: Literal["drop", "refuse", "truncate"] = "drop",
 ) -> tuple[list[TokenizedExample], LoadReport]:
-    """Prefix and continuation as ids, each tokenised once and apart, so that no boundary can move.
+    """Prefix and continuation as ids, tokenised once and separately, so no token spans both.
 
-    BOS leads the prefix where the tokenizer adds one itself (Llama) and EOS ends the continuation;
-    the limits include them. With `truncate` an over-long continuation is cut and left without EOS;
-    a prefix is never cut, and its example is dropped. Text that spells a special token stays text.
+    BOS starts the prefix if the tokenizer adds one itself (Llama), and EOS ends the continuation;
+    the limits include both. With `truncate`, an over-long continuation is cut and has no EOS. A
+    prefix is never cut: its example is dropped. Text that spells a special token stays text.
 
     Raises:
-        DataError: the tokenizer has no EOS, or, with `over_long="refuse"`, the first bad example,
-            and how many fitted before it.
+        DataError: the tokenizer has no EOS, or, with `over_long="refuse"`, the first bad example;
+            the message says how many fitted before it.
     """
     bos, eos = _bos_and_eos(tokenizer)
     report = LoadReport("tokenised examples", origin="tokenising")
@@ -66,8 +66,8 @@ def tokenize_articles(
 ) -> tuple[list[TokenizedExample], LoadReport]:
     """Articles as prefix and continuation: the first 15 % of the tokens and the rest (section 5).
 
-    An article that does not fit `max_tokens`, BOS and EOS included, is capped and has no EOS. The
-    share is of the capped article's own tokens, BOS and EOS apart, rounded, and at least one token.
+    An article longer than `max_tokens`, BOS and EOS included, is capped and has no EOS. The 15 %
+    are of the capped article without BOS and EOS, rounded, at least one token.
 
     Raises:
         DataError: the tokenizer has no EOS, or `max_tokens` leaves fewer than 8 tokens.
@@ -97,7 +97,7 @@ def tokenize_articles(
 def pack_articles(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_tokens: int
 ) -> Tensor:
-    """Texts, each ended by EOS, in one stream cut into blocks `[N, block_tokens]`, int64.
+    """Texts, each followed by EOS, concatenated and cut into blocks `[N, block_tokens]`, int64.
 
     The last, partial block is dropped.
 
@@ -106,7 +106,7 @@ def pack_articles(
     """
     _, eos = _bos_and_eos(tokenizer)
     pieces = [torch.empty(0, dtype=torch.long)]
-    # By the thousand: Python's lists of ids take several times the memory of tensors.
+    # A thousand at a time: Python lists of ids take several times the memory of tensors.
     for start in range(0, len(texts), 1000):
         ids = encode(texts[start : start + 1000], tokenizer)
         pieces += [torch.tensor([*text_ids, eos]) for text_ids in ids]
@@ -121,7 +121,7 @@ def pack_articles(
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of each text alone: no special token is added, and none is read out of the text."""
+    """Ids of each text alone: special tokens are neither added nor parsed from the text."""
     if not texts:
         return []
     settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
@@ -129,13 +129,13 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocab_size` entries, the same for the same texts.
+    """A byte-level BPE tokenizer of at most `vocab_size` entries, deterministic in the texts.
 
-    `<|endoftext|>` is EOS and BOS, `<|pad|>` is padding and nothing else. It adds no BOS by itself,
-    and decoding gives back any text exactly.
+    `<|endoftext|>` is EOS and BOS, `<|pad|>` only padding. The tokenizer adds no BOS itself, and
+    decoding restores any text exactly.
 
     Raises:
-        ValueError: `vocab_size` has no room for the 256 bytes and the 2 special tokens.
+        ValueError: `vocab_size` cannot hold the 256 bytes and the 2 special tokens.
     """
     if vocab_size < 258:
         raise ValueError(f"vocab_size is {vocab_size}: 256 bytes and 2 special tokens need 258")
@@ -159,7 +159,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _bos_and_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], int]:
-    """The BOS id, in a tuple that is empty where the tokenizer adds none by itself; and EOS."""
+    """The BOS id as a tuple, empty if the tokenizer adds none itself; and the EOS id."""
     if tokenizer.eos_token_id is None:
         raise DataError(
             "the tokenizer has no EOS token, so a model could not learn to stop: set its eos_token"

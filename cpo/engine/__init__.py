@@ -1,1 +1,1 @@
-"""Speed, never a value: the vocabulary head, shared prefixes, processes, precision."""
+"""Speed without changing values: vocabulary head, shared prefixes, processes, precision."""

@@ -1,4 +1,4 @@
-"""What a training does beside its steps: a progress bar, those who watch, and its checkpoints."""
+"""Trainer callbacks: progress bar, watchers and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cpo.engine.progress import progress_bar
 
 CHECKSUMS = "sha256.json"
 
-# Is told what is trained, how many steps it has, and its log so far, a dict a step.
+# Called with the training's description, its number of steps, and its log, one dict per step.
 Watcher = Callable[[str, int, Sequence[Mapping[str, float]]], None]
 
 
 class Progress(TrainerCallback):
-    """A sparse progress bar; tells `watchers` of each step, and leaves out one that fails."""
+    """A sparse progress bar; notifies `watchers` of each step and drops any that fails."""
 
     def __init__(self, description: str, watchers: list[Watcher]) -> None:
         self.description, self.watchers = description, watchers
@@ -39,16 +39,16 @@ class Progress(TrainerCallback):
         for watcher in list(self.watchers) if is_main_process() else []:
             try:
                 watcher(self.description, state.max_steps, state.log_history)
-            except Exception as error:  # a picture is not worth a training
+            except Exception as error:  # a failed plot must not end a training
                 self.watchers.remove(watcher)
-                warnings.warn(f"not watched any further: {error!r}", stacklevel=2)
+                warnings.warn(f"a watcher failed and is dropped: {error!r}", stacklevel=2)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
 
 
 class TimedCheckpoints(TrainerCallback):
-    """Asks a `Trainer` for a checkpoint every `minutes`, and keeps the newest that is whole."""
+    """Requests a checkpoint every `minutes`, and keeps only the newest intact one."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -56,14 +56,14 @@ class TimedCheckpoints(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = (time.monotonic() - self.saved) / 60 >= self.minutes
-        # By one clock: all processes save together or none does.
+        # One clock decides: all processes save together or none does.
         if state.global_step < state.max_steps and from_main_process(lambda: due):
             control.should_save = True
             self.saved = time.monotonic()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seal the checkpoint with checksums; only then the one before it goes."""
-        wait_for_everyone()  # each process writes the state of its random numbers
+        """Seal the checkpoint with checksums, then delete the previous one."""
+        wait_for_everyone()  # each process writes its random state
         if not is_main_process():
             return
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -74,14 +74,14 @@ class TimedCheckpoints(TrainerCallback):
 
 
 def last_good_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that agrees with its checksums, which are written last; the damaged
-    ones are removed."""
+    """The newest checkpoint that matches its checksums, which are written last; damaged ones are
+    removed."""
     checkpoints = folder.glob("checkpoint-*")
     for path in sorted(checkpoints, key=lambda path: -int(path.name.split("-")[1])):
         try:
             damage = damaged_file(path, json.loads((path / CHECKSUMS).read_text(encoding="utf-8")))
         except (OSError, ValueError):
-            damage = "was not written to its end"
+            damage = "was not completely written"
         if not damage:
             return str(path)
         print(f"{path.name} is not used: {damage}", flush=True)

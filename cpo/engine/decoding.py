@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cpo.engine.forward_pass import ModelError, forward_pass_of, same_logits, select_rows
 
-# Finished rows leave the batch when no more than this share of it is still going on: leaving copies
-# the cache of those who stay.
-KEPT_ROWS = 0.8
+# Finished rows leave the batch once at most this share is still active: removing rows copies the
+# cache of the rest.
+ACTIVE_SHARE = 0.8
 
 
 def decode_top_k(
@@ -26,10 +26,10 @@ def decode_top_k(
     top_k: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """`[B x per_prefix, max_new_tokens]` ids, drawn among the `top_k` most probable; EOS to the end
-    after an EOS.
+    """Ids `[B x per_prefix, max_new_tokens]`, drawn among the `top_k` most probable; EOS fills the
+    rest after the first EOS.
 
-    A prefix is computed once for all its continuations, and a finished one leaves the batch.
+    A prefix is computed once for all its continuations, and finished ones leave the batch.
     """
     device, forward_pass = model.device, forward_pass_of(model)
     position = torch.tensor([len(prefix) for prefix in prefixes], device=device)
@@ -37,7 +37,7 @@ def decode_top_k(
     ids = torch.tensor([[*ids, *[eos_token_id] * (width - len(ids))] for ids in prefixes])
     output = model.base_model(input_ids=ids.to(device), use_cache=True)
     states = output.last_hidden_state[torch.arange(len(prefixes), device=device), position - 1]
-    # From here on a row is a continuation; `row` says which, for those still in the batch.
+    # From here on, rows are continuations; `row` numbers those still in the batch.
     row = torch.arange(len(prefixes) * per_prefix, device=device)
     states = states.repeat_interleave(per_prefix, 0)
     position = position.repeat_interleave(per_prefix, 0)
@@ -54,10 +54,10 @@ def decode_top_k(
         token = best.indices.gather(-1, choice)[:, 0].masked_fill(~alive, eos_token_id)
         drawn[row, step] = token
         alive = token != eos_token_id
-        going_on = int(alive.sum())
-        if going_on == 0 or step + 1 == max_new_tokens:
+        active = int(alive.sum())
+        if active == 0 or step + 1 == max_new_tokens:
             break
-        if going_on <= KEPT_ROWS * len(row):
+        if active <= ACTIVE_SHARE * len(row):
             kept = alive.nonzero()[:, 0]
             row, token, position, mask = row[kept], token[kept], position[kept], mask[kept]
             alive, cache = alive[kept], select_rows(cache, kept)
@@ -82,7 +82,7 @@ def decode_by_transformers(
     never: Sequence[int],
     options: dict[str, Any],
 ) -> Tensor:
-    """What `decode_top_k` returns, by any of transformers' decoding methods."""
+    """As `decode_top_k`, by any decoding method of transformers."""
     width = max(map(len, prefixes))
     ids = [[*[eos_token_id] * (width - len(prefix)), *prefix] for prefix in prefixes]
     mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
@@ -103,12 +103,12 @@ _PADS_LEFT: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def pads_left(model: Any) -> bool:
-    """Whether `generate` answers to a prefix with padding before it as to the prefix alone.
+    """Whether `generate` gives the same logits for a left-padded prefix as for the prefix alone.
 
-    Two steps of it are compared with the model's own forward pass, once per model.
+    Compares two steps with the model's own forward pass, once per model.
 
     Raises:
-        ModelError: without padding it does not follow the model's own forward pass, either.
+        ModelError: even without padding, `generate` disagrees with the model's forward pass.
     """
     if model not in _PADS_LEFT:
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
@@ -134,10 +134,10 @@ def _compare_generate(model: Any) -> bool:
     refusal = f"{type(model).__name__} cannot be sampled from: its `generate` "
     try:
         ids, steps = two_steps(prefix, torch.ones_like(prefix))
-    except Exception as error:  # as many kinds as there are architectures
+    except Exception as error:  # exception types vary by architecture
         raise ModelError(f"{refusal}fails ({type(error).__name__}: {error})") from error
     if not same_logits(steps, model(input_ids=ids).logits[0, -2:]):
-        raise ModelError(f"{refusal}gives other logits than its forward pass")
+        raise ModelError(f"{refusal}gives logits that differ from its forward pass")
     try:
         return same_logits(two_steps(padded, mask)[1], steps)
     except Exception:

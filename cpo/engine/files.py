@@ -1,4 +1,4 @@
-"""Files that a kill leaves whole, and what tells whether they still are."""
+"""Atomic writes, and checksums that detect damage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MANIFEST = "manifest.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `path` so that a reader, or a kill, sees the old content or the new."""
+    """Write `path` so that readers see the old content or the new, even after a kill."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -26,7 +26,7 @@ def hash_file(path: Path) -> str:
 
 
 def checksums_of(folder: Path, pattern: str = "*") -> dict[str, str]:
-    """SHA-256 of each file of a folder, by its name in there, in order of name."""
+    """SHA-256 of each file in a folder, by relative path, in sorted order."""
     return {
         str(path.relative_to(folder)): hash_file(path)
         for path in sorted(folder.rglob(pattern))
@@ -35,14 +35,14 @@ def checksums_of(folder: Path, pattern: str = "*") -> dict[str, str]:
 
 
 def hash_folder(folder: Path, pattern: str = "*") -> str:
-    """SHA-256 over the names and contents of a folder's files, manifests apart."""
+    """SHA-256 over the names and contents of a folder's files, manifests excluded."""
     checksums = checksums_of(folder, pattern).items()
     lines = [f"{name} {checksum}\n" for name, checksum in checksums if Path(name).name != MANIFEST]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def damaged_file(folder: Path, checksums: dict[str, str]) -> str:
-    """The first file that is missing or not what its checksum says, in words; "" if none is."""
+    """The first file that is missing or fails its checksum, in words; "" if none."""
     for name, checksum in checksums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"

@@ -1,9 +1,9 @@
-"""Hidden states and logits before each token of a continuation, as fast as the model allows.
+"""Hidden states and logits before each continuation token, as fast as the model allows.
 
-Two shortcuts save most of a step: the vocabulary head sees only the positions that are asked for,
-and the keys and values of a prefix serve all its continuations. Both reach into the model and leave
-out whatever else its `forward` does: a cap or a scale on the logits, attention that counts cache
-slots. So each model is compared once with `model(...).logits`, and takes the shortcuts that agree.
+Two shortcuts save most of a step: the vocabulary head sees only the positions needed, and a
+prefix's keys and values serve all its continuations. Both bypass whatever else the model's
+`forward` does: a cap or scale on the logits, attention that counts cache slots. So each model is
+compared once with `model(...).logits`, and uses only the shortcuts that agree.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-# Rows that are run together: their tokens with padding, and how short the shortest may be, as a
-# share of the longest. Sizes change speed, not values.
+# Rows run together: at most this many tokens with padding, the shortest at least this share of the
+# longest. Sizes affect speed, not values.
 PART_TOKENS = 8192
 PART_SPREAD = 0.7
-LOGITS_PART_TOKENS = 1024  # where each token comes with logits for the whole vocabulary
+LOGITS_PART_TOKENS = 1024  # if every token has logits for the whole vocabulary
 
-# What a configuration calls a factor of the logits (or its inverse), and a cap c of them, as in
-# c tanh(logits / c). The comparison tells which of them a model applies, and how.
+# Configuration names of a factor on the logits (or its inverse), and of a cap c, as in c
+# tanh(logits / c). The comparison decides which of them a model applies, and how.
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
 # Rotary frequencies that depend on the longest row of a batch.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
-# Two ways to the same logits differ by rounding, by less than this share of the largest: some 2,000
-# units in its last place in fp32, in which many models compute norms and attention even in float64.
+# Two computations of the same logits differ by rounding, by less than this share of the largest.
+# That is about 2,000 units in its last place in fp32, which many models use for norms and attention
+# even in float64.
 ROUNDING = 2.4e-4
 
 
 class ModelError(ValueError):
-    """A model that cannot be scored as a causal language model; the message says why."""
+    """A model that cannot be scored as a causal language model."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class ForwardPass:
     """Which shortcuts give a model's own logits.
 
     Attributes:
-        base_and_head: the base model and the vocabulary head do. Otherwise the whole model runs,
-            and its logits `[N, V]` take the place of hidden states `[N, H]` everywhere.
-        scale, cap: logits are `cap tanh(scale head(states) / cap)`, without a cap
-            `scale head(states)`.
-        shares_prefix: continuations may go on from the keys and values of their prefix, with
-            padding between the two.
-        window: up to so many tokens, padding counted; None for any number.
-        pads: rows of different lengths may stand in one batch.
+        base_and_head: running base model and vocabulary head apart. Otherwise the whole model runs,
+            and its logits `[N, V]` replace hidden states `[N, H]` everywhere.
+        scale, cap: logits are `cap tanh(scale head(states) / cap)`, or without a cap `scale
+            head(states)`.
+        shares_prefix: continuations may continue from their prefix's keys and values, with padding
+            between the two.
+        window: the most tokens, padding included, that may share; None for any number.
+        pads: rows of different lengths may share a batch.
     """
 
     base_and_head: bool
@@ -78,9 +79,8 @@ class ForwardPass:
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
 
     def may_share(self, model: Any, width: int) -> bool:
-        """Whether `width` tokens, prefix, continuation and padding, may go through the cache; warns
-        where gradient checkpointing forbids it, which drops the cache in transformers without a
-        word."""
+        """Whether `width` tokens (prefix, continuation, padding) may go through the cache. Warns if
+        gradient checkpointing forbids it: transformers then drops the cache silently."""
         if self.shares_prefix and model.training and is_checkpointed(model):
             what = "gradient checkpointing drops the key/value cache"
             warnings.warn(f"{what}: the prefix is repeated for every continuation", stacklevel=2)
@@ -89,7 +89,7 @@ class ForwardPass:
 
 
 def is_checkpointed(model: Any) -> bool:
-    """Whether any module of the model computes its activations again in the backward pass."""
+    """Whether any module of the model recomputes its activations in the backward pass."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
@@ -105,8 +105,8 @@ def states_before_tokens(
     mask: Tensor,
     share_prefix: bool,
 ) -> Tensor:
-    """The state that expects each continuation token in `mask`, `[N, H]`: the last hidden state at
-    the position before it, or logits `[N, V]` where `forward_pass` has no base model.
+    """The state that predicts each continuation token in `mask`, `[N, H]`: the last hidden state at
+    the position before it, or logits `[N, V]` without `base_and_head`.
 
     Args:
         prefix_ids, prefix_mask: `[B, P]` int64 and bool, padded on the right, none empty.
@@ -116,28 +116,28 @@ def states_before_tokens(
     """
     batch = torch.arange(len(mask), device=mask.device)
     group = batch.repeat_interleave(mask.shape[1])
-    ids, asked = continuation_ids.flatten(0, 1), mask.flatten(0, 1)
+    ids, wanted = continuation_ids.flatten(0, 1), mask.flatten(0, 1)
     if share_prefix:
         prefix = model.base_model(input_ids=prefix_ids, use_cache=True)
         ends = prefix_mask.sum(-1)
-        lengths = asked.sum(-1) - 1  # nothing follows a last token
+        lengths = wanted.sum(-1) - 1  # nothing follows a last token
     else:
-        own = torch.cat([prefix_mask[group], asked], -1)
+        own = torch.cat([prefix_mask[group], wanted], -1)
         ids = torch.cat([prefix_ids[group], ids], -1)
-        asked = torch.cat([torch.zeros_like(prefix_mask)[group], asked], -1)
-        # Padding goes to the right end. A causal model never looks right, so no attention mask and
-        # no position ids are needed, for any architecture.
-        ids, own, asked = left_aligned(ids, own, asked)
-        lengths = own.sum(-1) * asked.any(-1)
+        wanted = torch.cat([torch.zeros_like(prefix_mask)[group], wanted], -1)
+        # Padding moves to the right end. A causal model never looks right, so no architecture needs
+        # an attention mask or position ids.
+        ids, own, wanted = left_aligned(ids, own, wanted)
+        lengths = own.sum(-1) * wanted.any(-1)
 
-    number = asked.flatten().cumsum(0).view_as(asked) - 1  # of each token in the result
+    number = wanted.flatten().cumsum(0).view_as(wanted) - 1  # a token's index in the result
     states, numbers = [], []
-    if share_prefix:  # a first token is expected by the last state of its prefix
+    if share_prefix:  # its prefix's last state predicts a first token
         last = prefix.last_hidden_state[batch, ends - 1]
-        states.append(last.index_select(0, group[asked[:, 0]]))
-        numbers.append(number[:, 0][asked[:, 0]])
+        states.append(last.index_select(0, group[wanted[:, 0]]))
+        numbers.append(number[:, 0][wanted[:, 0]])
     for rows, longest in _of_like_length(lengths, forward_pass):
-        expected = asked[rows, 1 : 1 + longest]  # by the state at t: token t + 1
+        expected = wanted[rows, 1 : 1 + longest]  # token t + 1, by the state at t
         if share_prefix:
             owner = group[rows]
             hidden = model.base_model(
@@ -166,7 +166,7 @@ def _run(model: Any, forward_pass: ForwardPass, ids: Tensor) -> Tensor:
 
 
 def last_hidden_states(model: Any, ids: Tensor) -> Tensor:
-    """`[R, T, H]`, of rows `[R, T]` without a cache."""
+    """Last hidden states `[R, T, H]` of rows `[R, T]`, without a cache."""
     forward_pass = forward_pass_of(model)
     if forward_pass.base_and_head:
         return _run(model, forward_pass, ids)
@@ -174,13 +174,14 @@ def last_hidden_states(model: Any, ids: Tensor) -> Tensor:
 
 
 def left_aligned(ids: Tensor, mask: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The rows with their padding moved to the right end; order within a row is kept."""
+    """The rows with padding moved to the right end; order within a row is kept."""
     order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
     return tuple(rows.gather(-1, order) for rows in (ids, mask, *others))
 
 
 def _of_like_length(lengths: Tensor, forward_pass: ForwardPass) -> Iterator[tuple[Tensor, int]]:
-    """Rows of a like length together, longest first, with the longest length; without empty ones.
+    """Rows grouped by similar length, longest first, each group with its longest length; no empty
+    rows.
 
     A part holds at most `PART_TOKENS` tokens and no row shorter than `PART_SPREAD` of its longest.
     """
@@ -199,11 +200,10 @@ def _of_like_length(lengths: Tensor, forward_pass: ForwardPass) -> Iterator[tupl
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A cache with these rows of another one, which stays as it is; differentiable.
+    """A cache with the given rows of another, which stays unchanged; differentiable.
 
-    By `index_select`, as everywhere where a row may be taken several times: on a processor, the
-    gradient of plain indexing adds up in whatever order its threads come, and two equal trainings
-    would end in different weights.
+    Uses `index_select`, as wherever a row may be taken several times: on a CPU, the gradient of
+    plain indexing sums in thread order, so two equal trainings would end in different weights.
     """
     selected = copy.copy(cache)
     selected.layers = [_SelectedRows(layer, rows) for layer in cache.layers]
@@ -211,12 +211,11 @@ def select_rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
 
 
 class _SelectedRows(DynamicLayer):
-    """Rows of another layer's keys and values, kept in the dtype in which attention takes them.
+    """Rows of another layer's keys and values, in the dtype that attention uses.
 
-    Rotary embeddings leave keys in fp32 under autocast, and transformers keeps values in the dtype
-    of the keys. Attention rounds both in any case: rounded here, they are the same, half as large.
-    Selected before they are rounded, since gradients of a row that serves several times add up in
-    the dtype that it has then.
+    Under autocast, rotary embeddings leave keys in fp32, and transformers keeps values in the keys'
+    dtype. Attention rounds both anyway: rounding here gives the same values at half the size. Rows
+    are selected before rounding, since the gradients of a reused row sum in the dtype it then has.
     """
 
     def __init__(self, layer: Any, rows: Tensor) -> None:
@@ -244,13 +243,13 @@ _COMPARED: WeakKeyDictionary[Any, ForwardPass] = WeakKeyDictionary()
 def forward_pass_of(model: Any) -> ForwardPass:
     """The shortcuts that a transformers causal language model may take, by one comparison.
 
-    Two ragged groups are run each way, without autocast and without dropout, and compared with the
-    logits of each row alone. What disagrees beyond rounding is not used, with a warning; the result
-    is kept for as long as the model is.
+    Two ragged groups are run with each shortcut, without autocast or dropout, and compared with the
+    logits of each row alone. A shortcut that disagrees beyond rounding is not used, with a warning.
+    The result is kept as long as the model.
 
     Raises:
-        ModelError: the model has no forward pass of its own, its logits are not numbers, or they
-            depend on later tokens.
+        ModelError: the model's forward pass fails, or its logits are not finite or depend on later
+            tokens.
     """
     if model not in _COMPARED:
         modes = {module: module.training for module in model.modules()}
@@ -265,7 +264,7 @@ def forward_pass_of(model: Any) -> ForwardPass:
 
 
 def same_logits(logits: Tensor, expected: Tensor) -> bool:
-    """Whether two ways to the same logits differ by no more than rounding."""
+    """Whether two computations of the same logits differ only by rounding."""
     bound = ROUNDING * float(expected.abs().max())
     return logits.shape == expected.shape and float((logits - expected).abs().max()) <= bound
 
@@ -276,12 +275,12 @@ def _compare(model: Any) -> ForwardPass:
     own = _own_logits(model, groups)
 
     def fault(shortcut: ForwardPass) -> str:
-        """Why a shortcut may not be taken, "" where it gives the model's own logits."""
+        """Why a shortcut cannot be used; "" if it gives the model's own logits."""
         try:
             arguments = (model, shortcut, *groups, shortcut.shares_prefix)
             states = states_before_tokens(*arguments)
             agrees = same_logits(shortcut.logits(model, states), own)
-        except Exception as error:  # as many kinds as there are architectures
+        except Exception as error:  # exception types vary by architecture
             return f"fails ({_summary(error)})"
         return "" if agrees else "gives other logits"
 
@@ -297,8 +296,8 @@ def _compare(model: Any) -> ForwardPass:
         return whole
     factors = _positive(config, SCALES)
     scales = [1.0, *(scale for factor in factors for scale in (factor, 1 / factor))]
-    # A cap that is named comes first: on the small logits of a new model it would not be missed,
-    # and on those of a trained one it would.
+    # A configured cap is tried first: leaving it out goes unnoticed on a new model's small logits,
+    # but not on a trained model's.
     for cap, scale in product([*_positive(config, CAPS), None], scales):
         split = replace(whole, base_and_head=True, scale=scale, cap=cap)
         if not (what := fault(split)):
@@ -306,19 +305,19 @@ def _compare(model: Any) -> ForwardPass:
     else:
         warn(f"its base model and head {what}", "its full forward pass is used, which is slower")
         return whole
-    # Attention that is local may count cache slots.
+    # Local attention may count cache slots.
     window = min(map(int, _positive(config, WINDOWS)), default=None)
     shared = replace(split, shares_prefix=True, window=window)
     if what := _obstacle(model, shared) or fault(shared):
-        what = f"its key/value cache cannot go on with several continuations, since it {what}"
+        what = f"its key/value cache cannot be shared by continuations, since it {what}"
         warn(what, "the prefix is repeated for every continuation, which is slower")
         return split
     return shared
 
 
 def _trial_groups(model: Any, config: Any) -> list[Tensor]:
-    """Two prefixes `[2, P]` and two continuations of each `[2, 2, L]`, random tokens of four
-    different lengths, at most 15 together; each tensor is followed by its mask."""
+    """Two prefixes `[2, P]` with two continuations each `[2, 2, L]`: random tokens, four different
+    lengths, at most 15 tokens a row; each tensor is followed by its mask."""
     generator = torch.Generator().manual_seed(0)
     tensors = []
     for lengths in (torch.tensor([9, 4]), torch.tensor([[5, 2], [3, 6]])):
@@ -329,7 +328,7 @@ def _trial_groups(model: Any, config: Any) -> list[Tensor]:
 
 
 def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
-    """The model's logits before each token of the continuations, `[N, V]`, every row run alone.
+    """The model's logits before each continuation token, `[N, V]`, every row run alone.
 
     Raises:
         ModelError: as `forward_pass_of`.
@@ -344,7 +343,7 @@ def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
             sequence = torch.cat([prefix, ids[row, column][mask[row, column]]])
             rows.append(_run(model, whole, sequence[None])[0, len(prefix) - 1 : -1])
         without_later_tokens = _run(model, whole, prefix_ids[:1])[0, -1]
-    except Exception as error:  # as many kinds as there are architectures
+    except Exception as error:  # exception types vary by architecture
         raise ModelError(f"{refusal} forward pass fails ({_summary(error)})") from error
     own = torch.cat(rows)
     if not own.isfinite().all():
@@ -358,7 +357,7 @@ def _own_logits(model: Any, groups: list[Tensor]) -> Tensor:
 
 
 def _obstacle(model: Any, forward_pass: ForwardPass) -> str:
-    """What in a model's make forbids going on from a plain key/value cache; "" if nothing does."""
+    """What in a model's design rules out continuing from a plain key/value cache; "" if nothing."""
     if not forward_pass.pads:
         return "does not see through padding"
     if not _takes(model.base_model, "position_ids"):
@@ -374,7 +373,7 @@ def _takes(module: Any, name: str) -> bool:
 
 
 def _positive(config: Any, names: tuple[str, ...]) -> list[float]:
-    """The positive numbers among a configuration's attributes of these names."""
+    """The positive numbers among a configuration's attributes with these names."""
     values = [getattr(config, name, None) for name in names]
     return [value for value in values if isinstance(value, (int, float)) and value > 0]
 

@@ -1,4 +1,4 @@
-"""The machine that work runs on: its device, its name, and what was measured on it before."""
+"""The machine in use: its device, its name, and stored measurements."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from filelock import FileLock
 from cpo.engine.files import write_atomically
 
 MEASURED = "machine.json"
-# Variables that decide which instructions PyTorch's products on a processor may use.
-INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+# Variables that limit which CPU instructions PyTorch's matrix products may use.
+INSTRUCTION_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
 
 def device() -> str:
-    """Where models run: `cuda` where there is an NVIDIA GPU, else `cpu`.
+    """Where models run: `cuda` if there is an NVIDIA GPU, else `cpu`.
 
     Apple's `mps` is not used: log-probabilities have not been verified there, it has no float64 for
     sums, and its bf16 differs. See `unused_gpu`.
@@ -33,7 +33,7 @@ def device() -> str:
 
 
 def unused_gpu() -> str:
-    """Why a GPU of this machine is left alone, as a sentence; "" where none is."""
+    """Why this machine's GPU is not used, as a sentence; "" if it is, or there is none."""
     import torch
 
     if device() == "cpu" and torch.backends.mps.is_available():
@@ -67,21 +67,21 @@ def processor() -> str:
 
 
 def fingerprint() -> str:
-    """All that a measured speed depends on beside what was measured, as one line."""
+    """What a measured speed depends on apart from the quantity measured, as one line."""
     import torch
 
     parts = [name(), f"torch {torch.__version__}"]
     if device() == "cpu":
         parts += [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
-        parts += [f"{key}={os.environ[key]}" for key in INSTRUCTIONS if key in os.environ]
+        parts += [f"{key}={os.environ[key]}" for key in INSTRUCTION_VARIABLES if key in os.environ]
     return ", ".join(parts)
 
 
 def remembered(root: Path, key: str, measure: Callable[[], Any]) -> Any:
-    """What `measure()` once returned on this machine, as JSON; measured where it is not known.
+    """The stored result of `measure()` on this machine, as JSON; measured if missing.
 
-    It stands in `machine.json` under `root`, so that all processes and notebooks of a run reckon
-    with the same numbers. Two that ask at once measure one after the other.
+    It is kept in `machine.json` under `root`, so that all processes and notebooks of a run use the
+    same numbers. Concurrent measurements run one after the other.
     """
     path, here = root / MEASURED, fingerprint()
     known = _read(path)
@@ -98,5 +98,5 @@ def remembered(root: Path, key: str, measure: Callable[[], Any]) -> Any:
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there, or damaged: it can be measured again
+    except (OSError, ValueError, TypeError):  # missing or damaged: measured again
         return {}

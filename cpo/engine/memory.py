@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: on a CPU, half of a training step can go into page faults."""
+"""Keep freed memory in the process: on a CPU, page faults can take half of a training step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large blocks instead of handing them back after every operation.
+    """Tell glibc to reuse large blocks instead of returning them after every operation.
 
-    Returns whether it could; elsewhere than on Linux with glibc nothing changes.
+    Returns whether it succeeded; nothing changes except on Linux with glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

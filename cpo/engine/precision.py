@@ -1,8 +1,8 @@
 """Which precision is faster here, fp32 or bf16: measured, not assumed.
 
-A processor without bf16 instructions multiplies in bf16 a hundred times slower than in fp32. One
-with them is up to three times as fast, but prepares itself longer for every new shape of a product.
-Batches of texts have new shapes all the time, so that small models are slower in bf16 there, too.
+A CPU without bf16 instructions multiplies a hundred times slower in bf16 than in fp32. With them it
+is up to three times as fast, but takes longer to set up each new matrix shape. Text batches keep
+bringing new shapes, so small models are slower in bf16 there, too.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from cpo.engine.memory import keep_freed_memory
 
 Precision = Literal["fp32", "bf16"]
 
-# How much faster bf16 has to be to be taken: noise is not to decide, and fp32 is the exacter.
+# The speed-up that bf16 must exceed: noise should not decide, and fp32 is more accurate.
 CLEARLY = 1.15
-TRIAL_WIDTH, TRIAL_TOKENS = 128, 32  # tried first, for processors that are hopeless in bf16
-TOKENS = 2048  # of a product, one fewer each time
-UNKNOWN_WIDTH = 1024  # of models whose width a profile does not say
-HOPELESS = 4.0  # times as slow in bf16: nothing larger is tried
+TRIAL_WIDTH, TRIAL_TOKENS = 128, 32  # tried first: some CPUs are hopelessly slow in bf16
+TOKENS = 2048  # of a product, one fewer per repetition
+UNKNOWN_WIDTH = 1024  # for models whose width the profile does not give
+HOPELESS = 4.0  # times slower in bf16: no larger size is tried
 REPETITIONS = 60
-SECONDS = 0.5  # for the repetitions of one size
+SECONDS = 0.5  # for all repetitions of one size
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Speeds of a training-shaped product, forward and backward, in GFLOP/s: those of a GPU, or of
-    one core. `width` is that of the product."""
+    """Speeds of a training-shaped product of `width`, forward and backward, in GFLOP/s, on a GPU or
+    one CPU core."""
 
     device: str  # cpu or cuda
     name: str
@@ -41,7 +41,7 @@ class Measured:
 
     @property
     def faster(self) -> Precision:
-        """The precision to take: bf16 only where it is clearly faster."""
+        """The precision to use: bf16 only if it is clearly faster."""
         return "bf16" if self.bf16 > CLEARLY * self.fp32 else "fp32"
 
     def __str__(self) -> str:
@@ -50,8 +50,8 @@ class Measured:
         return f"{where}, at width {self.width}: {speeds}"
 
 
-def measured(width: int, root: Path) -> Measured:
-    """The speeds of this machine at a width, measured once and remembered under `root`."""
+def measured_speed(width: int, root: Path) -> Measured:
+    """The speeds of this machine at a width, measured once and stored under `root`."""
     key = f"precision at width {width}"
     return Measured(**machine.remembered(root, key, lambda: asdict(measure(width))))
 
@@ -59,9 +59,8 @@ def measured(width: int, root: Path) -> Measured:
 def measure(width: int) -> Measured:
     """Time the matrix products of a transformer block's MLP, forward and backward.
 
-    Each repetition has another number of tokens, as batches of texts have. On one thread of a
-    processor: several wait for each other whenever other work takes a core. It takes about a
-    second.
+    Each repetition has a different number of tokens, as text batches do. A CPU uses one thread,
+    since several would wait for each other whenever other work takes a core. Takes about a second.
     """
     import torch
 
@@ -81,8 +80,8 @@ def measure(width: int) -> Measured:
 
 
 def _speeds(width: int, tokens: Sequence[int], device: str) -> dict[str, float]:
-    """GFLOP/s by precision, the best of repetitions of so many tokens each, the two precisions in
-    turn; in bf16 as the scorer does it, autocast over fp32 weights."""
+    """GFLOP/s by precision: the best repetition, of the given token counts, alternating precisions.
+    bf16 is as in the scorer, autocast over fp32 weights."""
     import torch
     from torch import nn
 
@@ -104,7 +103,7 @@ def _speeds(width: int, tokens: Sequence[int], device: str) -> dict[str, float]:
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 states = block(inputs[:rows])
             states.float().sum().backward()
-            # 6 operations for each weight and token: 2 forward, 4 backward.
+            # 6 operations per weight and token: 2 forward, 4 backward.
             speed = 6 * rows * 8 * width**2 / (clock() - start) / 1e9
             if repetition:  # the first warms up
                 best[precision] = max(best[precision], speed)

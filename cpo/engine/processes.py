@@ -1,6 +1,6 @@
-"""Work shared out among processes: `accelerate launch` starts them, each takes every n-th item.
+"""Work split among processes: `accelerate launch` starts them, each takes every n-th item.
 
-A process that was not launched with others does everything itself.
+A process launched alone does everything itself.
 """
 
 from __future__ import annotations
@@ -14,54 +14,54 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from cpo.engine import machine
 
-# The others wait while the main process writes and checks what may be tens of gigabytes.
+# The others wait while the main process writes and checks up to tens of gigabytes.
 PATIENCE = timedelta(hours=2)
 
-Item = TypeVar("Item")
+WorkItem = TypeVar("WorkItem")
 Result = TypeVar("Result")
 
 
 def _state() -> PartialState:
-    # Without `cpu`, processes that were launched together on processors would not see each other.
+    # Without `cpu`, processes launched together on CPUs would not see each other.
     return PartialState(cpu=machine.device() == "cpu", timeout=PATIENCE)
 
 
 def process_count() -> int:
-    """How many processes were launched together; 1 where none were."""
+    """The number of processes launched together; 1 for a single one."""
     return int(_state().num_processes)
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes what all of them made."""
+    """Whether this process is the one that writes joint results."""
     return bool(_state().is_main_process)
 
 
 def wait_for_everyone() -> None:
-    """Returns when all processes have come here."""
+    """Block until all processes have arrived."""
     _state().wait_for_everyone()
 
 
 def leave_together() -> None:
-    """The last call of a process that was launched with others: waits for them, hangs up.
+    """The last call of a process launched with others: wait for them and disconnect.
 
-    One that exits without hanging up may be aborted by a thread of its connection that still runs.
+    A process that exits while connected may be aborted by a connection thread still running.
     """
     wait_for_everyone()
     _state().destroy_process_group()
 
 
 def from_main_process(work: Callable[[], Result]) -> Result:
-    """`work()` of the main process, in every process."""
+    """The result of `work()` in the main process, returned in every process."""
     if process_count() == 1:
         return work()
     result = [work() if is_main_process() else None]
     return broadcast_object_list(result)[0]
 
 
-def shared_out(items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
-    """`[work(item) for item in items]` in every process, each item done by one of them.
+def shared_out(items: Sequence[WorkItem], work: Callable[[WorkItem], Result]) -> list[Result]:
+    """`[work(item) for item in items]` in every process, each item computed by one of them.
 
-    Results travel between processes as pickles: they should be lists, arrays or CPU tensors.
+    Results are pickled between processes: use lists, arrays or CPU tensors.
     """
     state = _state()
     if state.num_processes == 1:

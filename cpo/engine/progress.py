@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 
 
 def progress_bar(total: int, description: str, unit: str = "step") -> plain_tqdm:
-    """A bar that vanishes when done; outside a terminal it is drawn every ten seconds at most.
+    """A bar that vanishes when done; outside a terminal, it is redrawn at most every ten seconds.
 
-    Of several processes launched together the first alone draws.
+    Of several processes, only the first draws one.
 
-    In a notebook it is a widget, unless CPO_PLAIN_PROGRESS is set: the runner sets it, to show the
-    bars of the notebooks it executes in its own terminal.
+    In a notebook it is a widget, unless CPO_PLAIN_PROGRESS is set, as the runner does to show
+    notebooks' bars in its terminal.
     """
     bar = plain_tqdm if os.environ.get("CPO_PLAIN_PROGRESS") else tqdm
     seconds = 0.2 if sys.stderr.isatty() else 10.0

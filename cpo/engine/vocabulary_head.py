@@ -1,13 +1,13 @@
 """The vocabulary head: log-probabilities of tokens from hidden states, never all logits at once.
 
-Logits are by far the largest tensor of a language model's step: 4,096 x 50,257 of them in fp32 are
-0.8 GB, and a plain cross entropy holds them three times. Here they exist a tile at a time, some
-states by some words, and the backward pass computes them again; twice where it rounds them to bf16
-and the words are more than a tile's, since rounded logits have sums of their own. On a processor
-that is also the faster way, since a tile stays near its cache.
+Logits are by far the largest tensor of a training step: 4,096 x 50,257 in fp32 take 0.8 GB, and
+plain cross entropy holds them three times. Here they exist one tile at a time, some states by some
+vocabulary entries, and are recomputed in the backward pass. If that pass rounds them to bf16 and
+the vocabulary exceeds a tile, it does so twice, since rounded logits have different sums. On a CPU
+this is also faster, since a tile stays in cache.
 
-torch's own `linear_cross_entropy` keeps gradients instead of logits, which takes one weight for all
-tokens beforehand. CPO's weights are known only when all K continuations are scored.
+torch's `linear_cross_entropy` keeps gradients instead of logits, which requires the tokens' weights
+in advance. CPO's weights are known only once all K continuations are scored.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# States and words whose logits exist at one time, 32 MB of them in fp32. Measured on a processor
-# with 2,048, 8,192 and 50,257 words: as fast as tiles of 512 states and all words, of which the
-# largest vocabulary makes 103 MB. On a GPU nobody has measured them.
+# States and vocabulary entries whose logits exist at once: 32 MB in fp32. Measured on a CPU with
+# 2,048, 8,192 and 50,257 entries: as fast as tiles of 512 states and all entries, up to 103 MB. Not
+# measured on a GPU.
 TILE_STATES = 1024
-TILE_WORDS = 8192
+TILE_ENTRIES = 8192
 
 
 def token_logps(
@@ -44,14 +44,14 @@ def token_logps(
         states: `[N, H]`, any float dtype.
         weight: `[V, H]`, fp32 or fp64: the dtype of softmax, sums and result.
         bias: `[V]` or None.
-        targets: `[N]`, int64; one that is no word has no log-probability, but NaN.
-        bf16_logits: matrix products of the forward pass in bf16. Their logits are rounded to three
-            digits: good enough for pretraining, too coarse for log-ratios.
-        bf16_gradients: matrix products of the backward pass in bf16, logits computed again
-            included, as in autocast; softmax and sums are fp32 there too.
+        targets: `[N]`, int64; one outside the vocabulary gives NaN.
+        bf16_logits: matrix products of the forward pass in bf16. Logits then have three digits:
+            good enough for pretraining, too coarse for log-ratios.
+        bf16_gradients: matrix products of the backward pass, recomputed logits included, in bf16,
+            as in autocast; softmax and sums stay fp32.
     """
     states = states.to(weight.dtype)
-    if scale != 1.0:  # of the smaller factors
+    if scale != 1.0:  # scale the smaller factors
         states, bias = states * scale, None if bias is None else bias * scale
     return _TokenLogps.apply(
         states, weight, bias, targets, cap, bf16_logits, bf16_logits or bf16_gradients
@@ -75,40 +75,40 @@ class _TokenLogps(torch.autograd.Function):
         states, weight, bias, targets, log_normalisers = ctx.saved_tensors
         head = weight, bias, ctx.cap, ctx.bf16_gradients
         inputs = states.bfloat16() if ctx.bf16_gradients else states
-        # Over all words the sums of logits that are rounded only now come with them.
-        in_one_tile = ctx.rounded_anew and len(weight) <= TILE_WORDS
+        # With all entries in one tile, the newly rounded logits give their own sums.
+        in_one_tile = ctx.rounded_anew and len(weight) <= TILE_ENTRIES
         if ctx.rounded_anew and not in_one_tile:
             _, log_normalisers = _own_and_normaliser(inputs, targets, *head)
         states_gradient = torch.zeros_like(states)
         weight_gradient = torch.zeros_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
-        for rows, words, tile_weight, logits in _tiles(inputs, *head):
+        for rows, entries, tile_weight, logits in _tiles(inputs, *head):
             # d logp(y) / d logits = onehot(y) - softmax
             own_gradient = gradient[rows, None]
             # d (c tanh(l / c)) / d l = 1 - tanh(l / c)^2
             within_cap = None if ctx.cap is None else 1 - (logits / ctx.cap).square_()
             log_sums = logits.logsumexp(-1) if in_one_tile else log_normalisers[rows]
             slopes = logits.sub_(log_sums[:, None]).exp_().mul_(-own_gradient)
-            place, here = _within(words, targets[rows])
-            slopes.scatter_add_(-1, place, own_gradient * here)
+            position, here = _within(entries, targets[rows])
+            slopes.scatter_add_(-1, position, own_gradient * here)
             if within_cap is not None:
                 slopes.mul_(within_cap)
             if bias_gradient is not None:
-                bias_gradient[words] += slopes.sum(0)
+                bias_gradient[entries] += slopes.sum(0)
             slopes = slopes.to(tile_weight.dtype)
             states_gradient[rows] += slopes @ tile_weight
-            weight_gradient[words] += slopes.T @ inputs[rows]
+            weight_gradient[entries] += slopes.T @ inputs[rows]
         return states_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
 def _tiles(
     states: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, bf16: bool
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Every tile: its rows of `states`, its words, their weights `[words, H]`, in bf16 if the
-    products are, and its logits `[rows, words]`, in memory that the next tile overwrites."""
-    buffer = weight.new_empty(min(len(states), TILE_STATES) * min(len(weight), TILE_WORDS))
-    for words in _slices(len(weight), TILE_WORDS):
-        tile_weight = weight[words].bfloat16() if bf16 else weight[words]
+    """Every tile: its rows of `states`; its entries; their weights `[entries, H]`, in bf16 if the
+    products are; and its logits `[rows, entries]`, in memory that the next tile overwrites."""
+    buffer = weight.new_empty(min(len(states), TILE_STATES) * min(len(weight), TILE_ENTRIES))
+    for entries in _slices(len(weight), TILE_ENTRIES):
+        tile_weight = weight[entries].bfloat16() if bf16 else weight[entries]
         for rows in _slices(len(states), TILE_STATES):
             shape = rows.stop - rows.start, len(tile_weight)
             logits = buffer[: shape[0] * shape[1]].view(shape)
@@ -117,30 +117,30 @@ def _tiles(
             else:
                 torch.mm(states[rows], tile_weight.T, out=logits)
             if bias is not None:
-                logits.add_(bias[words])
+                logits.add_(bias[entries])
             if cap is not None:
                 logits.div_(cap).tanh_().mul_(cap)
-            yield rows, words, tile_weight, logits
+            yield rows, entries, tile_weight, logits
 
 
 def _own_and_normaliser(states: Tensor, targets: Tensor, *head: Any) -> tuple[Tensor, Tensor]:
-    """The logit at each state's target, not a number where the target is no word, and the log of
-    its softmax's sum; both `[N]`, in the dtype of the weight. `head` as for `_tiles`."""
+    """The logit at each state's target, NaN if outside the vocabulary, and the log of its softmax's
+    sum; both `[N]`, in the weight's dtype. `head` as for `_tiles`."""
     own = head[0].new_full((len(states),), torch.nan)
     log_normalisers = torch.full_like(own, -torch.inf)
-    for rows, words, _, logits in _tiles(states, *head):
-        place, here = _within(words, targets[rows])
-        own[rows] = torch.where(here, logits.gather(-1, place), own[rows, None])[:, 0]
+    for rows, entries, _, logits in _tiles(states, *head):
+        position, here = _within(entries, targets[rows])
+        own[rows] = torch.where(here, logits.gather(-1, position), own[rows, None])[:, 0]
         log_normalisers[rows] = log_normalisers[rows].logaddexp(logits.logsumexp(-1))
     return own, log_normalisers
 
 
-def _within(words: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Where among `words` the targets stand, int64, and whether they stand there at all, bool, both
-    `[n, 1]`; those that do not are given a place that exists."""
-    place = targets[:, None] - words.start
-    last = words.stop - words.start - 1
-    return place.clamp(0, last), (place >= 0) & (place <= last)
+def _within(entries: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets' positions among `entries`, int64, clamped to existing ones, and whether they are
+    among them, bool; both `[n, 1]`."""
+    position = targets[:, None] - entries.start
+    last = entries.stop - entries.start - 1
+    return position.clamp(0, last), (position >= 0) & (position <= last)
 
 
 def _slices(length: int, size: int) -> list[slice]:

@@ -127,7 +127,7 @@ class ChatServer:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PriceEstimate:
     """What questions will take, if none has to be asked twice; `usd` is 0 where no price is set."""
 
     requests: int
@@ -141,11 +141,11 @@ class Estimate:
         return f"{self.requests:,} requests, {tokens}, {usd if self.usd else 'no price set'}"
 
 
-def estimate(server: ChatServer, questions: Sequence[str], reply_tokens: int) -> Estimate:
+def estimate(server: ChatServer, questions: Sequence[str], reply_tokens: int) -> PriceEstimate:
     """What `questions` will cost at `reply_tokens` each, on the high side; nothing is sent."""
     tokens = sum(map(_tokens, questions))
     replies = reply_tokens * len(questions)
-    return Estimate(len(questions), tokens, replies, server.price(tokens, replies))
+    return PriceEstimate(len(questions), tokens, replies, server.price(tokens, replies))
 
 
 def _tokens(text: str) -> int:

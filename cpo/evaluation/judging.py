@@ -254,7 +254,7 @@ class Verdicts:
             model_sides=tuple(row["model_side"] for row in rows),
             verdicts=tuple(row["verdict"] for row in rows),
             exchanged=tuple(row["exchanged"] for row in rows if row["exchanged"] is not None),
-            why=tuple(one for order in why for one in order),
+            why=tuple(reason for order in why for reason in order),
             **about,
         )
 

@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 # What can be wrong with a reply, whatever was asked; "" for nothing.
-Fault = Literal["", "cut", "empty", "refused", "too long"]
-FAULTS: tuple[str, ...] = get_args(Fault)[1:]
+ReplyFault = Literal["", "cut", "empty", "refused", "too long"]
+FAULTS: tuple[str, ...] = get_args(ReplyFault)[1:]
 
 # Finish reasons. Those of a prompt that was refused with an error are ours, named as its code.
 REFUSED, TOO_LONG = "content_filter", "context_length_exceeded"
@@ -52,7 +52,7 @@ class Message:
 
     text: str
     reasoning: str
-    fault: Fault
+    fault: ReplyFault
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Reply:
         return self.message.text
 
     @property
-    def fault(self) -> Fault:
+    def fault(self) -> ReplyFault:
         """Why the reply is of no use, whatever was asked."""
         return self.message.fault
 
@@ -181,7 +181,7 @@ def read_message(message: Mapping[str, Any], finish_reason: str) -> Message:
     start, unclosed = _end_of_reasoning(whole)
     text = whole[start:].lstrip() if start else whole
     thoughts.append(_CLOSING.sub("", _OPENING.sub("", whole[:start])).strip())
-    fault: Fault = ""
+    fault: ReplyFault = ""
     reason = finish_reason.lower()
     if reason.startswith(REFUSED) or reason in _REFUSED or (not text and any(refusals)):
         fault = "refused"

@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.int64]
 
 CONFIDENCE, LEVEL = 0.95, 0.05
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-DRAWS = 10_000
+BOOTSTRAP_DRAWS = 10_000
 # Resampled values that exist at one time; bounds a bootstrap's memory at any number of prompts.
 CHUNK_VALUES = 4_000_000
 
@@ -175,7 +175,7 @@ def _bootstrap(sums: npt.NDArray[Any], sizes: npt.NDArray[Any], seed: int, n: in
         return Estimate(value, math.nan, math.nan, n)
     from scipy.stats import t
 
-    samples = resamples(units, DRAWS, np.random.default_rng(seed))
+    samples = resamples(units, BOOTSTRAP_DRAWS, np.random.default_rng(seed))
     drawn = np.concatenate([sums[which].sum(-1) / sizes[which].sum(-1) for which in samples])
     quantile = t.ppf((1 + CONFIDENCE) / 2, units - 1) * math.sqrt(units / (units - 1))
     tail = 100 * NormalDist().cdf(-quantile)

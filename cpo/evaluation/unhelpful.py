@@ -101,8 +101,8 @@ def _other_responses(
 WRITERS: dict[str, Writer] = {"other_response": _other_responses}
 
 
-def _differ(one: str, other: str) -> bool:
-    return one.split() != other.split()
+def _differ(text: str, other_text: str) -> bool:
+    return text.split() != other_text.split()
 
 
 def _chat_responses(

@@ -1,1 +1,1 @@
-"""Model folders: what a checkpoint holds, held against what it says it is."""
+"""Model folders: a checkpoint's contents checked against its configuration."""

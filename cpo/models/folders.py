@@ -1,7 +1,7 @@
-"""Models from elsewhere: what one has to hold, what is wrong with it, and the way to load it.
+"""External models: what a folder must contain, what is wrong with it, and how to load it.
 
-Weights are read from safetensors or .gguf alone, since a pickle can run any code, and a model's own
-code is never run (`trust_remote_code` stays off).
+Weights are read only from safetensors or .gguf, since a pickle can run any code. A model's own code
+is never run (`trust_remote_code` stays off).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cpo.models import gguf, weights
 from cpo.models.gguf import gguf_file, location, storage
 from cpo.models.weights import Fault, ModelFolderError, quantisation_fault, summary
 
-# Of a repository on the hub: all that is read, and what tells without the weights if it can be.
+# Files read from a hub repository, and those that suffice to check it without its weights.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 FILES = (*SMALL_FILES, "*.safetensors")
 ADAPTER = "adapter_config.json"
@@ -24,26 +24,26 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 CONVERT = (
     'Convert it once where you trust its origin: python -c "from transformers import '
     "AutoModelForCausalLM as M, AutoTokenizer as T; [part.from_pretrained('{name}')"
-    ".save_pretrained('FOLDER') for part in (M, T)]\", and give FOLDER in its place"
+    ".save_pretrained('FOLDER') for part in (M, T)]\", and use FOLDER instead"
 )
 MERGE = (
     'Merge it into its model: pip install peft; python -c "from peft import '
     "AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
     "M.from_pretrained('{name}').merge_and_unload().save_pretrained('FOLDER'); "
-    "T.from_pretrained('{name}').save_pretrained('FOLDER')\", and give FOLDER in its place"
+    "T.from_pretrained('{name}').save_pretrained('FOLDER')\", and use FOLDER instead"
 )
 SAVED = "Give a folder that transformers' save_pretrained wrote"
 TOKENIZER = "Put the model's own tokenizer files beside its weights"
-# Heads with which a causal language model's folder may be saved, beside the mapping's own classes.
+# Class suffixes under which a causal language model may be saved, besides the mapping's own.
 CAUSAL_HEADS = ("Model", "ForCausalLM", "ForConditionalGeneration")
 
 
 def fetched(name: str) -> Path:
-    """Where a model lies: an absolute path as it is, any other name after fetching it from the hub.
+    """The local path of a model: an absolute path as it is, any other name fetched from the hub.
 
     Raises:
-        FileNotFoundError: neither here nor reachable on the hub; says what to do.
-        ModelFolderError: its weights are in no file that is read, or those files are damaged.
+        FileNotFoundError: neither local nor reachable on the hub; says what to do.
+        ModelFolderError: its weight files are of an unsupported kind or damaged.
     """
     from huggingface_hub import snapshot_download
 
@@ -53,18 +53,18 @@ def fetched(name: str) -> Path:
             place = Path(snapshot_download(name, allow_patterns=list(FILES)))
         except Exception as error:
             raise FileNotFoundError(
-                f"'{name}' is no folder beside the profile's file and could not be fetched from "
+                f"'{name}' is not a folder beside the profile and could not be fetched from "
                 f"the hub ({type(error).__name__}). Give the path of a transformers folder or a "
                 ".gguf file, or connect to the hub."
             ) from error
     elif not place.exists():
-        raise FileNotFoundError(f"'{name}' is not there: no such .gguf file or folder")
+        raise FileNotFoundError(f"'{name}' does not exist: no such .gguf file or folder")
     _refuse(f"model {name}", files_fault(place, name))
     return place
 
 
 def load_tokenizer(place: Path) -> Any:
-    """The tokenizer of a model folder or .gguf file; code that comes with it is not run."""
+    """The tokenizer of a model folder or .gguf file; its own code is not run."""
     from transformers import AutoTokenizer
 
     folder, file = location(place)
@@ -74,15 +74,15 @@ def load_tokenizer(place: Path) -> Any:
 def load_model(place: Path, dtype: Any = "float32", may_be_quantised: bool = False) -> Any:
     """The causal language model of a folder or .gguf file, on the CPU, in evaluation mode.
 
-    What transformers warns of beside its report is warned of here.
+    Passes on transformers' warnings, except its load report.
 
     Args:
-        dtype: of `torch`, or "auto" for the one that the weights are stored in.
-        may_be_quantised: take weights that are no real numbers, for what only reads answers.
+        dtype: a `torch` dtype, or "auto" for the stored one.
+        may_be_quantised: accept quantised weights, which suffice for inference.
 
     Raises:
-        ModelFolderError: a weight is missing, unknown, of another shape or quantised, or
-            transformers cannot load it.
+        ModelFolderError: a weight is missing, unknown, misshapen or quantised, or transformers
+            cannot load the model.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -113,15 +113,15 @@ def dequantise(file: Path, folder: Path) -> None:
     """
     load_model(file).save_pretrained(folder)
     load_tokenizer(file).save_pretrained(folder)
-    print(f"{file.name}: {storage(file)}; unpacked into fp32, as rounded as it was", flush=True)
+    print(f"{file.name}: {storage(file)}; unpacked into fp32 at its original precision", flush=True)
 
 
 def faults(place: Path, longest: int = 0, may_be_quantised: bool = False) -> list[Fault]:
-    """Everything that keeps a local model from being used, found without loading the weights.
+    """Everything that keeps a local model from being used, determined without loading weights.
 
     Args:
         place: a folder, or a .gguf file.
-        longest: the length in tokens of the longest sequence it will have to read.
+        longest: tokens in the longest sequence it must read.
         may_be_quantised: as for `load_model`.
     """
     fault = weights_fault(place, may_be_quantised)
@@ -131,7 +131,7 @@ def faults(place: Path, longest: int = 0, may_be_quantised: bool = False) -> lis
 
 
 def weights_fault(place: Path, may_be_quantised: bool = False) -> Fault | None:
-    """What is wrong with a model's weights, if anything, as its files and their headers tell."""
+    """What is wrong with a model's weights, if anything, judging by files and headers."""
     if file := gguf_file(place):
         return gguf.gguf_fault(file)
     if fault := files_fault(place):
@@ -142,10 +142,10 @@ def weights_fault(place: Path, may_be_quantised: bool = False) -> Fault | None:
 
 
 def files_fault(place: Path, name: str = "") -> Fault | None:
-    """What is wrong with the files that hold the weights, if anything.
+    """What is wrong with the weight files, if anything.
 
     Args:
-        name: of the model in remedies, if it is not its path.
+        name: the model's name in remedies, if not its path.
     """
     if gguf_file(place):
         return None
@@ -159,25 +159,25 @@ def files_fault(place: Path, name: str = "") -> Fault | None:
     except FileNotFoundError:
         return Fault(f"{path.name} of its weights is missing", "Fetch them again")
     except Exception as error:
-        what = f"{path.name} is cut short, or no safetensors file ({summary(error)})"
+        what = f"{path.name} is truncated or not a safetensors file ({summary(error)})"
         return Fault(what, weights.FETCH)
     return None
 
 
 def missing_weights(name: str, files: Iterable[str]) -> Fault | None:
-    """The fault of a model, by the names of its files, if none of them are safetensors."""
+    """The fault of a model whose files, by their names, are not safetensors."""
     files = sorted(files)
     if ADAPTER in files:
-        # Whether peft is installed would decide if it is put on the model or left out.
+        # Otherwise an installed peft would decide whether the adapter is applied.
         beside = "beside a model" if "config.json" in files else "and not a whole model"
         return Fault(f"it holds a PEFT adapter {beside} ({ADAPTER})", MERGE.format(name=name))
     if weights.WEIGHTS in files or weights.INDEX in files:
         return None
     if several := [file for file in files if file.endswith(gguf.SUFFIX)]:
-        what = f"its weights are in {', '.join(several[:3])}, one of which has to be named"
+        what = f"its weights are in {', '.join(several[:3])}, one of which must be named"
         return Fault(what, "Give the path of one, on this machine")
     if pickled := [file for file in files if file.endswith(PICKLED)]:
-        what = f"its weights are in {pickled[0]}, and only safetensors are read"
+        what = f"its weights are in {pickled[0]}, but only safetensors are read"
         return Fault(what, CONVERT.format(name=name))
     return Fault(
         f"it holds no weights, {weights.WEIGHTS} or {weights.INDEX}",
@@ -213,26 +213,26 @@ def _config_faults(config: Mapping[str, Any], longest: int) -> Iterator[Fault]:
         )
     elif others and not set(architectures) & set(CAUSAL.values()):
         yield Fault(
-            f"its config.json calls it a {others[0]}, which is no causal language model",
+            f"its config.json calls it a {others[0]}, which is not a causal language model",
             f"Give one; if this is a {CAUSAL[kind]}, name that as its architectures",
         )
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if positions is not None and positions < longest:
         yield Fault(
-            f"it reads {positions} tokens, and the profile's limits come to {longest}",
+            f"it reads {positions} tokens, but the profile's limits amount to {longest}",
             "Lower instructions.max_prefix_tokens, instructions.max_continuation_tokens or "
             "articles.max_tokens, or give a model with a longer context",
         )
 
 
 def _tokenizer_faults(place: Path, config: Mapping[str, Any]) -> Iterator[Fault]:
-    # Without files transformers may make an empty tokenizer, without a word.
+    # Without these files, transformers may silently create an empty tokenizer.
     if not gguf_file(place) and not any((place / name).is_file() for name in VOCABULARIES):
         yield Fault(f"it holds no tokenizer: none of {', '.join(VOCABULARIES)}", TOKENIZER)
         return
     try:
         tokenizer = load_tokenizer(place)
-    except Exception as error:  # tokenizers fail in many ways; to a user all mean the same
+    except Exception as error:  # many exception types, one meaning to the user
         yield Fault(f"its tokenizer cannot be loaded ({summary(error)})", TOKENIZER)
         return
     if tokenizer.eos_token_id is None:

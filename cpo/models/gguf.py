@@ -1,7 +1,7 @@
-"""Models as llama.cpp keeps them: one .gguf file with weights, configuration and tokenizer.
+"""Models in llama.cpp's format: one .gguf file with weights, configuration and tokenizer.
 
-transformers reads those of some architectures. Most are quantised: a suite works with the real
-numbers that come out, and says from how many bits they came.
+transformers reads some architectures. Most files are quantised: the suite uses the dequantised
+weights, and reports their original bits per weight.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 from cpo.models.weights import FETCH, Fault, summary
 
 SUFFIX = ".gguf"
-INSTEAD = "Give the model's own folder, with safetensors, in its place"
+INSTEAD = "Give the model's own folder, with safetensors, instead"
 
 
 def gguf_file(place: Path) -> Path | None:
-    """The .gguf file that a path means: itself, or the only one in a folder without safetensors."""
+    """The .gguf file that a path refers to: itself, or the only one in a folder without
+    safetensors."""
     if place.suffix == SUFFIX and not place.is_dir():
         return place
     files = list(place.glob(f"*{SUFFIX}"))
@@ -26,13 +27,13 @@ def gguf_file(place: Path) -> Path | None:
 
 
 def location(place: Path) -> tuple[Path, dict[str, Any]]:
-    """A model's folder, and the argument `gguf_file` of `from_pretrained` if it is such a file."""
+    """A model's folder, and `from_pretrained`'s argument `gguf_file` if it is such a file."""
     file = gguf_file(place)
     return (file.parent, {"gguf_file": file.name}) if file else (place, {})
 
 
 def storage(file: Path) -> str:
-    """How most of a file's numbers are stored, and with how many bits each on average."""
+    """How most of a file's weights are stored, and their average number of bits."""
     tensors = _reader(file).tensors
     elements: Counter[str] = Counter()
     for tensor in tensors:
@@ -42,15 +43,15 @@ def storage(file: Path) -> str:
 
 
 def gguf_fault(file: Path) -> Fault | None:
-    """What keeps a .gguf file from being read, seen without its weights."""
+    """What keeps a .gguf file from being read, determined without its weights."""
     from transformers import AutoConfig
 
     if find_spec("gguf") is None:
-        return Fault("reading a .gguf file takes the package gguf", "pip install gguf")
+        return Fault("reading a .gguf file needs the package gguf", "pip install gguf")
     try:
         reader = _reader(file)
-    except Exception as error:  # what is cut short fails wherever it ends
-        return Fault(f"{file.name} is cut short, or no GGUF file ({summary(error)})", FETCH)
+    except Exception as error:  # a truncated file fails wherever it ends
+        return Fault(f"{file.name} is truncated or not a GGUF file ({summary(error)})", FETCH)
     parts = reader.get_field("split.count")
     if parts is not None and parts.contents() > 1:
         return Fault(
@@ -59,7 +60,7 @@ def gguf_fault(file: Path) -> Fault | None:
         )
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # many kinds, by architecture
+    except Exception as error:  # exception types vary by architecture
         return Fault(f"transformers cannot read {file.name} ({summary(error)})", INSTEAD)
     scaled = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_")]
     for key, field in reader.fields.items():
@@ -73,7 +74,7 @@ def gguf_fault(file: Path) -> Fault | None:
 
 
 def left_out(file: Path, model: Any) -> Fault | None:
-    """The fault of a file with tensors that have no place in the model that came of it."""
+    """The fault of a file some of whose tensors are not in the loaded model."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     reader, config = _reader(file), model.config.get_text_config()

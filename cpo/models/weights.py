@@ -1,8 +1,8 @@
-"""A model's weights against its configuration: what is missing, unknown, misshapen or quantised.
+"""A model's weights against its configuration: missing, unknown, misshapen or quantised ones.
 
-transformers puts random numbers where it finds no weight, leaves out what it does not know, and
-only warns. Here its report of a load decides. Loading the files' headers alone, as tensors without
-content, gives the same report: what transformers renames, joins, ties or ignores is no fault.
+transformers initialises missing weights at random, drops unknown ones, and only warns. Here its
+load report decides. Loading only the files' headers, as tensors without content, gives the same
+report: weights that transformers renames, merges, ties or ignores are no fault.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # Weights of other dtypes are quantised; masks and positions may be booleans or integers.
 SOUND = {"float64", "float32", "float16", "bfloat16", "bool", "int64"}
-# Left by older versions in their checkpoints, and computed anew since: rotary frequencies, the
-# causal mask, and what stood where it forbids.
+# Stored by older versions, and computed since: rotary frequencies, the causal mask and its fill
+# value.
 COMPUTED = re.compile(r"(inv_freq|masked_bias|causal_mask)$")
 
-# What wraps a model puts itself into the names of its weights.
+# Wrappers leave their prefix in the names of the weights.
 WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "module.": "DistributedDataParallel",
@@ -38,11 +38,11 @@ WRAPPERS = {
 }
 WRAPPER = rf"\b(?:{'|'.join(map(re.escape, WRAPPERS))})"
 RENAME = (
-    'Take it out of the names: python -c "import pathlib, re, shutil; from safetensors.torch '
+    'Remove it from the names: python -c "import pathlib, re, shutil; from safetensors.torch '
     "import load_file, save_file; shutil.copytree('{folder}', 'FOLDER'); "
     "[save_file({{re.sub(r'{pattern}', '', name): weight for name, weight in "
     "load_file(path).items()}}, path, {{'format': 'pt'}}) "
-    "for path in pathlib.Path('FOLDER').glob('*.safetensors')]\", and give FOLDER in its place"
+    "for path in pathlib.Path('FOLDER').glob('*.safetensors')]\", and use FOLDER instead"
 )
 FETCH = "Fetch it again; after a `git clone` that is `git lfs pull`"
 TOGETHER = "Give a folder whose config.json and weights were written together, by save_pretrained"
@@ -91,7 +91,7 @@ def header(path: Path) -> dict[str, Tensor]:
 def load(
     model_class: Any, folder: Path | None, **arguments: Any
 ) -> tuple[Any, dict[str, Any], list[str]]:
-    """A model by the `from_pretrained` of its class, the report of its load, and the warnings.
+    """A model by its class's `from_pretrained`, the load report, and the warnings.
 
     Raises:
         ModelFolderError: it cannot be loaded.
@@ -105,17 +105,17 @@ def load(
             )
     except (RuntimeError, ValueError, ImportError) as error:
         what = summary(error).rstrip(".")
-        # What a weight is joined of is missing, or of another shape.
+        # A part of a merged weight is missing or misshapen.
         if joined := re.findall(r"^(\S+) +\| .*CONVERSION", "\n".join(messages), re.MULTILINE):
-            what = f"{len(joined)} weights cannot be joined, {_some(joined)}. {TOGETHER}"
+            what = f"{len(joined)} weights cannot be merged, {_some(joined)}. {TOGETHER}"
         place = arguments.get("gguf_file", folder)
-        raise ModelFolderError(f"{place}: it cannot be loaded: {what}.") from error
+        raise ModelFolderError(f"{place} cannot be loaded: {what}.") from error
     return model, report, [message for message in messages if "LOAD REPORT" not in message]
 
 
 @contextmanager
 def _collected(messages: list[str]) -> Iterator[None]:
-    """Keeps transformers from writing: what it warns of is added to `messages` instead."""
+    """Silence transformers, adding its warnings to `messages` instead."""
     from transformers.utils import logging as library
 
     logger, handler = logging.getLogger("transformers"), BufferingHandler(10**6)
@@ -135,8 +135,8 @@ def _collected(messages: list[str]) -> Iterator[None]:
 
 
 def header_fault(folder: Path) -> Fault | None:
-    """What is wrong with the names, shapes and dtypes of a folder's weights, if anything; no weight
-    is read. None as well where that cannot be tried: the load itself will tell."""
+    """What is wrong with the names, shapes and dtypes of a folder's weights, if anything. No weight
+    is read. Also None if this cannot be determined before the load."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -148,7 +148,7 @@ def header_fault(folder: Path) -> Fault | None:
         contents = {"config": empty.config, "state_dict": stored, "device_map": {"": "meta"}}
         model, report, _ = load(type(empty), None, dtype=torch.float32, **contents)
         return _integers(model, stored) or misfit(folder, model, report, stored)
-    except Exception:  # architectures fail in many ways without content
+    except Exception:  # exception types vary by architecture
         return None
 
 
@@ -160,12 +160,12 @@ def stored_weights(folder: Path) -> dict[str, Tensor]:
 def misfit(
     folder: Path, model: Any, report: Mapping[str, Collection[Any]], stored: Mapping[str, Tensor]
 ) -> Fault | None:
-    """The fault that a load's report tells of, if any.
+    """The fault shown by a load report, if any.
 
     Args:
-        folder: from which the model was loaded.
+        folder: where the model was loaded from.
         report: `from_pretrained`'s with `output_loading_info`.
-        stored: what the files hold, by name; may be empty.
+        stored: the files' weights by name; may be empty.
     """
     missing, misshapen = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
     unknown = [name for name in sorted(report["unexpected_keys"]) if not _computed(name, stored)]
@@ -179,12 +179,12 @@ def misfit(
             f"its weights are not those of the {kind} in its config.json: {', '.join(parts)}",
             remedy or _remedy(model, missing, unknown, misshapen),
         )
-    # An encoder of BERT's kind is a decoder only where its config.json says so.
+    # A BERT-like encoder is a decoder only if its config.json says so.
     decoder = getattr(model.config, "is_decoder", True)
     if decoder is False and not model.config.model_type.startswith("gpt_neox"):
         return Fault(
-            f"its config.json says that it is no decoder: {kind} then sees the tokens that it "
-            "should predict",
+            f"its config.json says that it is not a decoder: {kind} then sees the tokens that "
+            "it should predict",
             "Give a model that reads from left to right; if this one was trained to, set "
             "is_decoder to true in its config.json",
         )
@@ -199,9 +199,9 @@ def _remedy(model: Any, missing: list[str], unknown: list[str], misshapen: list[
                 "If the model's head is its embedding, set tie_word_embeddings to true in its "
                 "config.json; otherwise fetch its weights again"
             )
-        return "Fetch it again: a part of its weights is not there"
+        return "Fetch it again: some of its weights are missing"
     if unknown and not missing and not misshapen:
-        return f"{TOGETHER}, without what was added for a training, such as a value head"
+        return f"{TOGETHER}, without parts added for training, such as a value head"
     rows = {(has[0], wanted[0]) for _, has, wanted in misshapen}
     if len(rows) == 1 and not missing and not unknown:
         ((has, wanted),) = rows
@@ -214,9 +214,9 @@ def _remedy(model: Any, missing: list[str], unknown: list[str], misshapen: list[
 
 
 def _unwrapping(folder: Path, stored: Mapping[str, Tensor], missing: Collection[str]) -> str:
-    """What to do where what had wrapped the model is left in the names; "" where nothing is."""
+    """What to do if a wrapper's prefix is left in the names; "" if there is none."""
     if any(".lora_" in name for name in stored):
-        return "It was saved with an adapter in it: merge that with peft, and save the model again"
+        return "It was saved with an adapter: merge it with peft, and save the model again"
     outside = os.path.commonprefix(list(stored)).rpartition(".")[0]
     for pattern in (WRAPPER, f"^{re.escape(outside)}\\."):
         wrapped = [match for match in (re.search(pattern, name) for name in stored) if match]
@@ -224,7 +224,7 @@ def _unwrapping(folder: Path, stored: Mapping[str, Tensor], missing: Collection[
         if wrapped and any(name.endswith(inner) for name in missing):
             prefix = wrapped[0].group()
             remedy = RENAME.format(folder=folder, pattern=pattern)
-            wrapper = WRAPPERS.get(prefix, "what wrapped the model")
+            wrapper = WRAPPERS.get(prefix, "a wrapper")
             return f"'{prefix}' in the names is left from {wrapper}. {remedy}"
     return ""
 
@@ -233,10 +233,10 @@ def _unwrapping(folder: Path, stored: Mapping[str, Tensor], missing: Collection[
 
 
 def quantised(how: str) -> Fault:
-    """The fault of weights that are no real numbers."""
+    """The fault of quantised weights."""
     return Fault(
-        f"its weights are quantised ({how}), and training and log-ratios need real numbers",
-        "Give the model that was quantised, in fp32, fp16 or bf16; its page on the hub names it",
+        f"its weights are quantised ({how}), but training and log-ratios need full ones",
+        "Give the original model in fp32, fp16 or bf16; its page on the hub names it",
     )
 
 
@@ -247,7 +247,7 @@ def quantisation_fault(folder: Path) -> Fault | None:
         parts = config, config.get("text_config") or {}
         settings = next(filter(None, (part.get("quantization_config") for part in parts)), None)
     except (OSError, ValueError, AttributeError):
-        return None  # that it cannot be read is a fault of its own
+        return None  # an unreadable config is another fault
     if not settings:
         return None
     method = settings.get("quant_method") or "bitsandbytes"
@@ -257,7 +257,7 @@ def quantisation_fault(folder: Path) -> Fault | None:
 
 
 def _integers(model: Any, stored: Mapping[str, Tensor]) -> Fault | None:
-    """The fault of weights that are stored as integers, or floats of 8 bits or fewer, and are no
+    """The fault of weights that are stored as integers, or as floats of at most 8 bits, but are not
     integers in the model."""
     buffers = model.named_buffers()
     sound = tuple(name for name, buffer in buffers if not buffer.is_floating_point())
@@ -272,8 +272,7 @@ def _integers(model: Any, stored: Mapping[str, Tensor]) -> Fault | None:
 
 
 def _computed(name: str, stored: Mapping[str, Tensor]) -> bool:
-    """Whether a weight is one that models compute themselves; a mask is told from a bias by its
-    shape."""
+    """Whether models compute this weight themselves; its shape tells a mask from a bias."""
     shape = tuple(stored[name].shape) if name in stored else ()
     mask = name.endswith(".bias") and len(shape) == 4 and shape[:2] == (1, 1)
     return mask or COMPUTED.search(name) is not None
