@@ -208,7 +208,7 @@ SCRIPT = """
     import resource
     import sys
     from pathlib import Path
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     from test_training import contrasted, random_groups, settings
     from models import tiny_model
     from cpo.training import train
@@ -224,7 +224,7 @@ SCRIPT = """
 
 def test_resumes_bit_for_bit_after_kill_9_and_a_full_disk(tmp_path: Path):
     script = tmp_path / "run.py"
-    tests = str(Path(__file__).parent)
+    tests = [str(Path(__file__).parents[2] / name) for name in ("", "tests", "tests/cpo")]
     script.write_text(textwrap.dedent(SCRIPT.format(tests=tests, root=str(tmp_path))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 

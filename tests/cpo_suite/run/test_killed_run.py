@@ -1,7 +1,8 @@
 """A run that is killed at any moment, and started again by the same command, ends in the same
 numbers.
 
-Two kills here; `CPO_KILLS=20 pytest tests/test_killed_run.py` for as many as one likes. They fall
+Two kills here; `CPO_KILLS=20 pytest tests/cpo_suite/run/test_killed_run.py` for
+as many as one likes. They fall
 into all of a run: its start, trainings, negatives, generations, tables. Every other one hits the
 kernel that executes the notebook, the rest the command itself.
 """

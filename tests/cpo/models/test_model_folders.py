@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from stand_ins import gguf_folder, gpt2_folder, llama_folder, write_dolly
-from test_experiments import SMALL
+from test_suite import SMALL
 from transformers import AutoModelForCausalLM
 
 from cpo import data

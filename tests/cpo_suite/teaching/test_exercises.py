@@ -15,7 +15,7 @@ from cpo import negatives
 from cpo_suite.teaching import course
 from exercises.build import Exercise, read_exercises, section, with_exercises
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SOURCES = sorted((ROOT / "exercises").glob("[0-9A]*.py"))
 EXERCISES = [one for source in SOURCES for one in read_exercises(source)]
 NUMBERS = [one.number for one in EXERCISES]

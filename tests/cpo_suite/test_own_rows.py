@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_experiments import SMALL
 from test_negatives import planned
+from test_suite import SMALL
 
 from cpo import losses, negatives, training
 from cpo.evaluation import judging

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from test_experiments import SMALL
+from test_suite import SMALL
 
 from cpo.negatives import SAMPLERS
 from cpo_suite.launching import LaunchError
@@ -22,13 +22,13 @@ from cpo_suite.profile import Processes
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
-TESTS = str(Path(__file__).parent)
+TESTS = [str(Path(__file__).parents[3] / name) for name in ("", "tests", "tests/cpo")]
 
 
 def run_in(count: int, script: str, folder: Path) -> str:
     """Run a script in `count` processes; returns what they printed."""
     path = folder / "script.py"
-    header = f"import sys; sys.path.insert(0, {TESTS!r})\n"
+    header = f"import sys; sys.path[:0] = {TESTS!r}\n"
     footer = "\nfrom cpo.engine.processes import leave_together\nleave_together()\n"
     path.write_text(header + textwrap.dedent(script) + footer)
     command = [sys.executable]
