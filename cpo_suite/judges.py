@@ -19,13 +19,13 @@ from cpo_suite.profile import JudgeSettings, Server
 
 
 def judge_of(settings: JudgeSettings, task: Task, folder: Path) -> Judge | None:
-    """The judge that a profile names; None for the kind `none`.
+    """The profile's judge; None for the kind `none`.
 
     Args:
-        folder: of the reply store, which is created if missing.
+        folder: of the reply store, created if missing.
 
     Raises:
-        JudgeError: no such judge.
+        JudgeError: an unknown judge.
     """
     if settings.kind == "none":
         return None
@@ -33,31 +33,31 @@ def judge_of(settings: JudgeSettings, task: Task, folder: Path) -> Judge | None:
         server = chat_server(settings.server, "judge.server")
         return ChatJudge(server, folder / STORE, task)
     if settings.model is not None and settings.kind == "local":
-        return _local(settings.model, settings.batch, task)
+        return _local_judge(settings.model, settings.batch, task)
     return judge_named(settings.kind)
 
 
 def judge_identity(settings: JudgeSettings, task: Task) -> dict[str, Any]:
     """Everything about a judge that determines its verdicts, for artifact keys."""
-    named: dict[str, Any] = {"kind": settings.kind, "orders": settings.orders}
+    identity: dict[str, Any] = {"kind": settings.kind, "orders": settings.orders}
     if settings.server is not None and settings.kind == "openai":
-        asked = settings.server.model_dump(include={"model", "base_url", "parameters"})
-        return named | asked | {"prompt": template_hash(task), "parser": PARSER_VERSION}
+        server = settings.server.model_dump(include={"model", "base_url", "parameters"})
+        return identity | server | {"prompt": template_hash(task), "parser": PARSER_VERSION}
     if settings.kind == "local":
-        named |= {"model": _content(str(settings.model)), "minimum_mass": MINIMUM_MASS}
-        return named | {"prompt": template_hash(task)}
-    if settings.kind != "none":
-        named["kind"] = rule_identity(settings.kind)
-    return named
+        model = _content(str(settings.model))
+        identity |= {"model": model, "minimum_mass": MINIMUM_MASS, "prompt": template_hash(task)}
+    elif settings.kind != "none":
+        identity["kind"] = rule_identity(settings.kind)
+    return identity
 
 
 @cache
 def _content(name: str) -> str:
     """Identity of a judging model: the hash of its files, or its hub name."""
-    place = Path(name)
-    if place.is_file():
-        return hash_file(place)
-    return hash_folder(place) if place.is_dir() else name
+    path = Path(name)
+    if path.is_file():
+        return hash_file(path)
+    return hash_folder(path) if path.is_dir() else name
 
 
 def chat_server(settings: Server, setting: str) -> ChatServer:
@@ -66,13 +66,13 @@ def chat_server(settings: Server, setting: str) -> ChatServer:
 
 
 @cache
-def _local(name: str, batch: int, task: Task) -> LocalJudge:
-    """A local judging model, loaded once.
+def _local_judge(name: str, batch: int, task: Task) -> LocalJudge:
+    """A local judge, loaded once.
 
     Raises:
         FileNotFoundError, ModelFolderError: as `fetched` and `load_model`.
     """
-    place = fetched(name)
-    tokenizer, model = load_tokenizer(place), load_model(place, "auto", may_be_quantised=True)
+    path = fetched(name)
+    tokenizer, model = load_tokenizer(path), load_model(path, "auto", may_be_quantised=True)
     model.to(machine.device()).eval()
     return LocalJudge(model, tokenizer, Path(name).name, task, batch)

@@ -1,9 +1,9 @@
-"""Questions to a chat model behind any server of OpenAI's chat completions.
+"""Requests to a chat model behind any server with OpenAI's chat completions API.
 
-Replies are paid for. So each is handed over before its worker sends again, every request is checked
-against the budget, and what asking again cannot mend ends the run at once, with what to do. Pauses
-and repeated requests are the openai client's. The workers are threads: it is the same in a script,
-in a notebook's running event loop and in a thread.
+Replies cost money. Each is therefore handed over before its worker sends again, and every request
+is checked against the budget. An error that a retry cannot fix ends the run at once and names the
+remedy. Retries and back-off are the openai client's. The workers are threads, so this also works in
+a thread or in a notebook's running event loop.
 """
 
 from __future__ import annotations
@@ -37,30 +37,29 @@ from cpo.evaluation.replies import (
 if TYPE_CHECKING:
     import openai
 
-RETRIES = 15  # with the client's pauses, of 8 s at most, longer than a limit by the minute lasts
-FEW_ATTEMPTS = 3  # where each may be paid for, or nobody may be there at all
-PAUSE = 1.0  # seconds before a question is asked again whose answer was no chat completion
-FIRST_REPLIES = 8  # at least so many are looked at before the rest is asked
-TRIAL = "Answer with the letter A and nothing else."  # one short question, to try a server
-AGAIN = "again"  # what `keep` returns to have a question asked once more
+RETRIES = 15  # with pauses of up to 8 s, they outlast a per-minute rate limit
+FEW_ATTEMPTS = 3  # where an attempt may be charged, or no server may be running
+PAUSE = 1.0  # seconds before a retry after an answer that is no chat completion
+FIRST_REPLIES = 8  # at least this many are checked before the rest is sent
+TRIAL = "Answer with the letter A and nothing else."  # tests a server
+AGAIN = "again"  # returned by `keep` to have a question asked once more
 
 ADVICE = {
-    401: "{key} is refused: set api_key_variable to the variable with one valid there",
-    403: "{key} is not enough to use {model}: use another of either",
-    404: "no model '{model}' or no chat completions there: check model and base_url, which mostly "
-    "ends in /v1",
+    401: "{key} is refused: set api_key_variable to a variable that holds a valid key",
+    403: "{key} does not give access to {model}: use another key or model",
+    404: "no model '{model}' or no chat completions there: check model and base_url, which "
+    "usually ends in /v1",
 }
-# Names of a query's parameters that hold a key; `api-version` and `max_tokens` do not.
+# Query parameters that hold a key; `api-version` and `max_tokens` do not.
 _SECRET = re.compile(r"key|token(?!s)|secret|sig$|signature|passw|credential|auth|^code$", re.I)
 
 
 class ChatError(RuntimeError):
-    """A chat model cannot be asked; the message says what was wrong, where, and what to do."""
+    """A chat model cannot be asked. The message gives the server, the problem and the remedy."""
 
 
 def secret_in(url: str) -> str:
-    """What in an address is a secret, in words: `a user or password`, or the query's parameter that
-    holds a key; "" where there is none."""
+    """Name of the secret in an address: a user or password, or a query parameter; "" if none."""
     address = urlsplit(url)
     if "@" in address.netloc or (not address.netloc and "@" in address.path):
         return "a user or password"
@@ -70,13 +69,13 @@ def secret_in(url: str) -> str:
 
 @dataclass(frozen=True)
 class ChatServer:
-    """A chat model, how it is asked, and what that may cost.
+    """A chat model, its request settings and its cost limits.
 
-    `api_key_variable` names the environment variable that holds the key, "" where the server wants
-    none. `parameters` are sent as they are (temperature, max_tokens, ...). `max_requests` bounds
-    one call of `ask_all`, repeated requests included. `timeout` is how long the server may be
-    silent, in seconds. Prices are in USD per million tokens; `max_usd` caps the cost of one call of
-    `ask_all`, None for no cap. `setting` is what messages call it, by its place in a profile.
+    `api_key_variable` names the environment variable with the key, "" if the server needs none.
+    `parameters` (temperature, max_tokens, ...) are sent unchanged. `timeout` is the longest silence
+    of the server, in seconds. Prices are in USD per million tokens. `max_requests`, retries
+    included, and `max_usd`, None for no cap, limit one call of `ask_all`. `setting` is the
+    profile key that messages use.
     """
 
     base_url: str
@@ -92,43 +91,43 @@ class ChatServer:
     setting: str = "server"
 
     def question(self, prompt: str) -> dict[str, Any]:
-        """All that is asked with a prompt, in plain types; a temperature of 0.0 is one of 0."""
+        """All that determines the reply to a prompt, in plain types; 0.0 and 0 are equal."""
         parameters = {
             name: int(value) if isinstance(value, float) and value.is_integer() else value
             for name, value in self.parameters.items()
         }
-        asked = {"prompt": prompt, "model": self.model, "server": self.base_url}
-        return asked | {"parameters": parameters}
+        question = {"prompt": prompt, "model": self.model, "server": self.base_url}
+        return question | {"parameters": parameters}
 
     def reply_tokens(self, default: int) -> int:
-        """The most tokens that a reply may have, or `default` where no parameter says."""
+        """Token limit of a reply, or `default` if no parameter sets one."""
         limit = self.parameters.get("max_tokens", default)
         return int(self.parameters.get("max_completion_tokens", limit))
 
     def price(self, input_tokens: int, output_tokens: int) -> float:
-        """What so many tokens cost, in USD."""
+        """Cost of these tokens in USD."""
         usd = input_tokens * self.usd_per_million_input
         return (usd + output_tokens * self.usd_per_million_output) / 1e6
 
     def exceeded(self, requests: int, usd: float) -> str:
-        """Which bound so many requests and USD exceed, and what to do; "" for none."""
+        """The limit that this use exceeds and the remedy, or ""."""
         if requests > self.max_requests:
-            return f"max_requests is {self.max_requests:,}: raise it, or ask fewer"
+            return f"max_requests is {self.max_requests:,}: raise it, or ask fewer questions"
         if self.max_usd and not self.price(1, 1):
             return (
-                "max_usd caps nothing without prices: set usd_per_million_input and "
+                "max_usd has no effect without prices: set usd_per_million_input and "
                 "usd_per_million_output, or leave max_usd out"
             )
-        # The sum of the parts may differ from the whole in the last digit.
+        # A sum of parts may differ from the whole in the last digit.
         if self.max_usd is not None and usd > self.max_usd * (1 + 1e-9):
-            cheaper = "ask fewer, or choose a cheaper model"
-            return f"max_usd is ${self.max_usd:,.2f}: raise it, {cheaper}"
+            remedy = "raise it, ask fewer questions, or choose a cheaper model"
+            return f"max_usd is ${self.max_usd:,.2f}: {remedy}"
         return ""
 
 
 @dataclass(frozen=True)
 class PriceEstimate:
-    """What questions will take, if none has to be asked twice; `usd` is 0 where no price is set."""
+    """Cost of questions without retries; `usd` is 0 if no price is set."""
 
     requests: int
     input_tokens: int
@@ -142,14 +141,14 @@ class PriceEstimate:
 
 
 def estimate(server: ChatServer, questions: Sequence[str], reply_tokens: int) -> PriceEstimate:
-    """What `questions` will cost at `reply_tokens` each, on the high side; nothing is sent."""
+    """Upper estimate for `questions` with `reply_tokens` per reply; nothing is sent."""
     tokens = sum(map(_tokens, questions))
     replies = reply_tokens * len(questions)
     return PriceEstimate(len(questions), tokens, replies, server.price(tokens, replies))
 
 
 def _tokens(text: str) -> int:
-    # Four characters a token is a little more than English takes; bytes, for other scripts' sake.
+    # English needs slightly fewer tokens than one per four characters; bytes cover other scripts.
     return math.ceil(len(text.encode(errors="replace")) / 4)
 
 
@@ -161,25 +160,24 @@ def ask_all(
     reply_tokens: int,
     description: str,
 ) -> None:
-    """Asks every question and hands over each reply; says first what that will cost.
+    """Print the estimated cost, ask every question and hand over each reply.
 
-    Whatever ends it, Ctrl-C too, nothing more is sent, and the replies to what is under way, which
-    are paid for, are waited for and kept.
+    On any error or Ctrl-C, nothing more is sent. Replies to requests already sent are paid for, so
+    they are awaited and kept.
 
     Args:
-        server: who is asked, and within which bounds.
+        server: the model, its settings and limits.
         questions: one user message each.
-        keep: called as `keep(index, reply)` in the worker, before it sends again. Returns why the
-            reply is of no use, "" or None where it is of use, or `AGAIN` to have the question asked
-            once more. Where none of the first replies is of use, the rest is not asked. What it
-            raises ends all, and comes out.
+        keep: called as `keep(index, reply)` in the worker, before it sends again. Returns the fault
+            that makes a reply unusable, "" or None for a usable reply, or `AGAIN` to repeat the
+            question. Exceptions end the run and propagate.
         reply_tokens: the longest reply expected, for the estimate.
-        description: of the progress bar.
+        description: label of the progress bar.
 
     Raises:
-        ChatError: before anything is sent, where the key is missing, or the estimate is above
-            `max_usd` or `max_requests`; later, where a bound is reached, the server refuses or
-            fails for good, or all of the first replies, three at least, are of no use.
+        ChatError: before sending, if the key is missing or the estimate exceeds `max_usd` or
+            `max_requests`. Later, if a limit is reached, the server fails permanently, or all of
+            the first replies, at least three, are unusable.
     """
     if not questions:
         return
@@ -189,7 +187,7 @@ def ask_all(
     asker = _Asker(server, reply_tokens, RETRIES)
     print(f"{description}: {expected}", flush=True)
     first = min(len(questions), max(server.concurrency, FIRST_REPLIES))
-    first_replies: list[tuple[str, Reply]] = []  # each with its fault
+    first_replies: list[tuple[str, Reply]] = []  # fault and reply
 
     def answer(index: int) -> None:
         try:
@@ -198,7 +196,7 @@ def ask_all(
             if index < first:
                 first_replies.append((fault or "", reply))
         except BaseException:
-            if asker.stop():  # the first to fail says why; the others only find it out
+            if asker.stop():  # only the first failure is the cause
                 raise
 
     with (
@@ -208,7 +206,7 @@ def ask_all(
     ):
         asker.tell = bar.set_postfix_str
         try:
-            # One alone: with a wrong key, address or model there is not a second request.
+            # A single request first: a wrong key, address or model costs no second one.
             for part in (range(1), range(1, first), range(first, len(questions))):
                 for done in as_completed([pool.submit(answer, index) for index in part]):
                     done.result()
@@ -226,28 +224,28 @@ def _of_no_use(server: ChatServer, replies: Sequence[tuple[str, Reply]]) -> str:
     kinds = ", ".join(f"{count} {fault}" for fault, count in counts.items())
     cause, remedy = likely_cause(server, most, dict(reversed(replies))[most])
     return (
-        f"none of the first {len(replies)} replies is of use ({kinds}): {cause}. {remedy}. Nothing "
+        f"none of the first {len(replies)} replies is usable ({kinds}): {cause}. {remedy}. Nothing "
         "more was sent"
     )
 
 
 def likely_cause(server: ChatServer, fault: str, reply: Reply) -> tuple[str, str]:
-    """Why a reply has this fault, most likely, and what to do."""
+    """Likely cause of a reply's fault, and the remedy."""
     reason = f"finish_reason {reply.finish_reason or 'unknown'}"
     thought = len(reply.message.reasoning)
     after = f" after {thought:,} characters of reasoning" if thought else ""
     limit = next((name for name in server.parameters if "max" in name), "max_tokens")
     where = f"{limit}: {server.parameters.get(limit, 'not set')}"
     raise_limit = (
-        f"Raise {server.setting}.parameters.{limit}: a reasoning model takes some thousands before "
-        "it answers"
+        f"Raise {server.setting}.parameters.{limit}: a reasoning model needs thousands of tokens "
+        "before it answers"
     )
     words = " ".join(reply.text.split())[:200]
     return {
-        "cut": (f"its reply is cut{after}, at {where} ({reason})", raise_limit),
+        "cut": (f"its reply is cut off{after}, at {where} ({reason})", raise_limit),
         "empty": (
-            f"it answers with nothing{after} ({reason})",
-            f"{raise_limit}. Or the server does not send the answer as `content`",
+            f"its reply is empty{after} ({reason})",
+            f"{raise_limit}. Or the server sends the answer outside `content`",
         ),
         "refused": (
             f"the prompt is refused ({reason}): {reply.raw[:300]}",
@@ -255,16 +253,16 @@ def likely_cause(server: ChatServer, fault: str, reply: Reply) -> tuple[str, str
         ),
         "too long": (
             f"the prompt is too long for the model: {reply.raw[:300]}",
-            "Choose a model with a longer context, or make responses shorter",
+            "Choose a model with a longer context, or shorten the responses",
         ),
-    }.get(fault, (f"it says “{words}”", "Choose a model that does as it is asked"))
+    }.get(fault, (f"its reply is “{words}”", "Choose a model that follows the instruction"))
 
 
 def try_out(server: ChatServer) -> Reply:
-    """One short question, to see that address, key and model are right before there are thousands.
+    """Send one short question to check address, key and model.
 
     Raises:
-        ChatError: as `ask_all`, after few attempts.
+        ChatError: as `ask_all`, after three attempts of at most 20 s each.
     """
     asker = _Asker(replace(server, timeout=min(server.timeout, 20.0)), 1, FEW_ATTEMPTS - 1)
     with asker.client:
@@ -272,11 +270,10 @@ def try_out(server: ChatServer) -> Reply:
 
 
 class _Asker:
-    """What the workers share: the client, what was sent and spent, and the parameters that the
-    model takes.
+    """State shared by the workers: client, requests, spending, and the parameters still in use.
 
-    The client sends a request again after a time-out, a lost connection and the statuses 408, 409,
-    429 and 5xx; `_before` and `_after` are called around each of these requests.
+    The client retries after a time-out, a lost connection, and statuses 408, 409, 429 and 5xx.
+    `_before` and `_after` run around every request, retries included.
     """
 
     def __init__(self, server: ChatServer, reply_tokens: int, retries: int) -> None:
@@ -288,21 +285,21 @@ class _Asker:
         self.lock = Lock()
         self.stopped = False
         self.sent = self.answers = self.replies = 0
-        self.usd = 0.0  # spent, and reserved for what is under way
-        self.rejected = 0  # prompts refused for a reason that is not known, since the last answer
+        self.usd = 0.0  # spent, or reserved for pending requests
+        self.rejected = 0  # refusals for an unknown reason since the last answer
 
     def stop(self) -> bool:
-        """From now on nothing is sent; True for the first who says so."""
+        """Stop all sending; True on the first call."""
         with self.lock:
             first, self.stopped = not self.stopped, True
         return first
 
     @property
     def kept(self) -> str:
-        return f". The {self.replies:,} replies that came are kept" if self.replies else ""
+        return f". The {self.replies:,} replies received are kept" if self.replies else ""
 
     def ask(self, question: str) -> Reply:
-        """The reply to a question. Raises `ChatError` where there will be none."""
+        """The reply to a question. Raises `ChatError` if there is none."""
         usd = estimate(self.server, [question], self.reply_tokens).usd
         unusable = 0
         while True:
@@ -313,13 +310,13 @@ class _Asker:
                 if reply := self._reply(question, response):
                     self._settle(usd, reply)
                     return reply
-                unusable += 1  # and may be charged: what was reserved stays so
+                unusable += 1  # may be charged: its reservation stays
                 if unusable < FEW_ATTEMPTS:
                     time.sleep(PAUSE)
                     continue
                 problem = (
                     f"{self.server.base_url} sends no chat completion, but: "
-                    f"{self._words(response.text)}. base_url mostly ends in /v1"
+                    f"{self._words(response.text)}. base_url usually ends in /v1"
                 )
             else:
                 self._settle(usd)
@@ -329,28 +326,30 @@ class _Asker:
                     self._leave_out(name)
                     continue
                 elif finish_reason := self._fault_of_prompt(response):
-                    self._settle(0.0, reply := self._refused(response, finish_reason))
+                    raw = self._without_key(json.dumps({"error": error_in(response)}, default=str))
+                    reply = Reply(raw, finish_reason, self.server.model, 0, 0, *_took(response))
+                    self._settle(0.0, reply)
                     return reply
                 else:
                     problem = self._refusal(response)
             raise ChatError(problem + self.kept)
 
     def _reserve(self, usd: float) -> None:
-        """Sets the cost of a question aside, or raises `ChatError` where it is above `max_usd`."""
+        """Reserve the cost of a question; raises `ChatError` if it would exceed `max_usd`."""
         with self.lock:
             if problem := self.server.exceeded(0, self.usd + usd):
-                spent = f"${self.usd:,.2f} are spent or under way at {self.server.base_url}"
+                spent = f"${self.usd:,.2f} are spent or reserved at {self.server.base_url}"
                 raise ChatError(f"{spent}, and {problem}{self.kept}")
             self.usd += usd
 
     def _settle(self, usd: float, reply: Reply | None = None) -> None:
-        """Puts the real cost in the place of what was reserved; errors cost nothing."""
+        """Replace a reservation by the actual cost; errors cost nothing."""
         with self.lock:
             self.usd += (reply.usd if reply else 0.0) - usd
             self.replies += reply is not None
 
     def _before(self, request: Any) -> None:
-        """Counts a request, or raises `ChatError` where it may not be sent."""
+        """Count a request; raises `ChatError` if it must not be sent."""
         with self.lock:
             if self.stopped:
                 raise ChatError("nothing more is sent")
@@ -361,7 +360,7 @@ class _Asker:
             self.sent += 1
 
     def _after(self, response: Any) -> None:
-        """Tells the client which errors asking again cannot mend."""
+        """Tell the client which errors are not worth a retry."""
         response.read()
         status = response.status_code
         if is_used_up(response) or fault_of_prompt(response):
@@ -371,8 +370,10 @@ class _Asker:
         self.tell("" if status == 200 else f"answered {status}: {self._words(response.text)[:80]}")
 
     def _send(self, question: str, parameters: dict[str, Any]) -> Any:
-        """The server's answer, of whatever status, or why there is none. Nothing is raised, since
-        what is raised here would hold the key."""
+        """The server's response of any status, or the reason why there is none.
+
+        Nothing is raised: a traceback from here would contain the key.
+        """
         import openai
 
         try:
@@ -388,10 +389,10 @@ class _Asker:
         except ChatError as error:
             return str(error)
         except Exception as error:
-            return f"a question cannot be sent: {self._words(repr(error))}"
+            return f"the question could not be sent: {self._words(repr(error))}"
 
     def _reply(self, question: str, response: Any) -> Reply | None:
-        """The reply in a chat completion, None where an answer is none."""
+        """The reply in a chat completion, None for any other response."""
         completion = read_completion(response.content)
         if completion is None:
             return None
@@ -406,16 +407,11 @@ class _Asker:
         usd = self.server.price(tokens_in, tokens_out)
         return replace(reply, input_tokens=tokens_in, output_tokens=tokens_out, usd=usd)
 
-    def _refused(self, response: Any, finish_reason: str) -> Reply:
-        """The reply to a prompt that alone was refused: the error, for nothing."""
-        raw = self._without_key(json.dumps({"error": error_in(response)}, default=str))
-        return Reply(raw, finish_reason, self.server.model, 0, 0, *_took(response))
-
     def _fault_of_prompt(self, response: Any) -> str:
-        """The finish reason of a prompt that alone was refused, "" for what concerns all prompts.
+        """Finish reason if only this prompt was refused, "" if the error concerns all prompts.
 
-        A refusal for a reason that is not known is the prompt's where others were answered; thrice
-        in a row it is not.
+        An unknown refusal is the prompt's own if other prompts were answered, unless it is the
+        third in a row.
         """
         finish_reason = fault_of_prompt(response)
         if finish_reason != "unknown":
@@ -425,31 +421,31 @@ class _Asker:
             return REFUSED if 0 < self.rejected < FEW_ATTEMPTS else ""
 
     def _refusal(self, response: Any) -> str:
-        """What ends the run, in words: where, what the server says, and what to do."""
+        """Error message of a fatal response: address, status, remedy and the server's own words."""
         server, variable = self.server, self.server.api_key_variable
         key = f"the key in {variable}" if variable else "to send no key (no api_key_variable)"
         advice = ADVICE.get(response.status_code, "").format(key=key, model=server.model)
         if is_used_up(response):
             advice = f"the quota of {variable} is used up: add credit there and run again"
         elif wait := response.headers.get("retry-after"):
-            advice = f"it asks to wait (Retry-After: {wait}): run again then"
+            advice = f"it asks to wait (Retry-After: {wait}): run again after that"
         error = error_in(response)
         words = self._words(error.get("message", error))
-        what = f"{advice} ({words})" if advice else words
-        return f"{server.base_url} answered {response.status_code}: {what}"
+        reason = f"{advice} ({words})" if advice else words
+        return f"{server.base_url} answered {response.status_code}: {reason}"
 
     def _leave_out(self, name: str) -> None:
-        """Later requests go without the parameter, or with the one that took its place."""
+        """Drop a parameter from later requests, or send its successor instead."""
         with self.lock:
             if name not in self.parameters:
-                return  # another worker was told the same
-            left = {key: value for key, value in self.parameters.items() if key != name}
+                return  # another worker dropped it
+            parameters = {key: value for key, value in self.parameters.items() if key != name}
             instead = ""
             if name == "max_tokens":
-                left["max_completion_tokens"] = self.parameters[name]
-                instead = "; max_completion_tokens is sent in its place"
-            self.parameters = left
-        warnings.warn(f"{self.server.model} takes no {name}{instead}", stacklevel=2)
+                parameters["max_completion_tokens"] = self.parameters[name]
+                instead = "; max_completion_tokens is sent instead"
+            self.parameters = parameters
+        warnings.warn(f"{self.server.model} does not accept {name}{instead}", stacklevel=2)
 
     def _silence(self) -> str:
         return (
@@ -458,7 +454,7 @@ class _Asker:
         )
 
     def _words(self, text: object) -> str:
-        """A server's own words in one short line; they may quote the key."""
+        """A server's message as one short line, without the key that it may quote."""
         words = " ".join(self._without_key(str(text)).split())
         return words if len(words) <= 300 else words[:300] + " ..."
 
@@ -468,30 +464,30 @@ class _Asker:
 
 
 def _took(response: Any) -> tuple[float, float, str]:
-    """Seconds, no cost, and when it was asked for, in UTC: how a `Reply` ends."""
+    """The last fields of a `Reply`: seconds, zero cost, and the time of the request in UTC."""
     asked_at = datetime.now(UTC) - response.elapsed
     return response.elapsed.total_seconds(), 0.0, asked_at.isoformat(timespec="seconds")
 
 
 def _client(server: ChatServer, retries: int = 0, **hooks: Any) -> openai.OpenAI:
-    """The openai client of a server, with functions to call around each of its requests."""
+    """The openai client of a server, with event hooks for every request."""
     import openai
 
     address = urlsplit(server.base_url)
     if address.scheme not in ("http", "https") or secret_in(server.base_url):
         shown = re.sub("^.*@", "***@", server.base_url.partition("?")[0])
         raise ChatError(
-            f"base_url starts with http:// or https:// and holds no key, unlike {shown}: a key "
-            "stands in the environment variable that api_key_variable names"
+            f"base_url must start with http:// or https:// and hold no key, unlike {shown}: put "
+            "the key into the environment variable that api_key_variable names"
         )
     query = dict(parse_qsl(address.query, keep_blank_values=True))
-    # Azure takes a key in a header of its own, but for its newer interface, which is OpenAI's.
+    # Azure takes the key in its own header, except in its newer API, which is OpenAI's.
     at_azure = ".openai.azure." in (address.hostname or "") and "/v1" not in address.path
     at_azure = at_azure or "/openai/deployments/" in address.path
     if at_azure and "api-version" not in query:
         raise ChatError(
-            f"{server.base_url} is Azure's and names no version: add ?api-version=2024-10-21 to "
-            "base_url, or one that the deployment's page names"
+            f"{server.base_url} is an Azure address without a version: add ?api-version=2024-10-21 "
+            "to base_url, or the version on the deployment's page"
         )
     settings: dict[str, Any] = {
         "base_url": address._replace(query="").geturl(),
@@ -513,9 +509,9 @@ def _key(server: ChatServer) -> str:
     key = os.environ.get(variable, "").strip()
     if key and key.isascii() and key.isprintable():
         return key
-    what = "holds what cannot be a key" if key else "is not set"
+    problem = "does not hold a valid key" if key else "is not set"
     del key  # a traceback may show variables
     raise ChatError(
-        f"the environment variable {variable} {what}: set it to the key of {server.base_url}, or "
-        "api_key_variable to the name of the one that holds it"
+        f"the environment variable {variable} {problem}: set it to the key of {server.base_url}, "
+        "or set api_key_variable to the variable that holds the key"
     )

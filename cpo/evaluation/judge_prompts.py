@@ -1,6 +1,6 @@
-"""What a judging model is asked, and how its answer is read.
+"""Prompts for judging models, and the parser of their verdicts.
 
-The two templates are the paper's (A.3), word for word, in `templates/`.
+The two templates in `templates/` are the paper's (A.3), verbatim.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from cpo.data import Task
 from cpo.evaluation.replies import FAULTS, Reply, read_message
 
 Verdict = Literal["A", "B", "tie", "invalid"]
-INVALID_KINDS = ("unclear", *FAULTS)  # why a verdict is invalid: the words, or the reply
+INVALID_KINDS = ("unclear", *FAULTS)  # of verdicts: unparsable, or a faulty reply
 
-# What the templates mark their own parts with. A response that holds one can pass for another part.
+# Headings of the templates' parts. A response with one of them can imitate another part.
 MARKERS = re.compile(
     r"^\s*(Query|Prefix|(Response|Continuation) [AB]|More helpful|Better):|State only .A. or .B.",
     re.MULTILINE,
@@ -33,17 +33,17 @@ def template(task: Task) -> str:
 
 
 def template_hash(task: Task) -> str:
-    """Eight hex digits that change with any letter of the template."""
+    """First eight hex digits of the template's SHA-256."""
     return hashlib.sha256(template(task).encode()).hexdigest()[:8]
 
 
 def judge_prompt(task: Task, query: str, response_a: str, response_b: str) -> str:
-    """The whole question. Braces and markers in a response stay what they are: text."""
+    """The filled-in template. Braces and markers in a response remain plain text."""
     return template(task).format(query, response_a, response_b)
 
 
 def query_of(example: Any, task: Task) -> str:
-    """What the template's Query or Prefix holds: instruction and context, or article's prefix."""
+    """The template's Query or Prefix: instruction and context, or an article's prefix."""
     if task == "articles":
         return str(example.prefix)
     source = example.source if isinstance(example.source, dict) else vars(example.source)
@@ -51,14 +51,14 @@ def query_of(example: Any, task: Task) -> str:
 
 
 def holds_markers(response: str) -> bool:
-    """Whether a response holds a part of the template, and so may pass for more than a response.
+    """Whether a response contains a template heading and so may imitate another part.
 
-    Such responses are judged like all others (the template is the paper's) and counted.
+    Such responses are counted and judged like all others: the template is the paper's.
     """
     return MARKERS.search(response) is not None
 
 
-# Names finished verdicts, which are read anew when it changes: raise it with every change below.
+# Part of the verdicts' artifact key: raise it with every change below.
 PARSER_VERSION = 2
 
 _NOUN = r"(?:response|continuation|answer|option|text|assistant|candidate|model|output)"
@@ -78,7 +78,7 @@ _PREDICATE = (
     r"(?: (?:is|was|seems)(?: (?:slightly|clearly|definitely|significantly|much|the))*"
     rf" (?:{_BETTER}{_ONE}|winner)| wins)?(?: overall)?(?: (?:than|over) [①②])?"
 )
-# No reason is one that may take the verdict before it back.
+# A reason must not retract the verdict before it.
 _REASON = (
     r"(?:,? (?:because|since|as it)\b(?:(?!"
     r"\b(?:but|while|whereas|although|though|however|yet|still|unless|except|if)\b"
@@ -89,44 +89,51 @@ _TIE = (
     rf"|(?:they are |both (?:{_NOUN}s )?are )?{_EQUAL}"
     rf"|neither(?:(?: {_NOUN}| [①②] nor [①②])? is {_BETTER})?"
 )
-# A verdict as a whole sentence, in lower case, where ① and ② stand for the labels and their nouns.
+# A verdict as a whole sentence, in lower case; ① and ② stand for the labels and their nouns.
 _TOKENS: dict[str, Verdict] = {"①": "A", "②": "B"}
 _VERDICT = re.compile(rf"{_LEAD}{_HEADING}(?:(?P<label>[①②]){_PREDICATE}{_REASON}|{_TIE})")
-_AROUND = " \t\"'_#()[]{}<>.,!;“”‘"  # does not count around a sentence
-# A label that any sentence speaks for: no verdict, but it may contradict one.
+_AROUND = " \t\"'_#()[]{}<>.,!;“”‘"  # ignored around a sentence
+# A label that a sentence favours: no verdict, but it may contradict one.
 _FAVOURED = re.compile(
     r"(?<!than )(?<!over )(?<!nor )([①②]|\b(?:other|second|latter|former))(?:(?![①②]).)*?"
     rf"\b(?:{_BETTER}|wins?|winner|overall)\b"
     rf"|(?:{_CHOOSE}|(?:{_BETTER}|winner){_ONE} is) ([①②])|^(?:\w+\W+){{1,2}}([①②])$"
 )
-# A verdict that is marked as one: <answer>B</answer>, \boxed{B}, \boxed{\text{B}}, [[B]].
+# A marked verdict: <answer>B</answer>, \boxed{B}, \boxed{\text{B}}, [[B]].
 _MARKED = re.compile(
     r"(?P<negation>(?:\b(?:not|never|neither|nor)|n['’]t)\s+(?:\w+\s+)?)?"
     r"(?:<(?P<tag>answer|verdict)>(?P<tagged>.*?)(?:</(?P=tag)>|$)"
     r"|\\boxed\s*\{(?:\\\w+\s*\{)?(?P<boxed>[^{}]*)\}|\[\[(?P<bracketed>[^\[\]]*)\]\])",
     re.DOTALL | re.IGNORECASE,
 )
-_KEYS = ("verdict", "answer", "winner", "better", "choice", "preference")  # of a verdict in JSON
+_KEYS = (
+    "verdict",
+    "answer",
+    "winner",
+    "better",
+    "choice",
+    "preference",
+)  # of a JSON verdict
 
 
 def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
-    """A judge's reply as a verdict. What is not clearly one is `invalid`: nothing is guessed.
+    """The verdict in a judge's reply; an ambiguous reply is `invalid`.
 
     Only the final answer is read (`replies.read_message`), by the first rule that applies:
 
-    1. It marks its verdict: `<answer>B</answer>`, `\\boxed{B}`, `[[B]]`, or JSON with a key such as
-       "verdict". Rule 2 reads what is marked, and nothing else.
-    2. Its first or last sentence, as a whole, is a label ("Response A", "More helpful: A"), a word
-       for a tie ("Tie", "Both"), or a verdict in a few fixed forms ("Response A is better than
-       Response B because ...", "I prefer B"), and no other sentence contradicts it.
+    1. The verdict is marked: `<answer>B</answer>`, `\\boxed{B}`, `[[B]]`, or JSON with a key like
+       "verdict". Rule 2 then reads only the marked text.
+    2. The first or last sentence, as a whole, is a label ("Response A", "More helpful: A"), a tie
+       ("Tie", "Both"), or a verdict in a fixed form ("Response A is better than Response B because
+       ...", "I prefer B"). No other sentence contradicts it.
 
-    The fixed forms have no room for a negation, a concession ("while", "but"), a hypothetical
-    ("would be better") or a single aspect ("better in style"): such sentences are no verdicts.
-    "Neither A nor B is better" is a tie, as "Neither" is: the question was which of them is.
+    The fixed forms exclude negations, concessions ("while", "but"), hypotheticals ("would be
+    better") and single aspects ("better in style"). "Neither A nor B is better" and "Neither" are
+    ties: the question was which response is better.
 
     Args:
         text: the raw reply.
-        labels: what A and B are called. The case of a letter counts: "a" is an article.
+        labels: names of A and B, case-sensitive: "a" is an article.
     """
     answer = read_message({"content": text}, "").text.strip()
     verdicts = {_stated(part, labels) for part in _marked(answer) or [answer]}
@@ -134,14 +141,16 @@ def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:
 
 
 def read_verdict(reply: Reply) -> tuple[Verdict, str]:
-    """The verdict in a reply, and why it is invalid, one of `INVALID_KINDS`, "" where it is not. A
-    reply with a fault never is a verdict."""
+    """The verdict in a reply, and its kind of `INVALID_KINDS`, "" for a valid one.
+
+    A reply with a fault has no valid verdict.
+    """
     verdict = "invalid" if reply.fault else parse_verdict(reply.text)
     return verdict, reply.fault or ("unclear" if verdict == "invalid" else "")
 
 
 def _marked(answer: str) -> list[str]:
-    """What an answer marks as its verdict."""
+    """The marked verdicts in an answer."""
     try:
         fields = json.loads(answer[answer.find("{") : answer.rfind("}") + 1])
     except ValueError:
@@ -153,13 +162,13 @@ def _marked(answer: str) -> list[str]:
 
 
 def _stated(answer: str, labels: tuple[str, str]) -> Verdict:
-    """The verdict of an answer's first or last sentence that no other sentence contradicts."""
+    """Verdict of an answer's first or last sentence, unless another sentence contradicts it."""
     sentences = _sentences(answer, labels)
     matches = [_VERDICT.fullmatch(sentence) for sentence in sentences]
     if not any(matches[:1] + matches[-1:]):
         return "invalid"
     stated = {_TOKENS.get(match["label"], "tie") for match in matches if match}
-    # What stands before a conclusion may favour either side; what follows a verdict may not.
+    # Sentences before a conclusion may favour either side; sentences after a verdict may not.
     for sentence in sentences if matches[0] else sentences[-1:]:
         for match in _FAVOURED.finditer(sentence):
             stated.add(_TOKENS.get(match[match.lastindex or 0], "invalid"))
@@ -167,17 +176,17 @@ def _stated(answer: str, labels: tuple[str, str]) -> Verdict:
 
 
 def _sentences(answer: str, labels: tuple[str, str]) -> list[str]:
-    """The sentences of an answer as `_VERDICT` takes them; a line ends one, too."""
+    """The sentences of an answer, normalised for `_VERDICT`; a line break ends a sentence."""
     label = re.compile(
         rf"(?:(?:\b(?i:the )\s*)?\b(?i:{_NOUN})\s*)?[\"'“‘(\[]*"
         rf"\b(?:({re.escape(labels[0])})|{re.escape(labels[1])})\b[\"'”’)\]]*"
     )
     sentences = []
     for line in re.sub("[*`]", "", answer).splitlines():
-        # "A. Short and clear." is an item of a list: the first full stop there ends no sentence.
+        # "A. Short and clear." is a list item: its first full stop ends no sentence.
         parts = re.split(r"(?<=[.!?])(?<!^\w\.)\s+", line.strip())
-        named = [label.sub(lambda match: "①" if match[1] else "②", part) for part in parts]
-        bare = [part.lower().replace("’", "'").strip(_AROUND) for part in named]
-        # A mere label after other sentences of its line is how the next one was to begin.
+        labelled = [label.sub(lambda match: "①" if match[1] else "②", part) for part in parts]
+        bare = [part.lower().replace("’", "'").strip(_AROUND) for part in labelled]
+        # A bare label after other sentences on a line is the start of an unfinished sentence.
         sentences += bare[:-1] if len(bare) > 1 and bare[-1] in _TOKENS else bare
     return [sentence for sentence in sentences if sentence]

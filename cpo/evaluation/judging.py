@@ -1,8 +1,8 @@
-"""Judges: which of two responses is better, and what a model wins against the recorded ones.
+"""Judges compare a model's responses with the recorded ones, pair by pair.
 
-A judge sees two responses as A and B and does not know which is the model's. Which side that is
-comes from a hash of the prompt's id, so that it is the same for every model and in every run; with
-both orders, each pair is shown a second time with the sides exchanged.
+A judge sees two responses as A and B and does not know which is the model's. A hash of the prompt's
+id chooses the model's side, the same for every model and run. With both orders, each pair is shown
+again with the sides exchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpo.evaluation.judge_prompts import Verdict, holds_markers
-from cpo.evaluation.statistics import both_orders
+from cpo.evaluation.statistics import mean_over_seeds
 from cpo.registry import Registry
 
 Side = Literal["A", "B"]
@@ -30,11 +30,11 @@ _OTHER: dict[Side, Side] = {"A": "B", "B": "A"}
 
 
 class JudgeError(ValueError):
-    """A judge that cannot judge what it is given; the message says why and what to do."""
+    """A judge or its input is invalid. The message gives the reason and the remedy."""
 
 
 class Judged(Protocol):
-    """What a judge may know of a prompt; `cpo.data.Example` is one."""
+    """The prompt as seen by a judge; `cpo.data.Example` conforms."""
 
     @property
     def id(self) -> str: ...
@@ -48,8 +48,7 @@ class Judged(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two responses to a prompt as a judge is shown them; `model_side` is not for it to see, but
-    for the record."""
+    """Two responses to a prompt; `model_side` is recorded but hidden from the judge."""
 
     example: Judged
     response_a: str
@@ -57,14 +56,17 @@ class Pair:
     model_side: Side
 
     def exchanged(self) -> Pair:
-        """The same two, each on the other side."""
+        """The same pair with the sides exchanged."""
         return Pair(self.example, self.response_b, self.response_a, _OTHER[self.model_side])
 
 
 class Judge(Protocol):
-    """Verdicts on pairs, in their order. `name` stands in every table, `prompt` is the hash of what
-    is asked, "" where nothing is. A judge may have a method `why_invalid` too, which says of pairs
-    that it has judged why their verdicts are invalid, "" for those that are not."""
+    """A judge returns the verdicts on pairs, in their order.
+
+    `name` appears in every table. `prompt` is the hash of the prompt template, "" if there is none.
+    An optional method `why_invalid(pairs)` gives the kinds of invalid verdicts on judged pairs, ""
+    for valid ones.
+    """
 
     @property
     def name(self) -> str: ...
@@ -73,15 +75,12 @@ class Judge(Protocol):
     def __call__(self, pairs: Sequence[Pair], /) -> list[Verdict]: ...
 
 
-class Rule(Protocol):
-    """A judge as a plain function of a prompt and two responses to it."""
-
-    def __call__(self, example: Any, response_a: str, response_b: str, /) -> Verdict: ...
+Rule = Callable[[Any, str, str], Verdict]  # of an example, response A and response B
 
 
 @dataclass(frozen=True)
 class RuleJudge:
-    """A judge that asks nobody: a function for each pair."""
+    """A judge that applies a function to each pair."""
 
     name: str
     rule: Rule
@@ -95,25 +94,26 @@ RULES: Registry[Rule] = Registry("judge", error=JudgeError)
 
 
 def register_judge(name: str) -> Callable[[Rule], Rule]:
-    """Decorator: makes a function a judge known by `name`, in place of one of your own that was.
-    Raises `JudgeError` where the name is one of the project's."""
+    """Decorator: register a function as the judge `name`, replacing an earlier one of yours.
+
+    Raises `JudgeError` if the name belongs to the project.
+    """
     return RULES.register(name)
 
 
 def judge_named(name: str) -> Judge:
-    """The judge of a registered function. Raises `JudgeError`, naming the nearest one."""
+    """The registered judge. Raises `JudgeError` with the nearest name if there is none."""
     return RuleJudge(name, RULES[name])
 
 
 def rule_identity(name: str) -> str:
-    """What names a rule in a recipe: its name here, with the hash of its source if it is defined
-    elsewhere, as in a notebook's cell."""
+    """A rule's name for artifact keys, with a source hash if it is defined outside the project."""
     return RULES.identity(name)
 
 
 @register_judge("longest")
 def longest(example: Judged, response_a: str, response_b: str) -> Verdict:
-    """A control: the longer response, whatever it says. Shows how much of a win rate is length."""
+    """Control: the longer response wins. Shows how much of a win rate is length."""
     if len(response_a) == len(response_b):
         return "tie"
     return "A" if len(response_a) > len(response_b) else "B"
@@ -121,17 +121,17 @@ def longest(example: Judged, response_a: str, response_b: str) -> Verdict:
 
 @register_judge("random")
 def random(example: Judged, response_a: str, response_b: str) -> Verdict:
-    """A control: a coin thrown by the prompt's id. Any model has to come out at 0.5."""
+    """Control: a coin seeded by the prompt's id. The expected win rate is 0.5."""
     return "A" if _coin("judge", example.id) else "B"
 
 
 def model_side(item_id: str, seed: int = 0) -> Side:
-    """On which side the model's response is shown: fair over ids, fixed for an id and a seed."""
+    """Side of the model's response: balanced over ids, fixed for an id and a seed."""
     return "A" if _coin("order", str(seed), item_id) else "B"
 
 
 def points(verdict: Verdict, side: Side) -> float:
-    """What the model on `side` gets: win 1, tie 0.5, loss 0, and NaN where there is no verdict."""
+    """Points of the model on `side`: win 1, tie 0.5, loss 0, invalid NaN."""
     if verdict == "invalid":
         return math.nan
     if verdict == "tie":
@@ -141,13 +141,13 @@ def points(verdict: Verdict, side: Side) -> float:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What one judge said of one model's responses, in the prompts' order.
+    """One judge's verdicts on one model's responses, in the prompts' order.
 
-    `verdicts` are those in the order that `model_sides` says, `exchanged` those with the sides
-    exchanged, empty where only one order was judged. `prompt` is the hash of the judge's template,
-    `judged` the UTC date; `marked` counts responses that hold a part of the template. `why` says of
-    `verdicts`, and then of `exchanged`, why one is invalid (`judge_prompts.INVALID_KINDS`), "" for
-    the others; it is empty where the judge does not say.
+    `verdicts` belong to the order of `model_sides`. `exchanged` has the sides exchanged; it is
+    empty if only one order was judged. `prompt` is the hash of the judge's template, `judged` the
+    UTC date. `marked` counts responses that contain a template heading. `why` gives the kind of
+    each invalid verdict (`judge_prompts.INVALID_KINDS`), "" for valid ones, first of `verdicts`,
+    then of `exchanged`; it is empty if the judge gives no kinds.
     """
 
     judge: str
@@ -166,12 +166,12 @@ class Verdicts:
             or (self.exchanged and len(self.exchanged) != len(self.ids))
             or (self.why and len(self.why) != len(self.verdicts) + len(self.exchanged))
         ):
-            raise JudgeError("ids, sides and verdicts must be as many")
+            raise JudgeError("ids, sides and verdicts must have the same length")
         for item, verdict in zip(self.ids * 2, (*self.verdicts, *self.exchanged), strict=False):
             if verdict not in get_args(Verdict):
                 raise JudgeError(
-                    f"the judge '{self.judge}' answered {verdict!r} to {item}: a verdict is one of "
-                    f"{', '.join(get_args(Verdict))}"
+                    f"the judge '{self.judge}' returned {verdict!r} for {item}: a verdict is one "
+                    f"of {', '.join(get_args(Verdict))}"
                 )
 
     def __len__(self) -> int:
@@ -181,15 +181,14 @@ class Verdicts:
     def points(self) -> npt.NDArray[np.float64]:
         """The model's points per prompt, `[n]`: 1, 0.5, 0, or NaN where the verdict is invalid.
 
-        With both orders, the mean of the two, so that a model which wins on one side only has 0.5;
-        a prompt with one valid verdict has that one's.
+        With both orders, the mean over the valid ones, in which position bias cancels. A single
+        valid verdict counts: leaving it out would select prompts by the judge's failures.
         """
-        orders = self.by_order
-        return both_orders(*orders) if len(orders) == 2 else orders[0]
+        return mean_over_seeds(self.by_order)
 
     @property
     def by_order(self) -> list[npt.NDArray[np.float64]]:
-        """Points per prompt in each order that was judged, one or two arrays `[n]`."""
+        """Points per prompt in each judged order: one or two arrays `[n]`."""
         orders = [list(map(points, self.verdicts, self.model_sides))]
         if self.exchanged:
             sides = [_OTHER[side] for side in self.model_sides]
@@ -198,34 +197,36 @@ class Verdicts:
 
     @property
     def invalid(self) -> int:
-        """Prompts without a verdict in any order."""
+        """Prompts without a valid verdict in any order."""
         return int(np.isnan(self.points).sum())
 
     @property
     def valid(self) -> int:
-        """Prompts with a verdict, ties included."""
+        """Prompts with a valid verdict, ties included."""
         return len(self) - self.invalid
 
     @property
     def ties(self) -> int:
-        """Prompts where neither response was better; with both orders, all with half a point."""
+        """Prompts with half a point: a tie, or with both orders a win and a loss."""
         return int((self.points == 0.5).sum())
 
     @property
     def invalid_kinds(self) -> Counter[str]:
-        """How many verdicts, in either order, are invalid for which reason."""
+        """Number of invalid verdicts of each kind, in either order."""
         verdicts = (*self.verdicts, *self.exchanged)
-        reasons = zip(verdicts, self.why or ("",) * len(verdicts), strict=True)
-        return Counter(why or "unclear" for verdict, why in reasons if verdict == "invalid")
+        kinds = zip(verdicts, self.why or ("",) * len(verdicts), strict=True)
+        return Counter(kind or "unclear" for verdict, kind in kinds if verdict == "invalid")
 
     def to_jsonl(self, path: Path) -> None:
-        """A line about the judging, then one per prompt: id, model_side, verdict, exchanged (null
-        in one order), points (null where invalid), and `why` where the judge says: one text for
-        each order."""
-        about = {name: getattr(self, name) for name in ("judge", "prompt", "judged", "marked")}
-        lines = [about]
+        """Write a header line, then a line per prompt.
+
+        A prompt's line has `id`, `model_side`, `verdict`, `exchanged` (null with one order),
+        `points` (null if invalid) and, if the judge gives it, `why`: one text per order.
+        """
+        header = {name: getattr(self, name) for name in ("judge", "prompt", "judged", "marked")}
+        lines = [header]
         for row, item in enumerate(self.ids):
-            won = float(self.points[row])
+            row_points = float(self.points[row])
             why = {"why": self.why[row :: len(self)]} if self.why else {}
             lines.append(
                 {
@@ -233,7 +234,7 @@ class Verdicts:
                     "model_side": self.model_sides[row],
                     "verdict": self.verdicts[row],
                     "exchanged": self.exchanged[row] if self.exchanged else None,
-                    "points": None if math.isnan(won) else won,
+                    "points": None if math.isnan(row_points) else row_points,
                     **why,
                 }
             )
@@ -241,21 +242,21 @@ class Verdicts:
 
     @classmethod
     def from_jsonl(cls, path: Path) -> Verdicts:
-        """What `to_jsonl` wrote; points are counted again from the verdicts.
+        """Read a file of `to_jsonl`; points are recomputed from the verdicts.
 
-        Raises `JudgeError` for a file that does not begin with a line about the judging.
+        Raises `JudgeError` for a file without the header line.
         """
-        about, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() or ["{}"])
+        header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() or ["{}"])
         why = zip(*(row.get("why", ()) for row in rows), strict=True)  # by order
-        if "judge" not in about:
+        if "judge" not in header:
             raise JudgeError(f"{path} holds no verdicts: its first line does not name a judge")
         return cls(
             ids=tuple(row["id"] for row in rows),
             model_sides=tuple(row["model_side"] for row in rows),
             verdicts=tuple(row["verdict"] for row in rows),
             exchanged=tuple(row["exchanged"] for row in rows if row["exchanged"] is not None),
-            why=tuple(reason for order in why for reason in order),
-            **about,
+            why=tuple(kind for order in why for kind in order),
+            **header,
         )
 
 
@@ -266,23 +267,23 @@ def judge_responses(
     seed: int = 0,
     orders: int = 1,
 ) -> Verdicts:
-    """Each response against the recorded one of its example, in an order drawn by the example's id.
+    """Judge each response against the recorded one of its example, on the side of `model_side`.
 
     Args:
-        judge: one, or the name of a registered function.
-        examples: whose `continuation` is the recorded response, the ground truth.
+        judge: a judge, or the name of a registered one.
+        examples: prompts with the recorded response, the ground truth, as `continuation`.
         responses: the model's, aligned with `examples`.
-        seed: of the order in which the judge sees the two.
-        orders: 2 to show each pair with the sides exchanged, too, at twice the price.
+        seed: of the model's sides.
+        orders: 2 to show each pair again with the sides exchanged, at twice the cost.
 
     Raises:
-        JudgeError: an unknown judge, lists of different length, or an answer that is no verdict.
+        JudgeError: an unknown judge, lists of different length, or an unknown verdict.
     """
     judge = judge_named(judge) if isinstance(judge, str) else judge
     if len(examples) != len(responses):
         raise JudgeError(f"{len(responses)} responses to {len(examples)} prompts")
     if orders not in (1, 2):
-        raise JudgeError(f"a pair has one order or both: orders is 1 or 2, not {orders}")
+        raise JudgeError(f"orders is 1 or 2, not {orders}")
     pairs = []
     for example, response in zip(examples, responses, strict=True):
         pair = Pair(example, response, example.continuation, "A")

@@ -1,4 +1,4 @@
-"""What texts are measured by without a judge: repetition, overlap of words, length, MAUVE."""
+"""Measures of texts without a judge: repetition, word overlap, MAUVE."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cpo.evaluation.statistics import Estimate, MetricError
 from cpo.scoring import padded
 
 Features = npt.NDArray[np.float32]
-SAME_DIRECTION = 1e-5  # by which two features of length 1 may differ and be of one text
+SAME_DIRECTION = 1e-5  # largest difference between unit features of equal texts
 
 # --- Texts ----------------------------------------------------------------------------------------
 
 
 def repeated_ngrams(tokens: Sequence[Hashable], n: int = 4) -> float:
-    """Share of a text's n-grams that it has said before: 1 - distinct / total; 0 below n tokens.
+    """Share of repeated n-grams in a text: 1 - distinct / total; 0 for fewer than n tokens.
 
     `tokens` are words or token ids.
     """
@@ -34,10 +34,10 @@ def repeated_ngrams(tokens: Sequence[Hashable], n: int = 4) -> float:
 
 
 def word_f1(response: str, recorded: str) -> float:
-    """Overlap of two texts' words, as F1 over their counts, case folded; 0 where either is empty.
+    """F1 of two texts' word counts, ignoring case; 0 if either is empty.
 
-    The measure of extractive question answering (Rajpurkar et al. 2016). It needs no model, so it
-    is not the embedding that ranks negatives.
+    The measure of extractive question answering (Rajpurkar et al. 2016). Unlike the ranking of
+    negatives, it uses no embedding model.
     """
     counts = [Counter(re.findall(r"\w+", text.lower())) for text in (response, recorded)]
     common = sum((counts[0] & counts[1]).values())
@@ -51,23 +51,23 @@ def word_f1(response: str, recorded: str) -> float:
 def last_token_features(
     model: Any, sequences: Sequence[Sequence[int]], batch: int = 32, max_tokens: int | None = None
 ) -> Features:
-    """The last hidden state at each text's last token, `[n, H]`, fp32: what MAUVE compares.
+    """Features for MAUVE: the last hidden state at each text's last token, `[n, H]`, fp32.
 
     Args:
-        model: a transformers causal language model, left in the mode that it came in.
-        sequences: token ids of n texts, in the model's own vocabulary.
+        model: a transformers causal language model; training or evaluation mode is restored.
+        sequences: token ids of n texts, in the model's vocabulary.
         batch: texts per forward pass.
-        max_tokens: texts are cut to it. Give both sides the same: MAUVE sees lengths.
+        max_tokens: texts are truncated to it. Use one value for both sides: MAUVE sees lengths.
 
     Raises:
-        MetricError: no text, or an empty one (MAUVE's own code would drop it without a word).
+        MetricError: no text, or an empty one, which mauve-text would silently drop.
     """
     texts = [list(text[:max_tokens]) for text in sequences]
     empty = [index for index, text in enumerate(texts) if not text]
     if empty or not texts:
         raise MetricError(
             f"{len(empty)} of {len(texts)} texts have no token (the first: {empty[:3]}). Keep the "
-            "prefix or EOS with each text."
+            "prefix or EOS of every text."
         )
     was_training = model.training
     model.eval()
@@ -76,7 +76,7 @@ def last_token_features(
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            # Padded on the right, where a causal model never looks from the last token.
+            # Right padding is invisible to a causal model at the last token.
             ids, _ = padded([texts[row] for row in rows])
             hidden = last_hidden_states(model, ids.to(model.device))
             for position, row in enumerate(rows):
@@ -93,33 +93,32 @@ def mauve_score(
     halves: int = 100,
     buckets: int | None = None,
 ) -> Estimate:
-    """MAUVE (Pillutla et al. 2021): near 1 for features of one distribution, near 0 for two apart.
+    """MAUVE (Pillutla et al. 2021): near 1 for equal distributions, near 0 for disjoint ones.
 
-    The score moves with the number of texts, of buckets, and the features; compare only scores that
-    share all three. All else is as mauve-text has it, the scaling constant c = 5 among it.
+    The score depends on the number of texts, the buckets and the features; compare only scores that
+    share all three. All other settings are mauve-text's, such as the scaling constant c = 5.
 
-    A text has no MAUVE of its own, and drawing texts with replacement would put equal texts into
-    one bucket: the interval is from random halves instead. Without replacement, a statistic on half
-    of n texts varies around that of all n as the latter varies over samples of n (half-sample
-    replication, McCarthy 1969), so it is `value` +- 1.96 standard deviations of the halves' scores,
-    which are the `replicates`. Text i of both sides is in a half, or neither is.
+    The interval is `value` +- 1.96 standard deviations of the scores on random halves, the
+    `replicates`. A bootstrap would put copies of a text into one bucket. A statistic on half of n
+    texts, drawn without replacement, varies around that on all n as the latter varies over samples
+    of n (half-sample replication, McCarthy 1969). A half has the same texts of both sides.
 
-    Equal texts are one point, and two equal histograms have a MAUVE of 1. mauve-text alone tells
-    copies of a text apart by the rounding of its features where there are more buckets than texts,
-    and sorts the curve of equal histograms at random, which gave .75 for 1.
+    Features of equal texts are made equal, and equal histograms score 1. By itself, mauve-text
+    separates copies of a text by rounding if there are more buckets than texts. It also sorts the
+    curve of equal histograms at random, which gave .75 instead of 1.
 
-    mauve-text is GPLv3 and imported here alone: nothing else of this project needs it.
+    mauve-text is GPLv3 and imported only here.
 
     Args:
-        reference_features, generated_features: `[n, H]` each, text i of both of one prompt; see
+        reference_features, generated_features: `[n, H]` each, aligned by prompt; see
             `last_token_features`.
-        seeds: one run of the clustering each; the value is their mean.
-        halves: random halves, each scored like the whole but with half as many buckets.
-        buckets: clusters; None is mauve-text's choice, n / 10 rounded, at least 2.
+        seeds: of the clustering; the value is the mean over them.
+        halves: number of random halves, each scored with half as many buckets.
+        buckets: number of clusters; None is mauve-text's default, n / 10 rounded, at least 2.
 
     Raises:
-        MetricError: mauve-text is missing, or there is nothing to compare: sizes that differ,
-            values not finite, features that do not vary, or fewer than two texts per bucket.
+        MetricError: mauve-text is missing, or the features differ in shape, are not finite, do not
+            vary, or are fewer than two per bucket.
     """
     reference = np.asarray(reference_features, dtype=np.float32)
     generated = np.asarray(generated_features, dtype=np.float32)
@@ -150,10 +149,10 @@ def mauve_score(
     def mean_score(texts: npt.NDArray[np.int64], buckets: int) -> float:
         return float(np.mean([run(texts, buckets, seed) for seed in seeds]))
 
-    draw = np.random.default_rng(0)  # depends on n alone: the same halves for every model
-    # faiss warns of every clustering with fewer than 39 points to a cluster; MAUVE has 20.
+    draw = np.random.default_rng(0)  # equal halves for every model with n texts
+    # faiss warns below 39 points per cluster; MAUVE has 20.
     quiet = functools.partial(faiss.Kmeans, min_points_per_centroid=1)
-    # So small a clustering is five times as fast in one thread as in two that wait for each other.
+    # This small clustering is five times as fast on one thread as on two.
     with mock.patch.object(faiss, "Kmeans", quiet), threadpool_limits(1):
         value = mean_score(np.arange(n), clusters)
         replicates = tuple(
@@ -164,34 +163,34 @@ def mauve_score(
 
 
 def _check_comparable(reference: Features, generated: Features, clusters: int) -> None:
-    """Refuse what mauve-text would score without a word: see `mauve_score`."""
+    """Refuse input that mauve-text would score silently: see `mauve_score`."""
     shapes = f"{reference.shape} against {generated.shape}"
     if reference.ndim != 2 or reference.shape != generated.shape:
-        raise MetricError(f"MAUVE: as many texts a side, in features of one size, not {shapes}")
+        raise MetricError(f"MAUVE needs two equal feature shapes [n, H], not {shapes}")
     n = len(reference)
     if clusters < 2 or n < 2 * clusters:
-        raise MetricError(f"{n} texts are too few for {clusters} buckets: 2 or more of two each")
+        raise MetricError(f"{n} texts are too few for {clusters} buckets: at least 2 of 2 texts")
     for name, features in (("reference", reference), ("generated", generated)):
         if not np.isfinite(features).all():
-            raise MetricError(f"the {name} features hold values that are not finite")
+            raise MetricError(f"the {name} features contain values that are not finite")
         if np.ptp(_directions(features), axis=0).max() < SAME_DIRECTION:
             raise MetricError(
-                f"the {name} features are all equal: MAUVE calls two such sets alike, whatever "
-                "they say. Look for one text many times over."
+                f"the {name} features are all equal: MAUVE cannot tell two such sets apart. "
+                "Look for copies of one text."
             )
 
 
 def _directions(features: Features) -> Features:
-    """Features scaled to length 1, as mauve-text does: only directions count."""
+    """Features scaled to unit length, as in mauve-text."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     norms[norms == 0] = 1
     return features / norms
 
 
 def _without_rounding(features: Features) -> Features:
-    """Features of equal texts made equal: those of two batches differ by rounding."""
+    """Features with rounding differences between equal texts removed."""
     directions = _directions(features)
-    # Along any line such rows are neighbours.
+    # Equal texts are neighbours in a projection onto any line.
     order = np.argsort(directions @ np.random.default_rng(0).normal(size=features.shape[1]))
     steps = np.abs(np.diff(directions[order], axis=0)).max(1)
     starts = np.concatenate([[True], steps >= SAME_DIRECTION])

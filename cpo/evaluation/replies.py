@@ -1,7 +1,7 @@
-"""What a chat model replied: an answer, the reasoning before it, and what is wrong with it.
+"""Parse chat model replies into answer, reasoning and fault.
 
-Servers send one text or several parts, and the reasoning as a part, as a field of its own, or as a
-block in front of the answer. The answer alone counts, and one that was cut is none.
+Servers send one text or several parts. Reasoning comes as a part, as a separate field, or as a
+block before the answer. Only a complete final answer counts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-# What can be wrong with a reply, whatever was asked; "" for nothing.
+# Faults of a reply to any question; "" for none.
 ReplyFault = Literal["", "cut", "empty", "refused", "too long"]
 FAULTS: tuple[str, ...] = get_args(ReplyFault)[1:]
 
-# Finish reasons. Those of a prompt that was refused with an error are ours, named as its code.
+# Finish reasons. A prompt refused with an error has none: it gets the error code used by OpenAI.
 REFUSED, TOO_LONG = "content_filter", "context_length_exceeded"
 _REFUSED = {"safety", "refusal", "blocklist", "prohibited_content"}
 _CUT = {
@@ -25,8 +25,8 @@ _CUT = {
     "error", "abort", "insufficient_system_resource",
 }  # fmt: skip
 
-# What servers say of a parameter that a model does not take, of a prompt that their filter refuses,
-# of one that is too long for the model, of an empty account, and of what concerns every prompt.
+# Wording of errors: unsupported parameter, filtered prompt, prompt too long, used-up quota, and
+# errors that concern every prompt.
 _UNSUPPORTED = (
     r"unsupported|not support|not allowed|not permitted|unrecogni|unknown|deprecated|only .*allowed"
 )
@@ -48,7 +48,7 @@ _OPENING, _CLOSING = (re.compile(_TAG.format(slash), re.IGNORECASE) for slash in
 
 @dataclass(frozen=True)
 class Message:
-    """A message, taken apart. `text` is the answer, "" for none; `fault` why it is of no use."""
+    """A parsed message. `text` is the answer, "" for none; `fault` makes it unusable."""
 
     text: str
     reasoning: str
@@ -57,12 +57,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model replied, as it came, and what that took.
+    """A raw reply and its cost.
 
-    A prompt that was refused or is too long has a reply too: no text, and nothing to pay. `raw` is
-    the whole message as JSON, or the error; `finish_reason` the server's, "" where it is not known;
-    `model` the one that the reply names. Token counts are the server's, or where it gives none,
-    estimates. `seconds` are those of the request that succeeded, `asked_at` is in UTC.
+    A prompt that is refused or too long also has a reply, without text or cost. `raw` is the whole
+    message as JSON, or the error. `finish_reason` is the server's, "" if unknown; `model` is the
+    name in the reply. Token counts are the server's, or estimates if it gives none. `seconds`
+    is the duration of the successful request; `asked_at` is in UTC.
     """
 
     raw: str
@@ -76,7 +76,7 @@ class Reply:
 
     @cached_property
     def message(self) -> Message:
-        """The reply, taken apart."""
+        """The parsed reply."""
         return read_message(json.loads(self.raw), self.finish_reason)
 
     @property
@@ -86,20 +86,23 @@ class Reply:
 
     @property
     def fault(self) -> ReplyFault:
-        """Why the reply is of no use, whatever was asked."""
+        """Why the reply is unusable for any question; "" if it is not."""
         return self.message.fault
 
 
 def read_completion(content: bytes) -> tuple[str, str, str, int | None, int | None] | None:
-    """Message as JSON, finish reason, model, and tokens in and out of a chat completion; a text is
-    "" and a count None where it is not told. None for HTML, an error's body, half an answer."""
+    """Message as JSON, finish reason, model, input tokens and output tokens of a chat completion.
+
+    Missing texts are "", missing counts None. Returns None for HTML, an error body or truncated
+    JSON.
+    """
     try:
         completion = json.loads(content)
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         message, finish_reason = choice.get("message"), str(choice.get("finish_reason") or "")
     except (ValueError, TypeError, LookupError, AttributeError):
         return None
-    if not message and finish_reason.startswith(REFUSED):  # a filter may take all of it away
+    if not message and finish_reason.startswith(REFUSED):  # a filter may remove the message
         message = {}
     if not isinstance(message, dict):
         return None
@@ -108,7 +111,7 @@ def read_completion(content: bytes) -> tuple[str, str, str, int | None, int | No
 
 
 def error_in(response: Any) -> dict[str, Any]:
-    """The fields of the error in an HTTP response; all of it is the `message` where it has none."""
+    """Error fields of an HTTP response; without any, the whole body is the `message`."""
     try:
         body = response.json()
     except ValueError:
@@ -118,7 +121,7 @@ def error_in(response: Any) -> dict[str, Any]:
 
 
 def _says(response: Any, pattern: str) -> bool:
-    """Whether an error's words match: its codes, or all of it where it has no message."""
+    """Whether an error's codes or message match; without a message, the whole error."""
     error = error_in(response)
     parts = [error.get(name) for name in ("code", "type", "innererror")]
     words = " ".join(map(str, [*parts, error.get("message", error)]))
@@ -126,8 +129,10 @@ def _says(response: Any, pattern: str) -> bool:
 
 
 def fault_of_prompt(response: Any) -> str:
-    """The finish reason of a prompt that alone was refused with an error, "" for what concerns all
-    prompts, "unknown" for what may be either."""
+    """Finish reason of a prompt refused with an error.
+
+    "" if the error concerns all prompts, "unknown" if it may be either.
+    """
     status = response.status_code
     if (
         status == 413
@@ -141,14 +146,14 @@ def fault_of_prompt(response: Any) -> str:
 
 
 def is_used_up(response: Any) -> bool:
-    """Whether the account is empty. A limit by the minute may say so, and when to come again."""
+    """Whether the quota is used up; a rate limit may say so too, but names a pause."""
     pause = {"retry-after", "retry-after-ms"} & set(response.headers)
     pattern = "insufficient_quota" if pause else f"insufficient_quota|{_USED_UP}"
     return response.status_code == 429 and _says(response, pattern)
 
 
 def unsupported_parameter(response: Any, parameters: Mapping[str, Any]) -> str:
-    """The parameter that a model does not take, "" where something else is wrong."""
+    """The parameter that the model does not accept, "" for any other error."""
     if response.status_code not in (400, 403, 422) or not _says(response, _UNSUPPORTED):
         return ""
     error = error_in(response)
@@ -159,24 +164,26 @@ def unsupported_parameter(response: Any, parameters: Mapping[str, Any]) -> str:
 
 
 def read_message(message: Mapping[str, Any], finish_reason: str) -> Message:
-    """Take a message of a chat completion apart.
+    """Parse the message of a chat completion.
 
     Args:
-        message: as the server sent it; `content` is a text, null, or a list of parts.
-        finish_reason: the server's, "" where it is not known.
+        message: as sent by the server; `content` is a text, null, or a list of parts.
+        finish_reason: the server's, "" if unknown.
     """
     content = message.get("content")
-    answers, thoughts, refusals = [], [], [_text(message.get("refusal"))]
+    answers, thoughts, refusals = [], [], [_all_text(message.get("refusal"))]
     for part in content if isinstance(content, list) else [content]:
         kind = str(part.get("type", "text")) if isinstance(part, Mapping) else "text"
         if re.search("think|reason", kind):
-            thoughts.append(_text(part))
+            thoughts.append(_all_text(part))
         elif kind == "refusal":
-            refusals.append(_text(part))
+            refusals.append(_all_text(part))
         elif kind in ("text", "output_text"):
-            answers.append(_text(part))
-    thoughts += [_text(message.get(key)) for key in ("reasoning_content", "reasoning", "thinking")]
-    # Half of a character of two code units, as a cut reply may end in, is no text to store.
+            answers.append(_all_text(part))
+    thoughts += [
+        _all_text(message.get(key)) for key in ("reasoning_content", "reasoning", "thinking")
+    ]
+    # A truncated reply may end in a lone surrogate, which cannot be encoded.
     whole = "".join(answers).encode(errors="replace").decode()
     start, unclosed = _end_of_reasoning(whole)
     text = whole[start:].lstrip() if start else whole
@@ -196,10 +203,10 @@ def read_message(message: Mapping[str, Any], finish_reason: str) -> Message:
 
 
 def _end_of_reasoning(text: str) -> tuple[int, bool]:
-    """Where the answer begins behind blocks of reasoning, and whether the last of them is unclosed.
+    """Start of the answer after blocks of reasoning, and whether the last block is unclosed.
 
-    A block may lack its opening tag, which some chat templates put into the prompt. A block behind
-    the first words of an answer is a part of it.
+    A block may lack its opening tag, which some chat templates put into the prompt. A block after
+    the first words of an answer belongs to the answer.
     """
     start = 0
     while closing := _CLOSING.search(text, start):
@@ -212,13 +219,13 @@ def _end_of_reasoning(text: str) -> tuple[int, bool]:
     return start, False
 
 
-def _text(value: Any) -> str:
-    """All text in a part, which may hold further parts."""
+def _all_text(value: Any) -> str:
+    """All text in a part and its nested parts."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return "".join(map(_text, value))
+        return "".join(map(_all_text, value))
     if isinstance(value, Mapping):
         keys = ("text", "thinking", "reasoning", "content", "summary", "refusal", "value")
-        return "".join(_text(value.get(key)) for key in keys)
+        return "".join(_all_text(value.get(key)) for key in keys)
     return ""

@@ -1,8 +1,8 @@
-"""Replies of chat models, each stored the moment it was paid for, in one SQLite file.
+"""Store of chat model replies in one SQLite file; each is written as soon as it is paid for.
 
-Any number of processes may write at once (write-ahead log), and a kill or a full disk loses none
-of what was stored. A reply is found again by all that was asked, so that a second run asks only for
-what is missing. Replies are stored whole, and read anew whenever they are used.
+Any number of processes may write at once (write-ahead log). A kill or a full disk loses no stored
+reply. The key is a hash of the whole question, so a second run asks only for missing replies.
+Replies are stored raw and parsed at every use.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from filelock import FileLock
 from cpo.evaluation.chat import AGAIN, ChatServer, ask_all
 from cpo.evaluation.replies import Reply
 
-STORE = "replies.sqlite"  # of every judge and writer
-VERDICTS = "verdicts.sqlite"  # the file that earlier versions kept a judge's replies in
-VERSION = 1
-WAIT = 60.0  # seconds for another process to finish writing
+STORE = "replies.sqlite"  # for every judge and writer
+VERDICTS = "verdicts.sqlite"  # the store of judges' replies in earlier versions
+SCHEMA_VERSION = 1
+WAIT = 60.0  # seconds to wait for another process to finish writing
 
 SCHEMA = """
 CREATE TABLE replies (
@@ -35,7 +35,7 @@ CREATE TABLE replies (
     input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
     usd REAL NOT NULL, asked_at TEXT NOT NULL
 )"""
-# The first version of `VERDICTS` kept the answer alone, without the message.
+# The first version of `VERDICTS` stored only the answer, not the message.
 TAKE_OVER = """
 INSERT INTO replies
 SELECT key, 'verdict', item, json_object(
@@ -46,14 +46,16 @@ FROM old.verdicts ORDER BY rowid"""
 
 
 class ReplyStoreError(RuntimeError):
-    """The store cannot be read or written; the message says where, what is safe, what to do."""
+    """The store cannot be read or written. The message gives the path and the remedy."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question to a chat model. `asked` is all that determines its reply, in plain types: what
-    `ChatServer.question` gives, and what the prompt was made of. `purpose`, as "verdict", and
-    `item`, an example's id, are for the record alone."""
+    """A question to a chat model.
+
+    `asked` holds all that determines the reply, in plain types: `ChatServer.question` and the parts
+    of the prompt. `purpose` ("verdict") and `item`, an example's id, are only recorded.
+    """
 
     purpose: str
     item: str
@@ -66,21 +68,21 @@ class Question:
 
     @cached_property
     def key(self) -> str:
-        """The SHA-256 of all that is asked, in hexadecimal."""
+        """SHA-256 of `text`, in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 class ReplyStore:
-    """The replies in the file `path`, which is made where it is missing. Threads may share it.
+    """The replies in the file `path`, created if missing. Threads may share a store.
 
     Raises:
-        ReplyStoreError: here and in every method, where the file is no store, or cannot be read or
+        ReplyStoreError: here and in every method, if the file is no store or cannot be read or
             written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        # One connection for all threads: between two, SQLite waits by polling.
+        # One connection for all threads: with several, SQLite waits by polling.
         self._lock = Lock()
         with self._explained("open"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,35 +95,35 @@ class ReplyStore:
                     raise
 
     def get(self, keys: Iterable[str]) -> dict[str, Reply]:
-        """What is stored of the questions with these keys."""
+        """Stored replies to the questions with these keys."""
         query = "SELECT * FROM replies WHERE key IN (SELECT value FROM json_each(?))"
         with self._explained("read"), self._lock:
             rows = self._connection.execute(query, [json.dumps(list(keys))]).fetchall()
         return {key: Reply(*reply) for key, _, _, _, *reply in rows}
 
     def put(self, question: Question, reply: Reply) -> None:
-        """Stores a reply; it is on the disk when this returns. The first to a question stands."""
+        """Write a reply to disk. The first reply to a question is never replaced."""
         row = (question.key, question.purpose, question.item, question.text, *astuple(reply))
-        places = ", ".join("?" * len(row))
-        query = f"INSERT INTO replies VALUES ({places}) ON CONFLICT (key) DO NOTHING"
+        values = ", ".join("?" * len(row))
+        query = f"INSERT INTO replies VALUES ({values}) ON CONFLICT (key) DO NOTHING"
         with self._explained("write"), self._lock:
             self._connection.execute(query, row)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Removes the replies to the questions with these keys, so that they are asked again."""
+        """Remove the replies to the questions with these keys; the next run asks them again."""
         query = "DELETE FROM replies WHERE key IN (SELECT value FROM json_each(?))"
         with self._explained("write"), self._lock:
             self._connection.execute(query, [json.dumps(list(keys))])
 
     def rows(self, purpose: str) -> Iterator[tuple[Question, Reply]]:
-        """Every question for a purpose with its reply, oldest first."""
+        """All questions of a purpose with their replies, oldest first."""
         query = "SELECT * FROM replies WHERE purpose = ? ORDER BY rowid"
         with self._explained("read"), closing(self._connect()) as connection:
             for _, _, item, asked, *reply in connection.execute(query, [purpose]):
                 yield Question(purpose, item, json.loads(asked)), Reply(*reply)
 
     def close(self) -> None:
-        """Ends the connection, and folds the log into the file where no other process uses it."""
+        """Close the connection; the last process to do so merges the log into the file."""
         with self._lock:
             self._connection.close()
 
@@ -140,17 +142,19 @@ class ReplyStore:
         return connection
 
     def _prepare(self) -> None:
-        """Makes the table where the file is new, with the verdicts of earlier versions beside it,
-        and refuses a file that is something else. A kill leaves all or nothing of it."""
+        """Create the table of a new file and import the verdicts of earlier versions, atomically.
+
+        Any other file is refused.
+        """
         db = self._connection
         [version] = db.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-        if (version, "replies" in tables) == (VERSION, True):
+        if (version, "replies" in tables) == (SCHEMA_VERSION, True):
             return
         if version or tables:
             raise ReplyStoreError(
-                f"{self.path} is the database of another program, or a store of replies of version "
-                f"{version}, which this program does not know: give another path"
+                f"{self.path} is the database of another program, or a reply store of the unknown "
+                f"version {version}: give another path"
             )
         db.execute("PRAGMA journal_mode = WAL")
         verdicts = self.path.with_name(VERDICTS)
@@ -165,7 +169,7 @@ class ReplyStore:
             if old > 1:
                 message = "iif(raw = '', message(text), raw), finish_reason"
             db.execute(TAKE_OVER.format(message))
-        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
 
     @contextmanager
@@ -175,12 +179,11 @@ class ReplyStore:
         except (sqlite3.Error, OSError) as error:
             advice = ""
             if doing == "open":
-                advice = ". Is it a store of replies, in a folder that may be written to?"
+                advice = ". Is it a reply store in a writable folder?"
             elif doing == "write" and isinstance(error, sqlite3.OperationalError):
                 with suppress(sqlite3.Error), self._lock:
                     [n] = self._connection.execute("SELECT count(*) FROM replies").fetchone()
-                    advice = f". The {n:,} replies in it are safe: make room, and run again; "
-                    advice += "they are not asked for again"
+                    advice = f". The {n:,} stored replies are safe: free some space and run again"
             raise ReplyStoreError(f"cannot {doing} {self.path}: {error}{advice}") from error
 
 
@@ -194,22 +197,22 @@ def replies_to(
     reply_tokens: int,
     description: str,
 ) -> list[Reply]:
-    """The reply to each question, in their order; the store's, or asked for and stored as it comes.
+    """The replies to all questions, in their order; missing ones are asked and stored.
 
-    Where none of the first replies is of use, the rest is not asked; but a model that was of use
-    to any of these questions goes on, and one that was to others is stopped only by what other
-    parameters mend: replies that are cut or empty.
+    If all of the first replies are unusable, the run stops. It continues if the store has a usable
+    reply to any of these questions. If it has one to other questions, only replies that are cut or
+    empty, which other parameters may fix, stop the run.
 
     Args:
         questions: of one purpose, model and parameters.
         path: of the store.
-        fault_of: why a reply is of no use, "" where it is of use.
-        again: faults with which a question is asked once more before the reply is stored.
-        reply_tokens: the longest reply expected where the parameters do not say, for the estimate.
-        description: of the progress bar.
+        fault_of: why a reply is unusable, "" if it is usable.
+        again: faults after which a question is asked once more before its reply is stored.
+        reply_tokens: the longest reply expected if no parameter limits it, for the estimate.
+        description: label of the progress bar.
 
     Raises:
-        ChatError, ReplyStoreError: what was answered before is kept.
+        ChatError, ReplyStoreError: earlier replies stay in the store.
     """
     by_key = {question.key: question for question in questions}
     asked_again: set[str] = set()

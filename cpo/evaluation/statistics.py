@@ -1,12 +1,11 @@
-"""Statistics of verdicts and measures: means with 95 % intervals, biases of a judge, corrections.
+"""Statistics of verdicts and measures: means with 95 % intervals, judge biases, corrections.
 
 `points` are a model's points per prompt, `[n]`: 1 for a win, 0.5 for a tie, 0 for a loss, or a mean
-of these over orders or training seeds; NaN where there is no valid verdict. Arguments of one call
-are aligned, prompt by prompt.
+of these over orders or training seeds; NaN without a valid verdict. Array arguments of a call are
+aligned by prompt.
 
-Every interval is over *prompts*: it says how far the number would move on other prompts of the same
-kind, with the trained models as they are. Of 100 such intervals, 93 to 97 hold the true value at
-100 prompts and more, ties or not (simulated in the tests); exceptions are said where they are.
+Every interval is over *prompts*, with the trained models fixed. From 100 prompts on, its coverage
+is 93 to 97 %, with or without ties (simulated in the tests), except where noted.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ Indices = npt.NDArray[np.int64]
 CONFIDENCE, LEVEL = 0.95, 0.05
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 BOOTSTRAP_DRAWS = 10_000
-# Resampled values that exist at one time; bounds a bootstrap's memory at any number of prompts.
+# Resampled values held at once: bounds the memory of a bootstrap.
 CHUNK_VALUES = 4_000_000
 
 
 class MetricError(ValueError):
-    """Input that a measure cannot score; the message says why and what to do."""
+    """A measure cannot score its input. The message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its 95 % interval, and from how many prompts, texts or articles.
+    """A value, its 95 % interval, and the number of prompts, texts or articles.
 
-    `replicates` are the value on parts of the data where no single prompt has a value of its own
-    (MAUVE): the same parts for every estimate of equal n, so that differences are paired.
+    `replicates` are values on parts of the data, for measures that no single prompt has (MAUVE).
+    The parts depend only on n, so that differences are paired.
     """
 
     value: float
@@ -60,27 +59,26 @@ def win_rate(
 ) -> Estimate:
     """Mean of the points per prompt.
 
-    With ties, or points averaged over orders or training seeds, the interval is a bootstrap over
-    prompts (see `mean_estimate`): a tie makes the variance smaller than a binomial's. Without any,
-    where the points are a plain count, it is Wilson's. So it is, less the variance that ties take
-    away, within one point of all or nothing: a bootstrap of 99 losses and a tie has hardly anything
-    to draw, and held the truth 90 times in 100; this one holds it more often than 95 times.
+    For points of 0 and 1 only, the interval is Wilson's. With ties or averaged points it is a
+    bootstrap over prompts (`mean_estimate`), as the variance is smaller than a binomial's. Within
+    one point of 0 or n it is Wilson's with this smaller variance: with 99 losses and a tie, the
+    bootstrap covers the truth 90 % of the time, this interval more than 95 %.
 
     Args:
         points: `[n]` in [0, 1]; NaN are left out (the caller reports how many).
-        seed: of the bootstrap's draws.
-        clusters: `[n]`, what each prompt belongs to, such as the article that it was cut from.
-            Whole clusters are drawn, as prompts of one cluster are no independent evidence.
+        seed: of the bootstrap.
+        clusters: `[n]`, what each prompt belongs to, such as its article. Whole clusters are drawn:
+            prompts of one cluster are not independent.
 
     Raises:
-        MetricError: no valid point, a value outside [0, 1], or not one cluster per point.
+        MetricError: no valid point, a value outside [0, 1], or clusters of another length.
     """
     valid, cluster = _valid(points, "points", clusters)
     if valid.min() < 0 or valid.max() > 1:
         raise MetricError(f"points lie in [0, 1], not {valid.min():g} to {valid.max():g}")
-    counted = clusters is None and np.isin(valid, (0.0, 1.0)).all()
+    binary = clusters is None and np.isin(valid, (0.0, 1.0)).all()
     units = int(cluster.max()) + 1
-    if counted or min(valid.sum(), (1 - valid).sum()) <= len(valid) / units:
+    if binary or min(valid.sum(), (1 - valid).sum()) <= len(valid) / units:
         return _score_interval(valid, units)
     return _bootstrap(np.bincount(cluster, valid), np.bincount(cluster), seed, len(valid))
 
@@ -88,30 +86,29 @@ def win_rate(
 def mean_estimate(
     values: npt.ArrayLike, seed: int = 0, clusters: Sequence[Hashable] | None = None
 ) -> Estimate:
-    """Mean of one value per prompt, with a bootstrap over prompts, or over `clusters` of them.
+    """Mean of one value per prompt, with a bootstrap over prompts or `clusters` of them.
 
-    The interval is from percentiles of 10,000 draws, a little further out than 2.5 and 97.5 %, as
-    Student's t and the variance's n - 1 would have it (Hesterberg 2015): it matters where few
-    clusters are drawn. With fewer than some 50 of them and a rate near 0 or 1 it still holds the
-    truth 90 to 93 times in 100 only. A single prompt, or cluster, has an interval of NaN.
+    The interval is an expanded percentile interval of 10,000 draws (Hesterberg 2015): Student's t
+    and n - 1 widen it when clusters are few. With fewer than about 50 clusters and a rate near 0 or
+    1, its coverage is only 90 to 93 %. For a single prompt or cluster it is NaN.
 
     Args:
         values: `[n]`; NaN are left out.
-        seed, clusters: as of `win_rate`.
+        seed, clusters: as in `win_rate`.
 
     Raises:
-        MetricError: nothing is left, an infinite value, or not one cluster per value.
+        MetricError: no valid value, an infinite value, or clusters of another length.
     """
     valid, cluster = _valid(values, "values", clusters)
     return _bootstrap(np.bincount(cluster, valid), np.bincount(cluster), seed, len(valid))
 
 
 def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, seed: int = 0) -> Estimate:
-    """Mean of `a - b` over the same prompts, with a paired bootstrap: whole prompts are drawn.
+    """Mean of `a - b` over the same prompts, with a paired bootstrap over prompts.
 
     Args:
-        a, b: `[n]`, aligned; a prompt that is NaN in either is left out of both.
-        seed: of the bootstrap's draws.
+        a, b: `[n]`; a prompt that is NaN in either is left out.
+        seed: of the bootstrap.
 
     Raises:
         MetricError: different lengths, or no prompt valid in both.
@@ -123,45 +120,36 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, seed: int = 0) -> Esti
 def token_mean_loss(logps: npt.ArrayLike, tokens: npt.ArrayLike, seed: int = 0) -> Estimate:
     """Mean loss per token in nats, `-sum(logps) / sum(tokens)`, over examples of any length.
 
-    A ratio of two sums: the bootstrap draws examples, each with its log-probability and its tokens.
+    The bootstrap of this ratio draws examples, each with its log-probability and its tokens.
 
     Args:
-        logps: `[n]`, sum of the continuation's token log-probabilities.
-        tokens: `[n]`, how many tokens that is.
+        logps: `[n]`, log-probability of each continuation.
+        tokens: `[n]`, number of its tokens.
 
     Raises:
-        MetricError: different lengths, an example without tokens, or nothing to score.
+        MetricError: different lengths, an example without tokens, or no example.
     """
     sums, counts = _aligned(logps, tokens)
     if not np.isfinite(np.asarray(logps, dtype=float)).all() or counts.min() < 1:
-        raise MetricError("a loss needs examples of one token or more, and finite values")
+        raise MetricError("every example needs at least one token and a finite log-probability")
     return _bootstrap(-sums, counts, seed, len(sums))
 
 
 def mean_over_seeds(points: Sequence[npt.ArrayLike]) -> Array:
-    """Points per prompt averaged over training seeds, `[S, n]` to `[n]`; NaN where no seed has one.
+    """Mean points per prompt over training seeds or orders, `[S, n]` to `[n]`; NaN if all are NaN.
 
-    A bootstrap of the result is still over prompts: S seeds are no S-fold sample of them.
+    A bootstrap of the result remains over prompts: S seeds are no S-fold sample of them.
     """
     stacked = np.asarray(points, dtype=float)
     return np.ma.masked_invalid(stacked).mean(0).filled(math.nan)
 
 
-def both_orders(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
-    """Points per prompt over both orders, `[n]`: their mean, in which position bias cancels.
-
-    A prompt with one valid verdict has that one's points: it was paid for, and leaving it out would
-    choose prompts by the judge's trouble with them; NaN only without any.
-    """
-    return mean_over_seeds([first, second])
-
-
 def resamples(
     units: int, draws: int, random: np.random.Generator, values_per_unit: int = 1
 ) -> Iterator[Indices]:
-    """Bootstrap samples of `units` units: indices `[c, units]`, `draws` rows in all.
+    """Bootstrap samples in chunks of indices `[c, units]`, `draws` rows in total.
 
-    They come in chunks of bounded memory, where a unit has `values_per_unit` values.
+    Chunks bound the memory when each unit has `values_per_unit` values.
     """
     chunk = max(1, CHUNK_VALUES // (units * values_per_unit))
     for start in range(0, draws, chunk):
@@ -169,14 +157,14 @@ def resamples(
 
 
 def _bootstrap(sums: npt.NDArray[Any], sizes: npt.NDArray[Any], seed: int, n: int) -> Estimate:
-    """Bootstrap of `sum(sums) / sum(sizes)`, both `[m]`, over the m units that are drawn."""
+    """Bootstrap of `sum(sums) / sum(sizes)` over m units, both `[m]`."""
     value, units = float(sums.sum() / sizes.sum()), len(sums)
     if units == 1:
         return Estimate(value, math.nan, math.nan, n)
     from scipy.stats import t
 
     samples = resamples(units, BOOTSTRAP_DRAWS, np.random.default_rng(seed))
-    drawn = np.concatenate([sums[which].sum(-1) / sizes[which].sum(-1) for which in samples])
+    drawn = np.concatenate([sums[rows].sum(-1) / sizes[rows].sum(-1) for rows in samples])
     quantile = t.ppf((1 + CONFIDENCE) / 2, units - 1) * math.sqrt(units / (units - 1))
     tail = 100 * NormalDist().cdf(-quantile)
     low, high = np.percentile(drawn, [tail, 100 - tail])
@@ -184,11 +172,11 @@ def _bootstrap(sums: npt.NDArray[Any], sizes: npt.NDArray[Any], seed: int, n: in
 
 
 def _score_interval(valid: Array, units: int) -> Estimate:
-    """The means m that are within 1.96 of the standard errors which they would have themselves.
+    """Score interval: all means m within 1.96 standard errors, computed at m, of the sample mean.
 
-    The variance of points in [0, 1] of mean m is m (1 - m) - mean(x (1 - x)): a binomial's, less
-    what lies between 0 and 1. Without ties that is Wilson's interval, and `units` is n; with
-    clusters their number, as if a cluster were one prompt.
+    Points x in [0, 1] of mean m have the variance m (1 - m) - mean(x (1 - x)). Without ties the
+    last term is 0, and the interval is Wilson's. `units` is n or the number of clusters, each
+    counted as one prompt.
     """
     mean, lost = float(valid.mean()), float((valid * (1 - valid)).mean())
     k = Z**2 / units
@@ -199,7 +187,7 @@ def _score_interval(valid: Array, units: int) -> Estimate:
 
 
 def _around(value: float, low: float, high: float, n: int) -> Estimate:
-    """An estimate that rounding in the last bits does not put outside its own interval."""
+    """An estimate whose interval holds its value despite rounding."""
     return Estimate(value, min(low, value), max(high, value), n)
 
 
@@ -207,18 +195,18 @@ def _around(value: float, low: float, high: float, n: int) -> Estimate:
 
 
 def pick_a(verdicts: Sequence[str], clusters: Sequence[Hashable] | None = None) -> Estimate:
-    """How often the judge says A, of its verdicts A and B; Wilson's interval.
+    """Share of A among the judge's verdicts A and B, with Wilson's interval.
 
-    Where the order is drawn by a coin, or both are judged, a judge without position bias has one
-    half, whatever the models are worth.
+    It is one half without position bias if the order is random or both orders are judged, whatever
+    the models' quality.
 
     Args:
         verdicts: "A", "B", "tie" or "invalid"; the last two are left out.
-        clusters: `[n]`, the prompt that each verdict is on, if there are several to one, as with
-            both orders: whole prompts are drawn then.
+        clusters: `[n]`, the prompt of each verdict if prompts have several, as with both orders:
+            whole prompts are drawn.
 
     Raises:
-        MetricError: another verdict, or neither an A nor a B.
+        MetricError: an unknown verdict, or neither A nor B among them.
     """
     points = {"A": 1.0, "B": 0.0, "tie": math.nan, "invalid": math.nan}
     unknown = sorted(set(verdicts) - set(points))
@@ -228,28 +216,27 @@ def pick_a(verdicts: Sequence[str], clusters: Sequence[Hashable] | None = None) 
 
 
 def flip_rate(first: npt.ArrayLike, second: npt.ArrayLike) -> Estimate:
-    """How often the outcome changes when the two responses change places; Wilson's interval.
+    """Share of prompts whose outcome changes with the order, with Wilson's interval.
 
     Args:
-        first, second: points in one order and in the other. A prompt without a valid verdict in
-            both is left out; from a win to a tie is a change, too.
+        first, second: points in either order. A prompt counts if both are valid; from win to tie is
+            a change.
     """
-    one_way, other_way = _aligned(first, second)
-    return win_rate(one_way != other_way)
+    points, exchanged_points = _aligned(first, second)
+    return win_rate(points != exchanged_points)
 
 
 def longer_wins(
     points: npt.ArrayLike, lengths: npt.ArrayLike, recorded_lengths: npt.ArrayLike
 ) -> Estimate:
-    """What the longer of the two responses wins, where their lengths differ: its win rate.
+    """Win rate of the longer response, over pairs of different length.
 
-    Ties count one half here, too: so the mean over both orders can be given as well. Length and
-    worth may go together: this alone does not show that the judge is to blame.
+    Ties count one half, so points may be means over both orders. Length and quality may correlate:
+    this alone does not show length bias.
 
     Args:
         points: the model's.
-        lengths, recorded_lengths: `[n]`, of its responses and of those it is judged against, in any
-            unit.
+        lengths, recorded_lengths: `[n]`, of its responses and the recorded ones, in any unit.
     """
     won, ours, theirs = _aligned(points, lengths, recorded_lengths)
     difference = ours - theirs
@@ -259,26 +246,26 @@ def longer_wins(
 def length_controlled_win_rate(
     points: npt.ArrayLike, lengths: npt.ArrayLike, recorded_lengths: npt.ArrayLike
 ) -> Estimate:
-    """The win rate that a logistic regression predicts where both responses are equally long.
+    """Win rate at equal response lengths, predicted by a logistic regression.
 
-    As AlpacaEval 2 does it (Dubois et al. 2024), for one model: logit P(win) = a + b tanh(d / s), d
-    the difference of the lengths and s its standard deviation. The value is logistic(a), the
-    interval a +- 1.96 robust standard errors (HC0), which hold with ties, too. Where all lengths
-    are equal, it is the win rate.
+    As in AlpacaEval 2 (Dubois et al. 2024), for one model: logit P(win) = a + b tanh(d / s), where
+    d is the difference in length and s its standard deviation. The value is logistic(a). The
+    interval is logistic(a +- 1.96 robust standard errors, HC0), valid with ties. If all lengths are
+    equal, this is the plain win rate.
 
     Args:
-        points, lengths, recorded_lengths: as of `longer_wins`.
+        points, lengths, recorded_lengths: as in `longer_wins`.
 
     Raises:
-        MetricError: also where lengths and verdicts leave the fit undetermined: all differ by the
-            same, all verdicts are the same, or one length parts all wins from all losses.
+        MetricError: also if the fit is undetermined: all differences in length are equal, all
+            verdicts are equal, or a difference in length separates wins from losses.
     """
     won, ours, theirs = _aligned(points, lengths, recorded_lengths)
     difference = ours - theirs
     if not difference.any():
         return win_rate(won)
-    # One regressor: the likelihood has a maximum if and only if wins and losses overlap in it, a
-    # tie being half of each.
+    # With one regressor, the likelihood has a maximum if and only if wins and losses overlap in it;
+    # a tie is half of each.
     with_win, with_loss = difference[won > 0], difference[won < 1]
     separated = (
         not len(with_win)
@@ -289,9 +276,9 @@ def length_controlled_win_rate(
     if separated:
         raise MetricError(
             f"no length-controlled win rate of {len(won)} verdicts, on responses "
-            f"{difference.min():g} to {difference.max():g} longer than the other: all verdicts or "
-            "all lengths are alike, or length alone tells wins from losses. Report longer_wins "
-            "beside the win rate."
+            f"{difference.min():g} to {difference.max():g} longer than the recorded ones: all "
+            "verdicts or all differences are equal, or length separates wins from losses. Report "
+            "longer_wins beside the win rate."
         )
     from scipy.special import expit
     from statsmodels.api import GLM, families
@@ -303,22 +290,21 @@ def length_controlled_win_rate(
 
 
 def kappa(first: Sequence[str], second: Sequence[str]) -> Estimate:
-    """Cohen's kappa of two judges: agreement beyond that of chance, 1 at most; asymptotic interval.
+    """Cohen's kappa of two judges: agreement beyond chance, at most 1; asymptotic interval.
 
     Args:
-        first, second: their verdicts on the same items, shown in the same order. An item that
-            either found invalid is left out.
+        first, second: their verdicts on the same items in the same order. Items with an invalid
+            verdict are left out.
 
     Raises:
-        MetricError: also where both give a single verdict throughout: agreement by chance is
-            certain then.
+        MetricError: also if both judges give one verdict throughout: chance agreement is then 1.
     """
     if len(first) != len(second):
-        raise MetricError(f"two judges of the same items: {len(first)} against {len(second)}")
+        raise MetricError(f"verdicts on different items: {len(first)} against {len(second)}")
     pairs = [pair for pair in zip(first, second, strict=True) if "invalid" not in pair]
     kinds = sorted({verdict for pair in pairs for verdict in pair})
     if len(kinds) < 2:
-        raise MetricError(f"{len(pairs)} items with the verdicts {kinds}: agreement means nothing")
+        raise MetricError(f"kappa is undefined on {len(pairs)} items with the verdicts {kinds}")
     from statsmodels.stats.inter_rater import cohens_kappa, to_table
 
     result = cohens_kappa(to_table(np.array(pairs))[0])
@@ -326,15 +312,15 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> Estimate:
     return Estimate(float(result.kappa), float(low), float(high), len(pairs))
 
 
-# --- Tests, and many of them at once --------------------------------------------------------------
+# --- Tests and multiple comparisons ---------------------------------------------------------------
 
 
 def mcnemar(points_a: npt.ArrayLike, points_b: npt.ArrayLike) -> float:
-    """Exact two-sided p-value of two models judged on the same prompts, against the same responses.
+    """Exact two-sided p-value of two models judged on the same prompts and recorded responses.
 
-    Won is more than half a point: a tie is not, nor is a prompt won in one order and lost in the
-    other. So it overlooks what turns a loss into a tie, which `paired_difference`, beside which it
-    belongs, counts. Prompts are taken as independent. It is 1 where no prompt tells the two apart.
+    A win is more than half a point, so neither a tie nor one win in two orders. Changes from loss
+    to tie are ignored: report it beside `paired_difference`, which counts them. Prompts are treated
+    as independent. Without discordant prompts, p is 1.
     """
     a, b = _aligned(points_a, points_b)
     wins_a, wins_b = a > 0.5, b > 0.5
@@ -345,28 +331,28 @@ def mcnemar(points_a: npt.ArrayLike, points_b: npt.ArrayLike) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of one table, each adjusted for there being so many (Holm 1979), in their order.
+    """Adjusted p-values of one table, corrected for multiple comparisons (Holm 1979), in order.
 
     Raises:
-        MetricError: a value that is no probability.
+        MetricError: a value outside [0, 1].
     """
     if not all(0 <= p <= 1 for p in p_values):
-        raise MetricError(f"p-values lie in [0, 1]: {list(p_values)}")
+        raise MetricError(f"p-values lie in [0, 1], unlike {list(p_values)}")
     from statsmodels.stats.multitest import multipletests
 
     return multipletests(p_values, method="holm")[1].tolist()
 
 
 def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
-    """The level at which each comparison's interval is drawn (Holm 1979).
+    """Significance level of each comparison's interval (Holm 1979).
 
-    The i-th smallest of m p-values has `level / (m - i + 1)`, i from 1, as long as all before it
-    are within theirs; from the first that is not, all keep that one's level.
+    The i-th smallest of m p-values, i from 1, has the level `level / (m - i + 1)`. From the first
+    p-value above its level on, all share that level.
     """
     from statsmodels.stats.multitest import multipletests
 
     rank = np.argsort(np.argsort(p_values, kind="stable"))
-    stop = multipletests(p_values, level, method="holm")[0].sum()  # the first that is not within
+    stop = multipletests(p_values, level, method="holm")[0].sum()  # the first above its level
     return (level / (len(p_values) - np.minimum(rank, stop))).tolist()
 
 
@@ -374,14 +360,16 @@ def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
 
 
 def _aligned(*columns: npt.ArrayLike) -> list[Array]:
-    """Columns of one number per prompt, without the prompts that are NaN in any, `[m]` each; lists
-    of other lengths or of none raise."""
+    """Columns without the prompts that are NaN in any, `[m]` each.
+
+    Raises `MetricError` for columns that are empty, of different lengths or not one-dimensional.
+    """
     arrays = [np.asarray(column, dtype=float) for column in columns]
     shapes = [array.shape for array in arrays]
     if any(shape != shapes[0] or len(shape) != 1 for shape in shapes):
         raise MetricError(f"one number per prompt, for the same prompts, not arrays of {shapes}")
     if not shapes[0][0]:
-        raise MetricError("there is no prompt to compare on")
+        raise MetricError("there are no prompts to compare")
     valid = ~np.isnan(arrays).any(0)
     return [array[valid] for array in arrays]
 
@@ -389,20 +377,20 @@ def _aligned(*columns: npt.ArrayLike) -> list[Array]:
 def _valid(
     values: npt.ArrayLike, name: str, clusters: Sequence[Hashable] | None
 ) -> tuple[Array, Indices]:
-    """The values that are not NaN, and the number, from 0, of the cluster that each is of."""
+    """The values that are not NaN, `[m]`, and their cluster numbers from 0, `[m]`."""
     array = np.asarray(values, dtype=float)
     if array.ndim != 1:
         raise MetricError(f"{name} are one number per prompt, not an array of shape {array.shape}")
     known = ~np.isnan(array)
     valid = array[known]
     if not len(valid):
-        raise MetricError(f"no valid {name} among {len(array)}: there is nothing to estimate")
+        raise MetricError(f"no valid {name} among {len(array)}")
     if not np.isfinite(valid).all():
-        raise MetricError(f"{name} hold an infinite value")
+        raise MetricError(f"{name} contain an infinite value")
     if clusters is None:
         return valid, np.arange(len(valid))
     if len(clusters) != len(array):
-        raise MetricError(f"{len(array)} {name}, but the clusters of {len(clusters)}")
+        raise MetricError(f"{len(array)} {name} need as many clusters, not {len(clusters)}")
     numbers: dict[Hashable, int] = {}
     kept = [cluster for cluster, is_known in zip(clusters, known, strict=True) if is_known]
     return valid, np.array([numbers.setdefault(cluster, len(numbers)) for cluster in kept])

@@ -1,7 +1,7 @@
-"""DPO's rejected responses: one *unhelpful* response to each example (section 4 and A.4).
+"""DPO's rejected responses: one *unhelpful* response per example (section 4 and A.4).
 
-The paper has a chat model write them (`chat`). Offline, the embedded world has a writer of its own
-(`world`), and for other data there is a stand-in (`other_response`).
+In the paper a chat model writes them (`chat`). Offline writers are `world`, for the embedded world,
+and `other_response`, a stand-in for other data.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from cpo.evaluation.reply_store import Question, replies_to
 
 # Offline writers: (examples, others, seed) -> a response to each example.
 Writer = Callable[[Sequence[Example], Sequence[Example], int], Sequence[str]]
-TRUE_RESPONSE = "the true response"  # what a reply may be that is asked to be unhelpful
-REPLY_TOKENS = 256  # for the estimate of a cost, where max_tokens does not say
+TRUE_RESPONSE = "the true response"  # the fault of a reply that repeats it
+RESPONSE_TOKENS = 256  # reply length for cost estimates without max_tokens
 
 
 class UnhelpfulError(RuntimeError):
-    """Unhelpful responses cannot be had; the message says why and what to do."""
+    """Unhelpful responses are not available. The message gives the reason and the remedy."""
 
 
 def write_unhelpful(
@@ -37,28 +37,29 @@ def write_unhelpful(
     others: Sequence[Example] = (),
     server: ChatServer | None = None,
 ) -> list[str | None]:
-    """One unhelpful response to each example, aligned with `examples`; the same for an equal id.
-    None where a chat model has none: its reply was refused, cut, or twice empty or the true
-    response, or the question is too long for it.
+    """One unhelpful response per example, aligned with `examples`; equal ids share a response.
 
-    * `other_response`: the response of another of `examples` or of `others`; a stand-in, not the
-      paper's way.
-    * `chat`: the paper's way, by the template of A.4 (`templates/unhelpful.txt`); a context follows
-      its instruction. Every reply is kept in the file `store` as it comes (`reply_store`), so that
-      a run that was stopped, or a later one, asks for what is missing alone.
+    A response is None if the chat model's reply was refused or cut, the prompt was too long, or two
+    replies were empty or the true response.
 
-    Another `seed` has other responses: a chat model, whose draws are not seeded, is asked anew.
+    * `other_response`: the response of another example in `examples` or `others`; a stand-in, not
+      the paper's method.
+    * `chat`: the paper's method, with the template of A.4 (`templates/unhelpful.txt`); a context
+      follows its instruction. Replies are kept in the file `store` (`reply_store`), so that later
+      runs request only missing ones.
+
+    Responses differ between seeds: a chat model, which takes no seed, is asked again.
 
     Raises:
-        UnhelpfulError: an unknown writer; examples it cannot write for; a chat model that cannot
-            be reached or is of no use, for all of the first examples or for all there are.
+        UnhelpfulError: an unknown writer, examples that it cannot write for, or a chat model that
+            fails or whose first replies, or all of them, are unusable.
     """
     distinct = list({example.id: example for example in examples}.values())
     texts: Sequence[str | None]
-    if writer in WRITERS:
-        texts = WRITERS[writer](distinct, others, seed)
+    if writer in OFFLINE_WRITERS:
+        texts = OFFLINE_WRITERS[writer](distinct, others, seed)
     elif writer != "chat":
-        known = ", ".join((*WRITERS, "chat"))
+        known = ", ".join((*OFFLINE_WRITERS, "chat"))
         raise UnhelpfulError(f"unknown writer '{writer}': choose one of {known}")
     elif server is None:
         raise UnhelpfulError("the writer 'chat' needs a server and a model: give a ChatServer")
@@ -71,11 +72,10 @@ def write_unhelpful(
 def _other_responses(
     examples: Sequence[Example], others: Sequence[Example], seed: int
 ) -> list[str]:
-    """A stand-in for want of a chat model, *not* the paper's way: the response of a random other
-    example of the same category, never of an equal prompt, and never an equal response.
+    """Response of a random example of the same category with another prompt and response.
 
-    It is fluent and of the right kind but beside the point altogether, which the paper's unhelpful
-    responses are not: those stay on the prompt's subject.
+    A stand-in, *not* the paper's method: the response is fluent and of the right kind but off the
+    subject. The paper's unhelpful responses stay on it.
     """
     by_category: dict[str, list[Example]] = defaultdict(list)
     for example in (*examples, *others):
@@ -93,12 +93,12 @@ def _other_responses(
         else:
             raise UnhelpfulError(
                 f"{example.id}: no other example of the category '{example.category}' has another "
-                "prompt and another response; use more rows, or the writer 'chat'"
+                "prompt and response; use more rows, or the writer 'chat'"
             )
     return responses
 
 
-WRITERS: dict[str, Writer] = {"other_response": _other_responses}
+OFFLINE_WRITERS: dict[str, Writer] = {"other_response": _other_responses}
 
 
 def _differ(text: str, other_text: str) -> bool:
@@ -122,7 +122,7 @@ def _chat_responses(
             store,
             _fault,
             again=("empty", TRUE_RESPONSE),
-            reply_tokens=REPLY_TOKENS,
+            reply_tokens=RESPONSE_TOKENS,
             description="writing unhelpful responses",
         )
     except ChatError as error:
@@ -130,19 +130,19 @@ def _chat_responses(
     faults = list(map(_fault, questions, replies))
     if counts := Counter(filter(None, faults)):
         kinds = ", ".join(f"{count} {fault}" for fault, count in counts.items())
-        what = f"{counts.total()} of {len(examples)} unhelpful responses are missing ({kinds})"
+        missing = f"{counts.total()} of {len(examples)} unhelpful responses are missing ({kinds})"
         if all(faults):
             raise UnhelpfulError(
-                f"{what}: {server.model} has none to offer. Its replies are kept in {store}. "
+                f"{missing}: no reply of {server.model} is usable; they are kept in {store}. "
                 "Choose another model, or other parameters, such as a higher max_tokens"
             )
-        print(f"{what}: their rows are masked", flush=True)
+        print(f"{missing}: their rows are masked", flush=True)
     return [
         None if fault else reply.text.strip() for fault, reply in zip(faults, replies, strict=True)
     ]
 
 
 def _fault(question: Question, reply: Reply) -> str:
-    """Why a reply is no unhelpful response; "" if it is one."""
+    """Why a reply is no unhelpful response, "" if it is one."""
     differs = _differ(reply.text, question.asked["response"])
     return reply.fault or ("" if differs else TRUE_RESPONSE)

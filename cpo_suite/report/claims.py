@@ -21,7 +21,7 @@ from cpo.evaluation.statistics import Array, MetricError, holm_levels, resamples
 from cpo_suite.paper import ROWS, Comparison, Relation, continued_mle
 from cpo_suite.suite import Suite
 
-Verdict = Literal["holds", "fails", "undecided", "not run"]
+ClaimVerdict = Literal["holds", "fails", "undecided", "not run"]
 Evidence = tuple[float, Array, str]  # an effect, its bootstrap distribution `[DRAWS]`, and a note
 
 MARGIN = 0.02  # two points of win rate: what `>=` may lack and `~` may differ
@@ -60,7 +60,7 @@ class Outcome:
     interval, and a verdict."""
 
     comparison: str
-    verdict: Verdict
+    verdict: ClaimVerdict
     effect: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -118,7 +118,7 @@ def p_value(drawn: Array, relation: Relation) -> float:
     return float(min(1.0, max(p, 1 / DRAWS)))
 
 
-def decide(low: float, high: float, relation: Relation) -> Verdict:
+def decide(low: float, high: float, relation: Relation) -> ClaimVerdict:
     """The verdict that an interval of `left - right` (of `overhead`, of the ratio) allows."""
     below, above = HOLDS_WITHIN[relation]
     # The margin of an overhead is within it, those of differences are not.
@@ -127,7 +127,7 @@ def decide(low: float, high: float, relation: Relation) -> Verdict:
     return "fails" if high < below or low > above else "undecided"
 
 
-def combined(outcomes: Sequence[Outcome]) -> Verdict:
+def combined(outcomes: Sequence[Outcome]) -> ClaimVerdict:
     """A claim's verdict from those of its comparisons: all have to hold, one can break it."""
     verdicts = {outcome.verdict for outcome in outcomes} or {"not run"}
     if "fails" in verdicts:

@@ -32,7 +32,7 @@ from typing import Any
 
 GO_ON = 100  # exit code of this file where there is something to run
 
-INVALID_KINDS = ("unclear", "cut", "empty", "refused", "too long")
+FORGETTABLE = ("unclear", "cut", "empty", "refused", "too long")
 Options = Mapping[str, Mapping[str, Any]]  # what `add_argument` takes, by an option's name
 PROFILE: Options = {"--profile": {"default": "tiny"}}
 SETTINGS: Options = {"--set": {"action": "append", "default": [], "dest": "settings"}}
@@ -49,7 +49,7 @@ COMMANDS: Mapping[str, Options] = {
     "test": {},
     "doctor": {**PROFILE, **SETTINGS},
     "profiles": {},
-    "verdicts": {"--model": {}, "--export": {}, "--forget": {"choices": INVALID_KINDS}},
+    "verdicts": {"--model": {}, "--export": {}, "--forget": {"choices": FORGETTABLE}},
     "diff": {"before": {}, "after": {}},
 }
 

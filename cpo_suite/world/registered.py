@@ -10,7 +10,7 @@ from typing import Any
 from cpo.data import SOURCES, Example
 from cpo.evaluation.judge_prompts import Verdict
 from cpo.evaluation.judging import Judged, JudgeError, register_judge
-from cpo.evaluation.unhelpful import WRITERS, UnhelpfulError
+from cpo.evaluation.unhelpful import OFFLINE_WRITERS, UnhelpfulError
 
 from .corpus import World, build_world
 from .oracle import WorldArticle, WorldExample, oracle_score
@@ -63,4 +63,4 @@ def _corpus(path: str | Path | None) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 SOURCES["world"] = _corpus
-WRITERS["world"] = _world_responses
+OFFLINE_WRITERS["world"] = _world_responses

@@ -294,10 +294,13 @@ NO_USE = {
         Answer("Response A is better in terms of style,", finish_reason="length"),
         "8 cut",
     ),
-    "empty": (Answer(""), r"\(8 empty\).*answers with nothing .*Raise judge.server.parameters"),
+    "empty": (Answer(""), r"\(8 empty\).*its reply is empty .*Raise judge.server.parameters"),
     "refused": (Answer(status=400, error=AZURE_FILTER), "8 refused.*filtered due to the prompt"),
     "too long": (ONE_PROMPT["vLLM's"][1], "8 too long.*maximum context length.*longer context"),
-    "unclear": (Answer("As a language model, I"), "8 unclear.*it says “As a language model, I”"),
+    "unclear": (
+        Answer("As a language model, I"),
+        "8 unclear.*its reply is “As a language model, I”",
+    ),
 }
 
 
@@ -312,7 +315,7 @@ def test_first_replies_that_are_all_of_no_use_stop_it(server: ScriptedServer, fa
     ) as said:
         ask_usefully(asked, 30, kept)
     assert len(server.requests) == len(kept) == 8  # and not one more, with four at once
-    assert str(said.value).endswith("The 8 replies that came are kept")
+    assert str(said.value).endswith("The 8 replies received are kept")
 
 
 def test_a_reply_of_use_among_the_first_is_enough(server: ScriptedServer) -> None:
@@ -365,7 +368,7 @@ def test_the_estimate(server: ScriptedServer, capsys: pytest.CaptureFixture[str]
         ({"max_requests": 4}, "5 requests, .* and max_requests is 4: raise it"),
         # 5 questions x 10 tokens at $0.02 are $1.
         ({"usd_per_million_output": 2e4, "max_usd": 0.99}, r"\$1.00, and max_usd is \$0.99: raise"),
-        ({"max_usd": 5.0}, "max_usd caps nothing without prices"),
+        ({"max_usd": 5.0}, "max_usd has no effect without prices"),
     ],
 )
 def test_bounds_are_checked_before_anything_is_sent(
@@ -382,7 +385,7 @@ def test_what_was_really_spent_stops_it_too(server: ScriptedServer) -> None:
     server.answer = lambda request: Answer(usage=(0, 30))
     dear = chat(server, concurrency=1, usd_per_million_output=1e6, max_usd=100.0)
     kept: dict[int, Reply] = {}
-    with pytest.raises(ChatError, match=r"\$130.00 are spent or under way|\$120.00 are spent"):
+    with pytest.raises(ChatError, match=r"\$130.00 are spent or reserved|\$120.00 are spent"):
         ask(dear, texts(10), kept)
     assert len(server.requests) == len(kept) == 4
 
@@ -480,7 +483,7 @@ def test_what_does_not_pass_ends_in_words(
         ask(chat(server, concurrency=1, timeout=patience(bad)), texts(9), kept)
     message = str(caught.value)
     assert message.startswith(server.url) and says in message
-    assert "The 2 replies that came are kept" in message
+    assert "The 2 replies received are kept" in message
     assert sorted(kept) == [0, 1] and server.questions.count("question 2") == times
 
 
@@ -532,7 +535,9 @@ def test_retry_after_is_the_pause(server: ScriptedServer, header: str, value: st
 
 def test_a_server_that_wants_an_hour_is_left_alone(server: ScriptedServer) -> None:
     server.answer = lambda request: Answer(status=429, headers={"Retry-After": "3600"})
-    with pytest.raises(ChatError, match=r"asks to wait \(Retry-After: 3600\): run again then"):
+    with pytest.raises(
+        ChatError, match=r"asks to wait \(Retry-After: 3600\): run again after that"
+    ):
         ask(chat(server), texts(9))
     assert len(server.requests) == 1
 
@@ -559,9 +564,9 @@ def test_nothing_is_sent_by_those_who_wait_while_another_fails(server: ScriptedS
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
 FINAL = {
     "401": (Answer(status=401), f"the key in {KEY_VARIABLE} is refused: set"),
-    "403": (Answer(status=403), "is not enough to use model-1"),
+    "403": (Answer(status=403), "does not give access to model-1"),
     "404": (Answer(status=404), "no model 'model-1' or no chat completions there: check model"),
-    "404 of HTML": (Answer(status=404, body="<html>nginx"), "which mostly ends in /v1"),
+    "404 of HTML": (Answer(status=404, body="<html>nginx"), "which usually ends in /v1"),
     "400": (Answer(status=400, error={"message": "too long"}), "answered 400: too long"),
     "402": (Answer(status=402, error={"message": "no credit"}), "answered 402: no credit"),
     "too large": (
@@ -662,8 +667,8 @@ def test_a_parameter_that_the_model_refuses(
     with pytest.warns(UserWarning) as warned:
         replies = ask(asked, texts(12))
     assert [str(one.message) for one in warned if one.category is UserWarning] == [
-        f"model-1 takes no {refused}"
-        + ("; max_completion_tokens is sent in its place" if refused == "max_tokens" else "")
+        f"model-1 does not accept {refused}"
+        + ("; max_completion_tokens is sent instead" if refused == "max_tokens" else "")
     ]
     assert len(server.requests) == 13  # found out once
     assert len(replies) == 12
@@ -684,7 +689,7 @@ def test_a_model_that_refuses_everything_is_asked_without(server: ScriptedServer
     with pytest.warns(UserWarning) as warned:
         replies = ask(chat(server, parameters=parameters), texts(2))
     assert [str(one.message).split(";")[0] for one in warned] == [
-        f"model-1 takes no {name}" for name in ("logprobs", "max_tokens", "temperature")
+        f"model-1 does not accept {name}" for name in ("logprobs", "max_tokens", "temperature")
     ]
     assert len(replies) == 2 and len(server.requests) == 5
     assert set(server.requests[-1]) == {"model", "messages", "max_completion_tokens"}
@@ -762,7 +767,7 @@ def test_a_server_without_keys(server: ScriptedServer) -> None:
     ],
 )  # fmt: skip
 def test_an_address_is_an_address_and_holds_no_key(url: str) -> None:
-    with pytest.raises(ChatError, match="base_url starts with http") as caught:
+    with pytest.raises(ChatError, match="base_url must start with http") as caught:
         ask(ChatServer(url, "m", ""), texts(1))
     assert KEY not in str(caught.value)
     if KEY in url:
@@ -803,7 +808,7 @@ def test_which_addresses_are_azure_s(server: ScriptedServer, url: str, azure: bo
 
 def test_azure_s_address_needs_a_version(server: ScriptedServer) -> None:
     url = f"{server.url.removesuffix('/v1')}/openai/deployments/gpt-4o"
-    with pytest.raises(ChatError, match=r"names no version: add \?api-version="):
+    with pytest.raises(ChatError, match=r"without a version: add \?api-version="):
         ask(ChatServer(url, "gpt-4o", KEY_VARIABLE), texts(1))
 
 

@@ -181,7 +181,7 @@ def test_of_one_cluster_no_interval_is_known() -> None:
 
 
 def test_clusters_have_to_be_as_many_as_the_points() -> None:
-    with pytest.raises(MetricError, match="3 points, but the clusters of 2"):
+    with pytest.raises(MetricError, match="3 points need as many clusters, not 2"):
         statistics.win_rate([1, 0, 1], clusters=["a", "b"])
 
 

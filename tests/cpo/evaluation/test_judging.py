@@ -207,7 +207,7 @@ def test_why_verdicts_are_invalid_is_kept_and_counted(tmp_path: Path) -> None:
     ]
     assert both.invalid_kinds == {"cut": 2, "refused": 1}
     assert FOUR.invalid_kinds == {"unclear": 1}  # a judge that does not say
-    with pytest.raises(JudgeError, match="must be as many"):
+    with pytest.raises(JudgeError, match="must have the same length"):
         replace(FOUR, why=("", "cut"))
 
 
@@ -247,7 +247,7 @@ def test_a_judge_is_shown_each_pair_in_both_orders(registered: dict[str, judging
 
 def test_what_is_no_verdict_is_refused(registered: dict[str, judging.Rule]) -> None:
     registered["broken"] = lambda example, a, b: "maybe"  # type: ignore[assignment]
-    with pytest.raises(JudgeError, match="'maybe' to one"):
+    with pytest.raises(JudgeError, match="'maybe' for one"):
         judging.judge_responses("broken", [plain("one")], ["text"])
 
 

@@ -146,9 +146,9 @@ def test_mauve_refuses_what_it_would_score_wrongly(
         metrics.mauve_score(first, np.ones_like(first))
     with pytest.raises(MetricError, match="all equal"):  # only directions count
         metrics.mauve_score(np.arange(1, 201)[:, None] * np.ones((200, 8)), second)
-    with pytest.raises(MetricError, match="as many"):
+    with pytest.raises(MetricError, match="equal feature shapes"):
         metrics.mauve_score(first, second[:150])
-    with pytest.raises(MetricError, match="one size"):
+    with pytest.raises(MetricError, match="equal feature shapes"):
         metrics.mauve_score(first, second[:, :4])
     with pytest.raises(MetricError, match="too few"):
         metrics.mauve_score(first[:30], second[:30], buckets=16)

@@ -229,7 +229,7 @@ def test_a_judge_whose_first_replies_are_no_verdicts_is_stopped(tmp_path: Path, 
         )  # fmt: skip
         judge = judge_of(JudgeSettings(kind="openai", server=settings), "instructions", tmp_path)
         assert isinstance(judge, ChatJudge)
-        with pytest.raises(ChatError, match="none of the first 8 replies is of use") as said:
+        with pytest.raises(ChatError, match="none of the first 8 replies is usable") as said:
             judged(judge)
         assert len(server.requests) == 8 == len(replies_of(judge))  # kept, and no more were sent
         if kind in ("cut", "thinking"):
@@ -521,7 +521,7 @@ def test_a_model_that_says_something_else_is_warned_of_once() -> None:
     tokenizer = local_judge().tokenizer
     model = SameAnswer(tokenizer, (1e-6, 0.0, 2e-4, 0.0))
     judge = LocalJudge(model, tokenizer, "local-2", "instructions")
-    with pytest.warns(UserWarning, match="5 of 5 verdicts of local-2 .* of 0.0002 on average"):
+    with pytest.warns(UserWarning, match="5 of 5 verdicts of local-2 .* probability of 0.0002"):
         assert judge(local_pairs(5)) == ["invalid"] * 5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -554,7 +554,7 @@ def test_a_template_that_opens_a_reasoning_block_has_it_closed(end: str, asked: 
 
 def test_a_question_that_is_too_long_is_invalid_and_stops_no_other(local: LocalJudge) -> None:
     written = ["w", "word " * 500, "w"]
-    with pytest.warns(UserWarning, match="1 of 3 questions are longer than the 512 tokens"):
+    with pytest.warns(UserWarning, match="1 of 3 prompts exceed the 512 tokens"):
         verdicts = judging.judge_responses(local, examples(3), written)
     alone = judging.judge_responses(local, examples(3), ["w"] * 3)
     assert verdicts.verdicts == (alone.verdicts[0], "invalid", alone.verdicts[2])

@@ -128,9 +128,9 @@ def test_what_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with sqlite3.connect(newer) as database:
         database.execute("PRAGMA user_version = 7")
     for path, says in {
-        text: "cannot open .*not a database. Is it a store of replies",
+        text: "cannot open .*not a database. Is it a reply store",
         other: "is the database of another program, or a .*: give another path",
-        newer: "store of replies of version 7, which this program does not know",
+        newer: "reply store of the unknown version 7",
         tmp_path: "cannot open .*unable to open",
         text / "below": "cannot open .*(Not a directory|File exists)",
     }.items():
@@ -337,7 +337,7 @@ def test_a_disk_that_fills_up_leaves_old_replies_intact(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     stored = int(done.stdout.split()[-1]) + 1
     assert f"cannot write {path}" in done.stderr
-    assert f"The {stored} replies in it are safe: make room, and run again" in done.stderr
+    assert f"The {stored} stored replies are safe: free some space and run again" in done.stderr
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
     with ReplyStore(path) as store:
         rows = list(store.rows("verdict"))

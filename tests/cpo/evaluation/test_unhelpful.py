@@ -370,7 +370,7 @@ def test_a_writer_whose_first_replies_are_of_no_use_is_stopped(
     rows = [example(f"row-{i}", f"What is {i}?", f"It is {i}.") for i in range(30)]
     server.answer = lambda request: of_no_use(kind)
     writer = chat(server, concurrency=4, setting="unhelpful.server")
-    with pytest.raises(UnhelpfulError, match="none of the first 8 replies is of use") as said:
+    with pytest.raises(UnhelpfulError, match="none of the first 8 replies is usable") as said:
         ask(writer, tmp_path, rows)
     assert len(server.requests) == 8 * (2 if kind == "empty" else 1)
     assert len(written(tmp_path)) == 8

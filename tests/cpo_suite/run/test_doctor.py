@@ -113,18 +113,18 @@ def test_a_server_that_judges_and_writes_is_asked_once(monkeypatch):
     [
         (
             Answer(None, finish_reason="length", message={"reasoning_content": "Hm. " * 5}),
-            "its reply is cut after 20 characters of reasoning, at max_tokens: 8 (finish_reason "
+            "its reply is cut off after 20 characters of reasoning, at max_tokens: 8 (finish_reason "
             "length)",
             "Raise judge.server.parameters.max_tokens: a reasoning model",
         ),
         (
             Answer("The letter is", finish_reason="length"),
-            "its reply is cut, at max_tokens: 8",
+            "its reply is cut off, at max_tokens: 8",
             "Raise judge.server.parameters.max_tokens",
         ),
         (
             Answer(None),
-            "it answers with nothing (finish_reason stop)",
+            "its reply is empty (finish_reason stop)",
             "Raise judge.server.parameters.max_tokens: a reasoning model",
         ),
         (
