@@ -1,6 +1,6 @@
 """Prompts for judging models, and the parser of their verdicts.
 
-The two templates in `templates/` are the paper's (A.3), verbatim.
+The templates in `templates/` are the paper's (A.3, A.4), verbatim.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ MARKERS = re.compile(
 
 
 @cache
-def template(task: Task) -> str:
-    """The paper's template of a task, with three `{}`: query or prefix, A, B."""
-    file = files("cpo.evaluation").joinpath(f"templates/judge_{task}.txt")
+def template(name: str) -> str:
+    """A template of the paper, a file in `templates/`; each `{}` is a part to fill in."""
+    file = files("cpo.evaluation").joinpath(f"templates/{name}.txt")
     return file.read_text(encoding="utf-8").removesuffix("\n")
 
 
 def template_hash(task: Task) -> str:
-    """First eight hex digits of the template's SHA-256."""
-    return hashlib.sha256(template(task).encode()).hexdigest()[:8]
+    """First eight hex digits of the SHA-256 of a task's template."""
+    return hashlib.sha256(template(f"judge_{task}").encode()).hexdigest()[:8]
 
 
 def judge_prompt(task: Task, query: str, response_a: str, response_b: str) -> str:
     """The filled-in template. Braces and markers in a response remain plain text."""
-    return template(task).format(query, response_a, response_b)
+    return template(f"judge_{task}").format(query, response_a, response_b)
 
 
 def query_of(example: Any, task: Task) -> str:
@@ -106,14 +106,7 @@ _MARKED = re.compile(
     r"|\\boxed\s*\{(?:\\\w+\s*\{)?(?P<boxed>[^{}]*)\}|\[\[(?P<bracketed>[^\[\]]*)\]\])",
     re.DOTALL | re.IGNORECASE,
 )
-_KEYS = (
-    "verdict",
-    "answer",
-    "winner",
-    "better",
-    "choice",
-    "preference",
-)  # of a JSON verdict
+_KEYS = ("verdict", "answer", "winner", "better", "choice", "preference")  # of a JSON verdict
 
 
 def parse_verdict(text: str, labels: tuple[str, str] = ("A", "B")) -> Verdict:

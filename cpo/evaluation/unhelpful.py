@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from random import Random
 
 from cpo.data import Example
 from cpo.evaluation.chat import ChatError, ChatServer
-from cpo.evaluation.judge_prompts import query_of
+from cpo.evaluation.judge_prompts import query_of, template
 from cpo.evaluation.replies import Reply
 from cpo.evaluation.reply_store import Question, replies_to
 
@@ -108,11 +107,11 @@ def _differ(text: str, other_text: str) -> bool:
 def _chat_responses(
     examples: Sequence[Example], server: ChatServer, store: Path, seed: int
 ) -> list[str | None]:
-    file = files("cpo.evaluation").joinpath("templates/unhelpful.txt")
-    template = file.read_text(encoding="utf-8").removesuffix("\n")
     questions = []
     for example in examples:
-        prompt = template.format(query_of(example, "instructions"), example.continuation)
+        prompt = template("unhelpful").format(
+            query_of(example, "instructions"), example.continuation
+        )
         asked = server.question(prompt) | {"response": example.continuation, "seed": seed}
         questions.append(Question("unhelpful response", example.id, asked))
     try:

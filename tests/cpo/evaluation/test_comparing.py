@@ -114,9 +114,13 @@ def test_length_control_of_equal_lengths_is_the_win_rate() -> None:
     [
         ([1, 0, 1, 0], [9, 9, 9, 9], "4 to 4 longer"),  # nothing near equal length
         ([1, 1, 1, 1], [3, 5, 7, 9], "all verdicts or"),
-        ([0, 0, 1, 1], [3, 4, 7, 9], "tells wins from losses"),
-        ([1, 1, 0, 0], [3, 4, 7, 9], "tells wins from losses"),
-        ([0, 0.5, 1, 1], [3, 4, 4, 9], "tells wins from losses"),  # they touch, and do not overlap
+        ([0, 0, 1, 1], [3, 4, 7, 9], "separates wins from losses"),
+        ([1, 1, 0, 0], [3, 4, 7, 9], "separates wins from losses"),
+        (
+            [0, 0.5, 1, 1],
+            [3, 4, 4, 9],
+            "separates wins from losses",
+        ),  # they touch, and do not overlap
         ([NAN, NAN], [3, 4], "no valid"),
         ([1], [3, 4], "same prompts"),
     ],

@@ -113,8 +113,8 @@ def test_a_server_that_judges_and_writes_is_asked_once(monkeypatch):
     [
         (
             Answer(None, finish_reason="length", message={"reasoning_content": "Hm. " * 5}),
-            "its reply is cut off after 20 characters of reasoning, at max_tokens: 8 (finish_reason "
-            "length)",
+            "its reply is cut off after 20 characters of reasoning, at max_tokens: 8 "
+            "(finish_reason length)",
             "Raise judge.server.parameters.max_tokens: a reasoning model",
         ),
         (
