@@ -146,7 +146,7 @@ class LocalJudge:
         ]
 
     def why_invalid(self, pairs: Sequence[Pair]) -> list[str]:
-        """ "too long" for each pair whose prompt is, "" for the others."""
+        """Kind "too long" for pairs whose prompt exceeds the context, "" for the others."""
         lengths = [len(self._ids(_filled_prompt(pair, self.task))) for pair in pairs]
         return ["too long" if length > self._limit else "" for length in lengths]
 

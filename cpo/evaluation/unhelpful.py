@@ -109,9 +109,8 @@ def _chat_responses(
 ) -> list[str | None]:
     questions = []
     for example in examples:
-        prompt = template("unhelpful").format(
-            query_of(example, "instructions"), example.continuation
-        )
+        query = query_of(example, "instructions")
+        prompt = template("unhelpful").format(query, example.continuation)
         asked = server.question(prompt) | {"response": example.continuation, "seed": seed}
         questions.append(Question("unhelpful response", example.id, asked))
     try:
