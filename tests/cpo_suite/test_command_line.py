@@ -79,7 +79,7 @@ def test_a_hub_that_cannot_be_reached_is_said_before_anything_runs(capsys, monke
 
 
 def test_the_kinds_of_invalid_verdicts_are_those_of_the_store():
-    assert set(command_line.INVALID_KINDS) == set(INVALID_KINDS)
+    assert set(command_line.FORGETTABLE) == set(INVALID_KINDS)
 
 
 def test_profiles_are_listed_with_what_they_need(capsys):
