@@ -1,1 +1,1 @@
-"""Measured comparisons: `python -m benchmarks <name>`; results as JSON in `benchmarks/results/`."""
+"""Benchmarks: `python -m benchmarks <name>`; results as JSON in `benchmarks/results/`."""

@@ -1,6 +1,6 @@
-"""`python -m benchmarks [name ...]`, from the repository's root: all of them, or those named.
+"""`python -m benchmarks [name ...]`, from the repository's root: all benchmarks, or those named.
 
-Prints one table and writes `benchmarks/results/<name>.json`, on a GPU under the GPU's name.
+Prints a table and writes `benchmarks/results/<name>.json`, prefixed by the GPU's name on a GPU.
 """
 
 import re
@@ -12,15 +12,15 @@ import torch
 
 from benchmarks.measurements import HEADER, machine, write
 
-# Each module has a `run` that prints its lines as they come and returns them.
+# The `run` of each module prints its lines as they are measured, and returns them.
 NAMES = ("steps", "memory", "sampling", "judging")
 
-asked = sys.argv[1:] or list(NAMES)
-if unknown := set(asked) - set(NAMES):
+selected = sys.argv[1:] or list(NAMES)
+if unknown := set(selected) - set(NAMES):
     sys.exit(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
-machine()  # what it cannot read is better known before the measurements than after
+machine()  # fails before the measurements, not after them
 print(HEADER, flush=True)
-for name in asked:
+for name in selected:
     began = time.perf_counter()
     lines = import_module(f"benchmarks.{name}").run()
     if torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.estimates [RUN]`: seconds that the plan says, against those of a run.
+"""`python -m benchmarks.estimates [RUN]`: planned seconds against those of a run, by stage.
 
-RUN is a folder with a `run.json`, by default `figures/tiny`. Recipes that are not today's, and what
-was not made, are left out. Seconds of a run that shared its machine with others say little.
+RUN is a folder with a `run.json`, by default `figures/tiny`. Artifacts not built, or with another
+recipe since, are left out. Only a run on an otherwise idle machine is worth comparing.
 """
 
 import json
@@ -15,28 +15,26 @@ from cpo_suite.run.dry_run import text_table
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
-WITHIN = 0.25  # what an estimate is meant to keep to
+WITHIN = 0.25  # intended relative error of an estimate
 
 
 def compare(folder: Path) -> list[tuple[str, int, float, float]]:
-    """By stage: how many artifacts, and the seconds that they were to take and took, together."""
+    """By stage, then for all: number of artifacts, and their total planned and actual seconds."""
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    took = {one["recipe"]: one["seconds"] for one in record["artifacts"]}
+    seconds_by_recipe = {item["recipe"]: item["seconds"] for item in record["artifacts"]}
     with tempfile.TemporaryDirectory() as scratch:
         suite = Suite.open(record["profile"], record["overrides"], scratch)
-        suite.store = Store(scratch)  # in which nothing is made yet
-        planned = suite.plan()
+        suite.store = Store(scratch)  # empty: nothing is cached
+        plan = suite.plan()
     stages: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for item in planned:
-        if (seconds := took.get(item.key)) is not None:
+    for item in plan:
+        if (seconds := seconds_by_recipe.get(item.key)) is not None:
             stages[item.stage].append((item.seconds, seconds))
-    sums = [
-        (stage, len(pairs), sum(one for one, _ in pairs), sum(other for _, other in pairs))
+    stages["all"] = [pair for pairs in stages.values() for pair in pairs]
+    return [
+        (stage, len(pairs), sum(planned for planned, _ in pairs), sum(took for _, took in pairs))
         for stage, pairs in stages.items()
     ]
-    every = [pair for pairs in stages.values() for pair in pairs]
-    whole = ("all", len(every), sum(one for one, _ in every), sum(other for _, other in every))
-    return [*sums, whole]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""How fast verdicts come in: 1,000 of them, 8 at once, from a server that answers after 50 ms.
+"""Seconds for 1,000 verdicts, 8 requests at once, from a server with a latency of 50 ms.
 
-Ideal are 1,000 / 8 x 50 ms = 6.25 s. `cpo` is its chat client with a durable verdict store: every
-verdict is on the disk before its worker asks again. `openai` is its peer: the plain client in a
-`ThreadPoolExecutor(8)`, which stores nothing. They take turns in one process; the server is in
-another.
+The ideal is 1,000 / 8 x 50 ms = 6.25 s. `cpo` is our chat client with its reply store: every
+verdict is on disk before its worker asks again. The peer is the plain `openai` client in a
+`ThreadPoolExecutor(8)`, which stores nothing. They alternate in one process, the server in another.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TARGET = 1 / 1.3
 RESPONSE = "A response of a usual length, some sixty words in all. " * 6
 
 
-# As long as the paper's prompts with Dolly's responses.
+# As long as the paper's prompt with two of Dolly's responses.
 PROMPTS = [
     f"For the following query {i}, which response is more helpful?\n{RESPONSE * 2}"
     for i in range(VERDICTS)
@@ -35,7 +34,7 @@ PROMPTS = [
 
 
 def with_cpo(url: str) -> None:
-    """Every verdict asked for and stored, from an empty store."""
+    """Ask for and store every verdict, starting from an empty store."""
     server = ChatServer(url, "judge", "", {"temperature": 0, "max_tokens": 8}, CONCURRENCY)
     questions = [Question("verdict", "", server.question(prompt)) for prompt in PROMPTS]
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +50,7 @@ def with_cpo(url: str) -> None:
 
 
 def with_openai(url: str) -> None:
-    """The plain client, which stores nothing."""
+    """Ask with the plain client, storing nothing."""
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
 
     def ask(prompt: str) -> str | None:
@@ -67,7 +66,7 @@ def with_openai(url: str) -> None:
 
 
 def run() -> list[Line]:
-    """Against the ideal, and against the plain client."""
+    """Measure against the ideal and against the plain client."""
     os.environ["NO_PROXY"] = "127.0.0.1"
     subjects = {"cpo": with_cpo, "openai": with_openai}
     seconds: dict[str, list[float]] = {name: [] for name in subjects}

@@ -1,7 +1,7 @@
-"""How large the code is, and who imports whom: `python -m benchmarks.lines`, from the root.
+"""Size of the code and direction of its imports: `python -m benchmarks.lines`, from the root.
 
-Prints lines of code by file and by budget, and the imports that go against `FLOORS`. A line of code
-has more than a comment or docstring in it. `tests/test_house.py` holds all of it.
+Prints lines of code by file and by budget, and imports that violate `FLOORS`. Blank lines, comments
+and docstrings do not count. `tests/test_house.py` enforces both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METHOD = (
     "ensembling", "plan",
 )  # fmt: skip
 
-# At most so many lines of code. The world is mostly vocabulary: no budget counts it.
+# Upper limits in lines of code. The world is mostly vocabulary: no budget counts it.
 BUDGETS = {
     "the method": 1000,  # the files of `METHOD`
     "cpo": 2500,
@@ -29,9 +29,9 @@ BUDGETS = {
     "a function": 50,
 }
 
-# From the ground up: a module imports from its own floor and from lower ones. A name stands for the
-# module and, where it is a package, for all in it that no other name is closer to; but `cpo` and
-# `cpo_suite` stand for themselves alone, so that every new module is put on a floor.
+# From the ground up: a module imports from its own floor and lower ones. A package stands for all
+# its modules that are not listed themselves; `cpo` and `cpo_suite` stand for themselves alone, so
+# that every new module must be put on a floor.
 FLOORS = [
     line.split()
     for line in """\
@@ -61,7 +61,7 @@ _LAYOUT = {
 
 
 def code_lines(source: str) -> set[int]:
-    """Numbers of the lines that hold code, from 1: no blank lines, comments and docstrings."""
+    """Line numbers, from 1, that hold code rather than blanks, comments or docstrings."""
     numbers: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in _LAYOUT:
@@ -77,7 +77,7 @@ def code_lines(source: str) -> set[int]:
 
 
 def function_lengths(source: str) -> dict[str, int]:
-    """Lines of code of each function, by name and line, functions within it included."""
+    """Lines of code of each function, by name and line, including nested functions."""
     code = code_lines(source)
     return {
         f"{node.name}:{node.lineno}": len(
@@ -89,16 +89,16 @@ def function_lengths(source: str) -> dict[str, int]:
 
 
 def sources(root: Path = ROOT) -> dict[str, str]:
-    """The text of every module of both packages, by path from the root."""
+    """The source of every module of both packages, by path from the root."""
     paths = [path for package in ("cpo", "cpo_suite") for path in (root / package).rglob("*.py")]
     return {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
 
 
 def sizes(texts: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """For each of `BUDGETS` lines of code by file or function; of sums the parts.
+    """Lines of code by file or function for each of `BUDGETS`; for a total, its files.
 
     Args:
-        texts: of modules, by path, as `sources` gives them.
+        texts: sources of modules by path, as from `sources`.
     """
     counted = {path: text for path, text in texts.items() if "cpo_suite/world/" not in path}
     files = {path: len(code_lines(text)) for path, text in counted.items()}
@@ -118,8 +118,7 @@ def sizes(texts: Mapping[str, str]) -> dict[str, dict[str, int]]:
 
 
 def over_budget(name: str, lengths: Mapping[str, int]) -> list[str]:
-    """What is larger than `BUDGETS[name]`, each with its size and what it may be; in the order of
-    size."""
+    """Parts larger than `BUDGETS[name]` with size and limit, the largest first."""
     if not name.startswith("a "):
         lengths = {name: sum(lengths.values())}
     return [
@@ -133,13 +132,13 @@ def over_budget(name: str, lengths: Mapping[str, int]) -> list[str]:
 
 
 def imports(texts: Mapping[str, str]) -> dict[str, set[str]]:
-    """For each module those of both packages that it imports, wherever in it that stands.
+    """The modules of both packages that each module imports, at any place in it.
 
-    `from package import module` is an import of the module. Importing a module runs its packages'
-    `__init__` as well; that is no arrow.
+    `from package import module` imports the module. The implicit import of a package's `__init__`
+    does not count.
 
     Args:
-        texts: of modules, by path, as `sources` gives them.
+        texts: sources of modules by path, as from `sources`.
     """
     modules = {_module(path): path for path in texts}
     return {
@@ -170,7 +169,7 @@ def _imported(module: str, path: str, text: str, modules: Mapping[str, str]) -> 
 
 
 def floor_of(module: str) -> int:
-    """The floor of a module, an index into `FLOORS`; ValueError where none is its own."""
+    """The index of a module's floor in `FLOORS`; ValueError if it has none."""
     parts = module.split(".")
     packages = [".".join(parts[:end]) for end in range(len(parts) - 1, 1, -1)]
     for name in (module, *packages):
@@ -181,7 +180,7 @@ def floor_of(module: str) -> int:
 
 
 def upward(graph: Mapping[str, set[str]]) -> list[str]:
-    """Imports from a higher floor, and so every import of `cpo_suite` in `cpo`."""
+    """Imports from a higher floor, which include any import of `cpo_suite` in `cpo`."""
     return [
         f"{module} imports {imported}, which is above it"
         for module, below in sorted(graph.items())
@@ -191,7 +190,7 @@ def upward(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[str]:
-    """A circle of imports, if there is one, as `a -> b -> a`."""
+    """A cycle of imports as `a -> b -> a`; [] without any."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -203,7 +202,7 @@ def circles(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def main() -> None:
-    """Lines by file, by budget, and what is over a budget or against the floors."""
+    """Print lines by file and budget, then violations of budgets and floors."""
     texts = sources()
     measured, graph = sizes(texts), imports(texts)
     for path, text in texts.items():

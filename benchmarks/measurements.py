@@ -1,4 +1,4 @@
-"""What a benchmark gives: lines, each a ratio against a named peer measured in the same run."""
+"""Results of a benchmark: lines, each a ratio to a named peer measured in the same run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "openai", "cpo-referen
 
 @dataclass(frozen=True)
 class Line:
-    """One comparison. `ratio` says by how much `ours` is better than `peer`, above 1 if it is.
+    """A comparison; `ratio` is above 1 if `ours` is better than `peer`.
 
-    `ours` and `peer` are what was measured, each time, in `unit`; the ratio is that of their
-    medians, `low` and `high` its least and greatest value over all pairs of measurements. `bound`
-    is what counted operations allow, `target` what was aimed at.
+    `ours` and `peer` are measurements in `unit`. `ratio` is that of their medians; `low` and `high`
+    are its extremes over all pairs of measurements. `bound` is the ratio that counted operations
+    allow, `target` the one aimed at.
     """
 
     benchmark: str
@@ -46,11 +46,11 @@ class Line:
 
     @property
     def low(self) -> float:
-        return min(self._better(one, other) for one in self.ours for other in self.peer)
+        return min(self._better(ours, peer) for ours in self.ours for peer in self.peer)
 
     @property
     def high(self) -> float:
-        return max(self._better(one, other) for one in self.ours for other in self.peer)
+        return max(self._better(ours, peer) for ours in self.ours for peer in self.peer)
 
     def _better(self, ours: float, peer: float) -> float:
         return ours / peer if self.more_is_better else peer / ours
@@ -59,7 +59,7 @@ class Line:
         medians = statistics.median(self.ours), statistics.median(self.peer)
         measured = f"{medians[0]:9.3f} {medians[1]:9.3f} {self.unit:10}"
         bound, target = (
-            f"{one:6.2f}" if one is not None else "     -" for one in (self.bound, self.target)
+            f"{x:6.2f}" if x is not None else "     -" for x in (self.bound, self.target)
         )
         ratio = f"{self.ratio:6.2f} [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.case:44} {self.against:22} {measured} {ratio:22} {bound} {target}"
@@ -72,18 +72,18 @@ HEADER = (
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def synchronise() -> None:
-    """Returns when the GPU has done what it was given."""
+    """Wait for the GPU to finish its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """Hardware, versions and date of a measurement."""
     return {
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -97,7 +97,7 @@ def machine() -> dict[str, object]:
 
 
 def write(name: str, lines: Sequence[Line], seconds: float) -> Path:
-    """`benchmarks/results/<name>.json`: the lines, and what they were measured on."""
+    """Write the lines and their machine to `benchmarks/results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     rows = [
@@ -112,5 +112,5 @@ def _rounded(value: object) -> object:
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

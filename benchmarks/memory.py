@@ -1,10 +1,9 @@
 """Peak memory of a CPO step with K = 12 and V = 50,257: ours against plain repetition.
 
-Counted is what a step adds to weights, gradients and AdamW's moments. Each measurement has a
-process of its own, which hands freed memory back at once: what the system counts is then in use,
-and no hole between two tensors. "bounded" scores the continuations in parts, each again for the
-backward pass. Last comes the whole process of such a training, holes and all, against what
-`--dry-run` says of it.
+The peak counts what a step adds to weights, gradients and AdamW's moments. Each measurement runs in
+its own process, which returns freed memory at once, so that resident memory excludes fragmentation.
+"bounded" scores the continuations in parts, recomputed in the backward pass. The last line compares
+a whole training process, fragmentation included, with the estimate of `--dry-run`.
 """
 
 from __future__ import annotations
@@ -29,18 +28,20 @@ from cpo_suite.profile import load_profile
 
 LENGTHS = [(128, 128), (512, 64)]
 TARGET = 4.0
-PROMPTS = 4  # of the training that the plan is held against
-# glibc: blocks from this size on, in bytes, are the system's own, and go back when they are freed.
+PROMPTS = 4  # of the training that is compared with the estimate
+# glibc returns blocks of at least this size, in bytes, to the system when they are freed.
 HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
 
 def megabytes(kind: str, prefix: int, length: int, count: int) -> float:
-    """In this process: the peak of one step, with `count` prompts, above what was there before it;
-    for a "training", the peak of the process, on a GPU of its tensors."""
+    """Peak memory of a step with `count` prompts in this process, above the level before it.
+
+    For a "training", the peak of the whole process, or on a GPU of its tensors.
+    """
     model = LARGE_VOCABULARY.model()
     scorer: Any = PlainRepetition(model)
     if kind != "plain":
-        # Four parts of the continuations, with the prefix each.
+        # Four parts of the continuations, each with the prefix.
         bound = prefix + K * length // 4 if kind == "bounded" else None
         scorer = GroupScorer(model, precision(), tokens_at_once=bound)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
@@ -55,14 +56,14 @@ def megabytes(kind: str, prefix: int, length: int, count: int) -> float:
 
     if kind == "training":
         keep_freed_memory()
-    step(2, 2)  # makes gradients and moments
+    step(2, 2)  # allocates gradients and moments
     before = 0 if kind == "training" else _reset_peak()
     step(prefix, length)
     return (_peak() - before) / 2**20
 
 
 def planned_megabytes(tokens: int) -> float:
-    """What the plan says of such a training with so many tokens in a micro-batch."""
+    """The plan's estimate for such a training with `tokens` in a micro-batch."""
     shape = LARGE_VOCABULARY
     overrides = {
         "models.llama.parameters": shape.parameters,
@@ -70,12 +71,12 @@ def planned_megabytes(tokens: int) -> float:
         "models.llama.layers": shape.layers,
         "optimiser.micro_batch_tokens": tokens,
     }
-    given = [f"{key}={value}" for key, value in overrides.items()]
-    return training_memory_gb(load_profile("paper", given), "llama") * 1e9 / 2**20
+    settings = [f"{key}={value}" for key, value in overrides.items()]
+    return training_memory_gb(load_profile("paper", settings), "llama") * 1e9 / 2**20
 
 
 def _reset_peak() -> int:
-    """Starts counting the peak anew; bytes in use."""
+    """Restart the count of the peak; returns the bytes in use."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -93,7 +94,7 @@ def _status(name: str) -> int:
 
 
 def run() -> list[Line]:
-    """Both pairs of lengths, the one whose continuations weigh most in parts as well."""
+    """Measure both pairs of lengths; where continuations dominate, in parts as well."""
     lines = []
     for prefix, length in LENGTHS:
         kinds = ["ours"] if prefix > length else ["ours", "bounded"]
@@ -130,8 +131,8 @@ def run() -> list[Line]:
 
 
 def _in_a_process(kind: str, prefix: int, length: int, count: int = 1) -> float:
-    given = [kind, *map(str, (prefix, length, count))]
-    command = [sys.executable, "-m", "benchmarks.memory", *given]
+    arguments = [kind, *map(str, (prefix, length, count))]
+    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
     settings = {} if kind == "training" else HANDED_BACK
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, env=os.environ | settings

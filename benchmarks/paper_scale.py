@@ -1,8 +1,8 @@
-"""`python -m benchmarks.paper_scale`: seconds of a step at the paper's scale, hours of every row.
+"""`python -m benchmarks.paper_scale`: seconds per step at the paper's scale, hours for every row.
 
-GPT2-XL's and OpenLlama-3B's exact shapes with random weights, batches of 64 by accumulation, K = 12
-and 1, P = L = 128, bf16. On a GPU it is measured; without one it is an estimate from counted
-operations, and says so.
+GPT2-XL's and OpenLlama-3B's exact shapes with random weights; batches of 64 by accumulation, K = 12
+and 1, P = L = 128, bf16. Measured on a GPU; without one, estimated from counted operations and
+marked as such.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cpo_suite.estimate import SCORING_SPEEDUP
 from cpo_suite.profile import Profile, load_profile
 
 BATCH, PREFIX, LENGTH, MICRO_BATCH = 64, 128, 128, 4
-# For the estimate: what an H200's data sheet says of dense bf16 products, and the share of it that
-# profiles/paper.yaml reckons with.
+# For the estimate: dense bf16 operations per second in an H200's data sheet, and the share of them
+# that profiles/paper.yaml assumes.
 H200_RATE, SHARE = 989e12, 0.40
 
 
 @dataclass(frozen=True)
 class PaperModel(Shape):
-    """One of the paper's models: its name, and the weights of one layer's matrices."""
+    """A model of the paper; `layer` counts the weights of one layer's matrices."""
 
     name: str
     layer: int
@@ -45,7 +45,7 @@ class PaperModel(Shape):
         return AutoModelForCausalLM.from_config(self.config).to(device())
 
     def operations(self, k: int) -> float:
-        """Of one step: a batch with K continuations each."""
+        """Operations of a step: a batch of prompts with K continuations each."""
         return BATCH * self.shared(PREFIX, LENGTH, k)
 
 
@@ -64,7 +64,7 @@ MODELS = {"gpt2": GPT2_XL, "llama": OPEN_LLAMA}
 
 
 def measured_seconds(shape: PaperModel, k: int) -> float:
-    """Seconds of a step on this GPU, the median."""
+    """Median seconds of a step on this GPU."""
     groups = random_groups(shape, PREFIX, LENGTH, BATCH, k=k)
     scorer = GroupScorer(shape.model(), precision())
     times = seconds_of(scorer, groups, "cpo" if k > 1 else "mle", MICRO_BATCH)
@@ -72,9 +72,8 @@ def measured_seconds(shape: PaperModel, k: int) -> float:
 
 
 def hours(profile: Profile, seconds: dict[tuple[str, int], float]) -> dict[str, float]:
-    """Hours of training of each row that trains, by the operations of its own K, once for rows
-    that share a model."""
-    found, trained = {}, set()
+    """Training hours by row, scaled to its K by operations; rows that share a model count once."""
+    hours_by_row, trained = {}, set()
     for row in profile.trained_rows:
         training = replace(row, id="", decoding="", paper=None)
         if row.alpha or training in trained:
@@ -86,12 +85,12 @@ def hours(profile: Profile, seconds: dict[tuple[str, int], float]) -> dict[str, 
         step = seconds[row.model, near] * shape.operations(k) / shape.operations(near)
         if row.objective == "pss":
             step *= 1 + profile.continuation.scheduled_sampling.passes / SCORING_SPEEDUP
-        found[row.id] = profile.continuation.steps[row.steps] * step / 3600
-    return found
+        hours_by_row[row.id] = profile.continuation.steps[row.steps] * step / 3600
+    return hours_by_row
 
 
 def main() -> None:
-    """Print the steps and the hours, and write them to `benchmarks/results`."""
+    """Print steps and hours, and write them to `benchmarks/results`."""
     gpu = torch.cuda.is_available()
     rate = matrix_rate() if gpu else H200_RATE
     print(
@@ -106,18 +105,18 @@ def main() -> None:
             operations = shape.operations(k)
             if gpu:
                 torch.cuda.reset_peak_memory_stats()
-            taken = measured_seconds(shape, k) if gpu else operations / (SHARE * rate)
-            seconds[name, k] = taken
-            step = {"model": shape.name, "K": k, "seconds": taken, "operations": operations}
-            step["share_of_matrix_rate"] = operations / taken / rate
+            elapsed = measured_seconds(shape, k) if gpu else operations / (SHARE * rate)
+            seconds[name, k] = elapsed
+            step = {"model": shape.name, "K": k, "seconds": elapsed, "operations": operations}
+            step["share_of_matrix_rate"] = operations / elapsed / rate
             if gpu:
                 step["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
             steps.append(step)
-            print(f"{shape.name:14} K = {k:2}: {taken:6.2f} s a step of {BATCH}, "
-                  f"{taken / 3.6:5.2f} h for 1,000")  # fmt: skip
+            print(f"{shape.name:14} K = {k:2}: {elapsed:6.2f} s a step of {BATCH}, "
+                  f"{elapsed / 3.6:5.2f} h for 1,000")  # fmt: skip
     of_rows = hours(load_profile("paper"), seconds)
-    for row, taken in of_rows.items():
-        print(f"{row:20} {taken:6.2f} h")
+    for row, training_hours in of_rows.items():
+        print(f"{row:20} {training_hours:6.2f} h")
     print(f"{'all trainings':20} {sum(of_rows.values()):6.2f} h on one GPU")
     record = {
         "kind": "measured" if gpu else "estimate from counted operations",

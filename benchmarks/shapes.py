@@ -1,4 +1,4 @@
-"""Models of a size, random prompts with K continuations, and the operations that they take."""
+"""Models of a given size, random prompts with K continuations, and their operation counts."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ K = 12  # candidates, as in the paper: the ground truth and 11 negatives
 
 @cache
 def precision() -> Precision:
-    """The faster one here, which both sides of every comparison take."""
+    """The faster precision here, used on both sides of every comparison."""
     return measure(SMALL_VOCABULARY.width).faster
 
 
 def product_dtype() -> torch.dtype:
-    """That of matrix products in it."""
+    """The dtype of matrix products in this precision."""
     return torch.bfloat16 if precision() == "bf16" else torch.float32
 
 
 def autocast() -> torch.autocast:
-    """What a peer runs under."""
+    """The autocast context of a peer."""
     return torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of `layers` layers of `width`, its head tied to the embedding."""
+    """A Llama with `layers` layers of `width`; its head is tied to the embedding."""
 
     vocabulary: int
     width: int
@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def body(self) -> int:
-        """Weights of the layers' matrices, each multiplied with every token."""
+        """Weights of the layers' matrices, all applied to every token."""
         return self.layers * (4 * self.width**2 + 3 * self.width * self.inner)
 
     @property
@@ -72,7 +72,7 @@ class Shape:
         return AutoModelForCausalLM.from_config(config).to(device())
 
     def shared(self, prefix: int, length: int, k: int = K) -> float:
-        """Operations of one prompt with K continuations whose prefix is computed once."""
+        """Operations of a prompt with K continuations and a prefix computed once."""
         attended = prefix**2 // 2 + k * (length * prefix + length**2 // 2)
         return self._body(prefix + k * length, attended) + self._head(k * length)
 
@@ -85,22 +85,26 @@ class Shape:
         body_times: float = 1.0,
         head_times: float = 1.0,
     ) -> float:
-        """Operations of sequences that each carry the prefix, with `head` tokens of each in the
-        head, and each of the two parts so many times."""
+        """Operations of sequences that each carry the prefix.
+
+        The head sees `head` tokens of each; `body_times` and `head_times` repeat the parts.
+        """
         whole = prefix + length
         body = self._body(sequences * whole, sequences * whole**2 // 2)
         return body_times * body + head_times * self._head(sequences * head)
 
     def _body(self, tokens: int, attended: int) -> float:
-        """Floating-point operations of the layers, forward and backward, that cannot be left out;
-        `attended` is the number of (query, key) pairs of each head and layer."""
+        """Minimal floating-point operations of the layers, forward and backward.
+
+        `attended` is the number of (query, key) pairs per head and layer.
+        """
         return 6 * (tokens * self.body + 2 * attended * self.width * self.layers)
 
     def _head(self, tokens: int) -> float:
         return 6 * tokens * self.vocabulary * self.width
 
 
-# Of 25 million parameters or so: GPT-2's vocabulary, and one that leaves more to the layers.
+# About 25 million parameters: GPT-2's vocabulary, and a smaller one with wider layers.
 LARGE_VOCABULARY = Shape(50_257, 256, 16)
 SMALL_VOCABULARY = Shape(8_192, 512, 7)
 
@@ -110,8 +114,10 @@ PREFIX_AND_LENGTH = [(32, 128), (128, 128), (256, 64), (512, 64)]
 def random_groups(
     shape: Shape, prefix: int, length: int, count: int, k: int = K, seed: int = 0
 ) -> list[Group]:
-    """Prompts of exactly `prefix` tokens with K continuations of exactly `length`, none of which is
-    another one's truncation."""
+    """Prompts of exactly `prefix` tokens with K continuations of exactly `length`.
+
+    No continuation is a truncation of another.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def ids(number: int) -> list[int]:

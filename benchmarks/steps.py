@@ -1,8 +1,8 @@
-"""Seconds of a training step: CPO with K = 12 against TRL's DPO, plain repetition, and MLE.
+"""Seconds per training step: CPO with K = 12 against TRL's DPO, plain repetition, and MLE.
 
-All run in transformers' trainer, with AdamW, clipping and a log line at each step. TRL gets the 11
-pairs (chosen, rejected) that carry what one group of 12 does. "matched" has its reference values
-precomputed and no gradient checkpointing, as ours; "by default" is TRL as it comes.
+All run in transformers' trainer, with AdamW, clipping and a log line per step. TRL gets the 11
+pairs (chosen, rejected) equivalent to one group of 12. "matched" precomputes reference values and
+turns gradient checkpointing off, like ours; "by default" is TRL's default configuration.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from cpo.engine.memory import keep_freed_memory
 from cpo.scoring import Group, GroupScorer, collate_groups
 from cpo.training import SequenceTrainer, TrainingExample, TrainingSettings
 
-# Steps, of which the first warms up. Fewer where there are many cases, and of what takes ten times
-# as long, so that all is measured within a quarter of an hour.
+# Steps, including one of warm-up; fewer for many cases and for slow peers, so that everything is
+# measured within a quarter of an hour.
 STEPS, FEWER_STEPS, FEWEST_STEPS = 4, 3, 2
-GROWN = 64  # tokens of prefix and continuation where K or the model grows
+GROWN = 64  # tokens of prefix and of continuation as K or the model grows
 TARGETS = {  # at P = L = 128 and P = 512, L = 64
     "TRL, matched": {(128, 128): 3.2, (512, 64): 9.0},
     "TRL, by default": {(128, 128): 5.0, (512, 64): 13.0},
@@ -50,14 +50,14 @@ MLE_TARGET = 1 / 1.15
 
 
 class _Clock(TrainerCallback):
-    """Seconds from each log line to the next: a whole step, with its data, optimizer and log."""
+    """Seconds between log lines: a whole step with data, optimizer and logging."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
         synchronise()
-        if "loss" in logs:  # of a step, not of the whole training
+        if "loss" in logs:  # of a step, not the summary of the training
             self.times.append(time.perf_counter())
 
     @property
@@ -67,7 +67,7 @@ class _Clock(TrainerCallback):
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Log lines and progress bars of both sides are made, and go nowhere."""
+    """Discard the log lines and progress bars that both sides produce."""
     with (
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
@@ -77,7 +77,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _arguments(folder: str, batch: int, steps: int, **more: Any) -> dict[str, Any]:
-    """What both sides' trainers are told."""
+    """Training arguments common to both sides."""
     return {
         "output_dir": folder,
         "max_steps": steps,
@@ -94,9 +94,9 @@ def _arguments(folder: str, batch: int, steps: int, **more: Any) -> dict[str, An
 
 
 class PlainRepetition(nn.Module):
-    """What everybody writes first: each continuation with a prefix of its own, all logits at once.
+    """The naive scorer: the prefix repeated for each continuation, all logits at once.
 
-    Takes what `GroupScorer` takes and gives `[B, K]`, for tokens without padding.
+    Same inputs and output `[B, K]` as `GroupScorer`, for tokens without padding.
     """
 
     def __init__(self, model: Any) -> None:
@@ -124,7 +124,7 @@ class PlainRepetition(nn.Module):
 def seconds_of(
     scorer: Any, groups: Sequence[Group], objective: str, micro_batch: int = 0, steps: int = STEPS
 ) -> list[float]:
-    """Seconds of the steps of CPO or MLE, all groups in each, `micro_batch` of them at once."""
+    """Seconds of each step of CPO or MLE on all groups, in micro-batches of `micro_batch`."""
     count = len(groups)
     micro_batch = micro_batch or count
     reference_logps: list[list[float]] = [[] for _ in groups]
@@ -159,12 +159,12 @@ def seconds_of(
 
 
 def trl_seconds(shape: Shape, groups: Sequence[Group], matched: bool) -> list[float]:
-    """Seconds of the steps of TRL's DPO on K - 1 pairs of each group, all pairs in each."""
+    """Seconds of each step of TRL's DPO on all pairs, K - 1 for each group."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     def text(ids: Sequence[int]) -> str:
-        return "".join(f" w{one}" for one in ids)
+        return "".join(f" w{token}" for token in ids)
 
     pairs = [
         {
@@ -196,14 +196,14 @@ def trl_seconds(shape: Shape, groups: Sequence[Group], matched: bool) -> list[fl
             processing_class=_words(shape.vocabulary),
             callbacks=[clock],
         )
-        lengths = {len(one["prompt_ids"]) for one in trainer.train_dataset}
+        lengths = {len(row["prompt_ids"]) for row in trainer.train_dataset}
         assert lengths == {len(groups[0].prefix_ids)}
         trainer.train()
     return clock.seconds
 
 
 def _words(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of words w1, w2, ..., so that texts have the lengths wanted."""
+    """A tokenizer of words w1, w2, ..., which fixes the lengths of texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {"</s>": 0, **{f"w{i}": i for i in range(1, vocabulary)}}
@@ -213,28 +213,27 @@ def _words(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def matrix_rate() -> float:
-    """Operations a second of matrix products, the best of ten of 4,096 squared (8,192 on a
-    GPU)."""
+    """Operations per second of matrix products: best of ten, of size 4,096 (8,192 on a GPU)."""
     size = 4096 if device().type == "cpu" else 8192
-    one = torch.randn(size, size, device=device(), dtype=product_dtype())
+    matrix = torch.randn(size, size, device=device(), dtype=product_dtype())
     best = float("inf")
     for _ in range(10):
         synchronise()
         began = time.perf_counter()
-        one @ one
+        matrix @ matrix
         synchronise()
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 
 
 def run() -> list[Line]:
-    """Every shape and pair of lengths against every peer, then growth with K and the model."""
+    """Measure every shape and pair of lengths against every peer, then growth with K and model."""
     keep_freed_memory()
     rate = matrix_rate()
     lines = []
     for shape in (SMALL_VOCABULARY, LARGE_VOCABULARY):
         for prefix, length in PREFIX_AND_LENGTH:
-            # The large vocabulary where there is a target: its minutes are TRL's head.
+            # The large vocabulary only where there is a target: TRL's head takes minutes.
             if shape == SMALL_VOCABULARY or (prefix, length) in TARGETS["TRL, matched"]:
                 lines += _compare(shape, prefix, length, rate)
                 gc.collect()
@@ -242,7 +241,7 @@ def run() -> list[Line]:
 
 
 def _compare(shape: Shape, prefix: int, length: int, rate: float) -> list[Line]:
-    """One shape and one pair of lengths against every peer."""
+    """Measure a shape and a pair of lengths against every peer."""
     groups = random_groups(shape, prefix, length, count=1)
     ours = seconds_of(GroupScorer(shape.model(), precision()), groups, "cpo")
     operations = shape.shared(prefix, length)
@@ -258,15 +257,15 @@ def _compare(shape: Shape, prefix: int, length: int, rate: float) -> list[Line]:
 
     whole = prefix + length
     pairs = 2 * (K - 1)
-    # On a processor TRL has every token in the head, as plain repetition has.
+    # On a CPU TRL passes every token through the head, as plain repetition does.
     head = whole if device().type == "cpu" else length
-    found = [
+    compared = [
         line(
             "TRL, matched",
             trl_seconds(shape, groups, matched=True),
             shape.repeated(prefix, length, pairs, head),
         ),
-        # A third more for the reference's forward pass; another for the layers' second one.
+        # A third more for the reference's forward pass, another for recomputing the layers.
         line(
             "TRL, by default",
             trl_seconds(shape, groups, matched=False),
@@ -278,12 +277,12 @@ def _compare(shape: Shape, prefix: int, length: int, rate: float) -> list[Line]:
             shape.repeated(prefix, length, K, whole),
         ),
     ]
-    # As many operations of MLE: so many prompts in one step.
+    # MLE with as many operations: this many prompts in a step.
     needed = operations / shape.shared(prefix, length, k=1)
     prompts = random_groups(shape, prefix, length, count=round(needed), k=1)
     mle = seconds_of(GroupScorer(shape.model(), precision()), prompts, "mle")
     as_many = [seconds * needed / len(prompts) for seconds in mle]
-    found.append(
+    compared.append(
         Line(
             "steps",
             case,
@@ -296,13 +295,13 @@ def _compare(shape: Shape, prefix: int, length: int, rate: float) -> list[Line]:
             notes={"operations_over_mle": needed},
         )  # fmt: skip
     )
-    for one in found:
-        print(one, flush=True)
-    return found
+    for comparison in compared:
+        print(comparison, flush=True)
+    return compared
 
 
 def _growth(rate: float) -> list[Line]:
-    """How a step grows with K and with the model, against plain repetition."""
+    """Measure growth of a step with K and with the model, against plain repetition."""
     cases = [(SMALL_VOCABULARY, k) for k in (2, 8, 32, 64)]
     cases += [(Shape(8_192, 256, 4), K), (Shape(8_192, 768, 8), K)]
     lines = []

@@ -1,4 +1,4 @@
-"""Entry point of `python -m cpo_suite`, which `./run_all.sh` calls in its environment."""
+"""Entry point of `python -m cpo_suite`, which `./run_all.sh` calls."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-        return _run(options)
+        return _dispatch(options)
     except SystemExit as stop:
         return int(stop.code or 0)
     except ProfileError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        message = "\nStopped. Finished work is kept; the same command resumes from it."
+        message = "\nStopped. Finished work is kept; the same command resumes."
         print(message, file=sys.stderr)
         return 130
 
 
-def _run(options: argparse.Namespace) -> int:
-    """Import each command only when called: listing profiles needs no papermill."""
+def _dispatch(options: argparse.Namespace) -> int:
+    """Import a command only when it is called: listing profiles needs no papermill."""
     match options.command:
         case "run":
             from cpo_suite.run import runner
@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> int:
         case "make":
             from cpo_suite.run import make
 
-            return make.make(options.profile, options.settings)
+            return make.build_profile(options.profile, options.settings)
         case "site":
             return _site(options.profile)
         case "doctor":

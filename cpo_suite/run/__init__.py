@@ -1,1 +1,1 @@
-"""Running notebooks, and what surrounds a run: doctor, estimates, record, command line."""
+"""The runner of notebooks, with its doctor, dry run, run record and command line."""

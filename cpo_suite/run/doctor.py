@@ -1,4 +1,4 @@
-"""What a profile needs and this machine has, each lack with its remedy, all of them at once."""
+"""Check this machine against a profile: report everything missing at once, with remedies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HUB_DATA = {"dolly": "databricks/databricks-dolly-15k", "wikipedia": "wikimedia/
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a profile needs: whether it is there, what was seen, and what to do if not."""
+    """A requirement of a profile: whether it is met, what was observed, and the remedy if not."""
 
     what: str
     ok: bool
@@ -47,15 +47,15 @@ class Finding:
 
 
 def print_findings(profile: str, overrides: Sequence[str] = ()) -> int:
-    """Print everything `profile` needs, what is missing with its remedy.
+    """Print every requirement of `profile`, with a remedy for each that is missing.
 
     Asks each chat model one short question.
 
     Returns:
-        0 if everything is there, 1 if something is missing.
+        0 if every requirement is met, 1 otherwise.
 
     Raises:
-        ProfileError: there is no such profile, or it is not valid.
+        ProfileError: the profile does not exist or is invalid.
     """
     settings = load_profile(profile, overrides)
     findings = [*advice(settings), *room(settings), _precision(settings)]
@@ -73,7 +73,7 @@ def print_findings(profile: str, overrides: Sequence[str] = ()) -> int:
 
 
 def advice(settings: Profile) -> Iterator[Finding]:
-    """What a run notes, and goes on without: the versions of packages, and memory."""
+    """Package versions and memory: a run notes these findings and continues."""
     yield from _packages()
     free = psutil.virtual_memory().available / 2**30
     detail = f"{free:.1f} GB available, {settings.memory_gb:g} GB needed"
@@ -82,12 +82,12 @@ def advice(settings: Profile) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """Whether they are those of the lock; nothing outside a checkout."""
+    """Installed package versions against the lock; nothing outside a checkout."""
     lock = ROOT / "requirements.lock"
     if not lock.is_file():
         return
     pins = re.findall(r"^([\w.-]+)==(\S+)$", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    # A local build, such as +cpu, is the same version.
+    # A local build, such as +cpu, counts as the same version.
     installed = {name: (package_version(name) or "absent").split("+")[0] for name, _ in pins}
     differing = "; ".join(
         f"{name} {installed[name]} instead of {pin}" for name, pin in pins if installed[name] != pin
@@ -98,20 +98,20 @@ def _packages() -> Iterator[Finding]:
 
 
 def _precision(settings: Profile) -> Finding:
-    """How fast fp32 and bf16 are here, and whether the profile asks for the much slower."""
+    """Speeds of fp32 and bf16 here; not ok if the profile asks for the much slower."""
     detail = precision.statement(settings, artifacts_folder()).removeprefix("precision: ")
     is_slow = precision.slow(settings, artifacts_folder())
     return Finding("precision", not is_slow, detail, "Leave optimiser.precision at `auto`")
 
 
 def room(settings: Profile, planned: Sequence[Planned] | None = None) -> Iterator[Finding]:
-    """Disk and GPUs for all that a profile takes, or for what is still to be made of a plan."""
+    """Disk space and GPUs for a whole profile, or for the artifacts of a plan still to build."""
     folder = artifacts_folder()
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free / 2**30
     needed = settings.disk_gb if planned is None else disk_gb(planned)
     detail = f"{free:.0f} GB free for artifacts, {needed:.3g} GB needed"
-    remedy = "Make room, or set CPO_ARTIFACTS to a folder on a larger disk"
+    remedy = "Free disk space, or set CPO_ARTIFACTS to a folder on a larger disk"
     yield Finding("disk", free >= needed, detail, remedy)
     if not settings.gpus or (planned is not None and not to_build(planned)):
         yield Finding("GPU", True, "none needed")
@@ -120,13 +120,13 @@ def room(settings: Profile, planned: Sequence[Planned] | None = None) -> Iterato
 
 
 def _gpus(settings: Profile) -> Iterator[Finding]:
-    """How many there are, and whether the largest training fits into the memory of each."""
+    """The number of GPUs, and whether the largest training fits into the memory of each."""
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     names = ", ".join(sorted({card.name for card in cards})) or "none"
     detail = f"{len(cards)} found ({names}), {settings.gpus} needed"
     remedy = (
-        f"This profile is meant for {settings.hardware}. With fewer GPUs it takes longer: "
-        "--set gpus=1 --set processes.count=1 for one; without any take a smaller profile"
+        f"This profile is meant for {settings.hardware}. For a single GPU, at lower speed: "
+        "--set gpus=1 --set processes.count=1; without a GPU take a smaller profile"
     )
     yield Finding("GPU", len(cards) >= settings.gpus, detail, remedy)
     if (processes := settings.processes.on_each_machine) > settings.gpus:
@@ -142,10 +142,10 @@ def _gpus(settings: Profile) -> Iterator[Finding]:
 
 
 def inputs(profile: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
-    """What must be there before artifacts can be counted: data, models, embedder.
+    """Data, models and embedder: the inputs without which no plan can be made.
 
     Raises:
-        ProfileError: there is no such profile, or it is not valid.
+        ProfileError: the profile does not exist or is invalid.
     """
     settings, missing = load_profile(profile, overrides), missing_paths(profile, overrides)
     for part, data in (("instructions", settings.instructions), ("articles", settings.articles)):
@@ -160,23 +160,23 @@ def inputs(profile: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
     if settings.judge.kind == "local" and settings.judge.model is not None:
         yield from _model("judging model", settings.judge.model, "judge.model", 0, missing)
     if any(row.negatives for row in settings.trained_rows):
-        there = find_spec(EMBEDDER_PACKAGE) is not None or _hub("model", ranking.HUB_NAME, "")[0].ok
+        ok = find_spec(EMBEDDER_PACKAGE) is not None or _hub("model", ranking.HUB_NAME, "")[0].ok
         remedy = "pip install -r requirements.lock"
-        yield Finding("embedder", there, f"MiniLM of {EMBEDDER_PACKAGE}", remedy)
+        yield Finding("embedder", ok, f"MiniLM of {EMBEDDER_PACKAGE}", remedy)
 
 
 def _path(what: str, path: str, key: str, missing: Mapping[str, str]) -> Finding:
-    """A file or folder that the profile names; `missing` are its `missing_paths`."""
-    remedy = f"Put it there, or give another with --set {key}=..."
+    """A file or folder that the profile names; `missing` is the result of `missing_paths`."""
+    remedy = f"Put it there, or name another with --set {key}=..."
     return Finding(what, key not in missing, missing.get(key, path), remedy)
 
 
 def _longest(settings: Profile, name: str) -> int:
-    """Tokens of the longest sequence that the rows of a model read or write."""
+    """Length in tokens of the longest sequence that the rows of a model read or write."""
     limits = settings.instructions
     lengths = {
         "instructions": limits.max_prefix_tokens + limits.max_continuation_tokens,
-        # The prefix and its BOS, and as many new tokens as an article may have.
+        # BOS, the prefix (15 %), and new tokens up to the length of an article.
         "articles": 1 + -(-115 * settings.articles.max_tokens // 100),
     }
     rows = [row for row in settings.trained_rows if row.model == name]
@@ -186,37 +186,37 @@ def _longest(settings: Profile, name: str) -> int:
 def _model(
     what: str, pretrained: str, key: str, longest: int, missing: Mapping[str, str]
 ) -> list[Finding]:
-    """A model's folder or .gguf file, or its repository on the hub, as far as can be seen without
-    its weights.
+    """Check a model's folder, .gguf file or hub repository without reading its weights.
 
-    A judge's `longest` is 0: it only answers, while what is trained and compared has to be real
-    numbers.
+    For a judge `longest` is 0 and quantised weights pass; a trained model needs floating-point
+    weights.
     """
-    place = Path(pretrained)
-    if not place.is_absolute():
+    path = Path(pretrained)
+    if not path.is_absolute():
         return _hub("model", pretrained, key, longest)
     if key in missing:
         return [_path(what, pretrained, key, missing)]
-    faults = model_folders.faults(place, longest, may_be_quantised=not longest)
+    faults = model_folders.faults(path, longest, may_be_quantised=not longest)
     detail = pretrained
-    if file := model_folders.gguf_file(place):
+    if file := model_folders.gguf_file(path):
         detail += f": {model_folders.storage(file)}; unpacked once, into fp32"
     return _faulty(what, pretrained, faults) or [Finding(what, True, detail)]
 
 
 def _faulty(what: str, where: str, faults: Iterable[model_folders.Fault | None]) -> list[Finding]:
-    return [Finding(what, False, f"{where}: {it.what}", it.remedy) for it in faults if it]
+    """A finding for every fault; None is no fault."""
+    return [Finding(what, False, f"{where}: {f.what}", f.remedy) for f in faults if f]
 
 
 def _hub(kind: str, name: str, key: str, longest: int | None = None) -> list[Finding]:
-    """A repository that is in the local cache, or can be read.
+    """A hub repository: in the local cache, or reachable.
 
-    Of a model with a `longest` sequence, also what its files tell without the weights.
+    A model with a `longest` sequence is also checked by its files, all but the weights.
     """
     copy = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "snapshots")
     cached, faults = copy.is_dir(), list[model_folders.Fault]()
     if cached and longest is not None:
-        with contextlib.suppress(Exception):  # not whole, for any reason
+        with contextlib.suppress(Exception):  # incomplete copy, whatever the error
             patterns = list(model_folders.FILES)
             copy = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
         if cached := model_folders.files_fault(copy) is None:
@@ -228,12 +228,12 @@ def _hub(kind: str, name: str, key: str, longest: int | None = None) -> list[Fin
 
 
 def _reach(kind: str, name: str, key: str, longest: int | None) -> list[Finding]:
-    """Whether the hub lets a repository be read."""
+    """Whether a repository of the hub can be read from here."""
     what, faults = f"{kind} {name} from the hub", list[model_folders.Fault | None]()
     account = "then log in with `hf auth login` or set HF_TOKEN"
     try:
         about = HfApi().repo_info(name, repo_type=kind, timeout=5)
-        # What is gated tells of itself to everybody; its files are for those who were let in.
+        # A gated repository describes itself to anyone; its files need permission.
         if about.gated:
             HfApi().auth_check(name, repo_type=kind)
         if longest is not None:
@@ -244,12 +244,12 @@ def _reach(kind: str, name: str, key: str, longest: int | None) -> list[Finding]
             faults += model_folders.text_faults(folder, longest)
         return _faulty(what, "found", faults) or [Finding(what, True, "reachable")]
     except GatedRepoError:
-        detail = "gated, and not open to you"
+        detail = "gated, and you have no access"
         remedy = f"Ask for access at https://huggingface.co/{name}, {account}"
     except RepositoryNotFoundError:
-        detail, remedy = "not there, or private", f"Correct the name, or if it is private {account}"
+        detail, remedy = "absent or private", f"Correct the name, or if it is private {account}"
     except Exception as error:  # the hub's client raises many kinds
-        detail, remedy = f"not reachable ({type(error).__name__})", "Connect to the hub"
+        detail, remedy = f"not reachable ({type(error).__name__})", "Connect to the internet"
     return [Finding(what, False, detail, f"{remedy}, or give a local copy with --set {key}=/path")]
 
 
@@ -259,10 +259,10 @@ def _reach(kind: str, name: str, key: str, longest: int | None) -> list[Finding]
 def chat_models(
     settings: Profile, planned: Sequence[Planned] | None = None, ask: bool = True
 ) -> Iterator[Finding]:
-    """The chat models that judge or write: whether their keys are set, and whether they answer.
+    """Chat models that judge or write: whether their keys are set, and whether they answer.
 
-    Each is asked one short question, with the profile's parameters, where its key is there and, if
-    there is a plan, something in it to be asked.
+    Each with a key is asked one short question with the profile's parameters, unless a plan has no
+    request for it.
     """
     judge, unhelpful = settings.judge, settings.unhelpful
     stages = {item.stage for item in to_build(planned or ()) if item.requests}
@@ -274,14 +274,14 @@ def chat_models(
         if server is None:
             continue
         if variable := server.api_key_variable:
-            there = bool(os.environ.get(variable))
-            detail = f"{variable} is {'set' if there else 'not set'}"
+            is_set = bool(os.environ.get(variable))
+            detail = f"{variable} is {'set' if is_set else 'not set'}"
             remedy = (
                 f"Set it to a key of {server.base_url}, or {part}.server.api_key_variable to the "
                 "variable that holds one"
             )
-            yield Finding(f"key of {part}.server, {server.model}", there, detail, remedy)
-            if not there:
+            yield Finding(f"key of {part}.server, {server.model}", is_set, detail, remedy)
+            if not is_set:
                 continue
         if ask and (planned is None or stage in stages):
             chat = ChatServer(**server.model_dump(), setting=f"{part}.server")
@@ -291,13 +291,14 @@ def chat_models(
 
 
 def _answer(server: ChatServer) -> Finding:
+    """Whether a chat model answers a test question with a letter."""
     what = f"{server.setting}, {server.model}"
     try:
         reply = try_out(server)
     except ChatError as error:
-        remedy = f"Look at {server.setting}: base_url, model and api_key_variable"
+        remedy = f"Check {server.setting}: base_url, model and api_key_variable"
         return Finding(what, False, str(error), remedy)
     if reply.fault:
         cause, remedy = likely_cause(server, reply.fault, reply)
-        return Finding(what, False, f"asked for a letter, {cause}", remedy)
-    return Finding(what, True, f"answers, in {reply.seconds:.1f} s")
+        return Finding(what, False, f"asked a test question, {cause}", remedy)
+    return Finding(what, True, f"answers in {reply.seconds:.1f} s")

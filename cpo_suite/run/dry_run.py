@@ -1,27 +1,15 @@
-"""Cost of a run as text, before it starts: time, memory, disk and money."""
+"""The cost of a run as text, before it starts: time, memory, disk space and price."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from tabulate import tabulate
 
 from cpo_suite import precision
 from cpo_suite.estimate import Planned, micro_batch_that_fits, training_memory_gb
 from cpo_suite.profile import Profile
-from cpo_suite.store import Store, artifacts_folder
-from cpo_suite.suite import Suite
-
-
-def plan(profile: str, overrides: Sequence[str], output: str) -> list[Planned]:
-    """The artifacts of a suite in build order; reads data, builds nothing."""
-    return Suite.open(profile, list(overrides), output).plan()
-
-
-def plan_without_data(profile: Profile, output: Path) -> list[Planned]:
-    """The plan from the profile alone: texts as long as Dolly's, nothing cached."""
-    return Suite.stated(profile, Store(artifacts_folder()), output).plan()
+from cpo_suite.store import artifacts_folder
 
 
 def to_build(planned: Sequence[Planned]) -> list[Planned]:
@@ -30,15 +18,15 @@ def to_build(planned: Sequence[Planned]) -> list[Planned]:
 
 
 def disk_gb(planned: Sequence[Planned]) -> float:
-    """GB still needed: permanent files, and the largest training's checkpoints."""
+    """GB still needed: permanent files, plus checkpoints of the largest training."""
     todo = to_build(planned)
     return sum(item.disk_gb for item in todo) + max((item.scratch_gb for item in todo), default=0.0)
 
 
 def totals(profile: Profile, planned: Sequence[Planned]) -> str:
-    """Summary of the profile, the total cost of artifacts to build, and what does not fit.
+    """The profile, the total cost of the artifacts to build, and trainings that do not fit.
 
-    Memory is that of the largest artifact, since artifacts are built one by one.
+    Memory is that of the largest artifact: they are built one by one.
     """
     store = artifacts_folder()
     settings = precision.resolved(profile, store)
@@ -54,7 +42,7 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
         f"about {time}",
         f"up to {memory:.1f} GB of memory{on_each_gpu}",
         f"{sum(item.disk_gb for item in todo):.2f} GB of disk",
-        _asked(todo),
+        _requests(todo),
     )
     lines = [
         precision.statement(profile, store),
@@ -62,9 +50,9 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
         f"{len(planned)} artifacts, {len(planned) - len(todo)} cached, {len(todo)} to build: "
         f"{', '.join(costs)}.",
     ]
-    if (there := settings.gpu_memory_gb) is not None:
-        for what, remedy in too_large(settings, there):
-            lines.append(f"Does not fit: {what}, and there are {there:g}: {remedy}.")
+    if (available := settings.gpu_memory_gb) is not None:
+        for training, remedy in too_large(settings, available):
+            lines.append(f"Does not fit: {training}, which has {available:g}: {remedy}.")
     return "\n".join(lines)
 
 
@@ -73,47 +61,47 @@ def too_large(profile: Profile, gpu_memory_gb: float) -> Iterator[tuple[str, str
     for name in {row.model: None for row in profile.trained_rows}:
         needed = training_memory_gb(profile, name)
         if needed > gpu_memory_gb:
-            there = profile.model_copy(update={"gpu_memory_gb": gpu_memory_gb})
-            tokens = micro_batch_that_fits(there, name)
+            limited = profile.model_copy(update={"gpu_memory_gb": gpu_memory_gb})
+            tokens = micro_batch_that_fits(limited, name)
             remedy = f"take GPUs with more memory, or leave out the rows of models.{name}"
             if tokens:
                 remedy = f"set optimiser.micro_batch_tokens={tokens}"
             yield f"training {name} takes {needed:.0f} GB on each GPU", remedy
 
 
-def own_rows(
+def custom_rows(
     number: str, rows: Mapping[str, Sequence[str]], planned: Sequence[Planned]
 ) -> list[str]:
-    """A line about custom rows that a notebook adds, which no plan can contain; [] without any.
+    """The cost of custom rows that a notebook defines, outside every plan; [] without any.
 
     Args:
-        rows: by id, candidate rows; the custom row costs as much as the first planned one.
+        rows: candidate rows by custom row; it costs as much as the first candidate planned.
     """
-    of_row: dict[str, list[Planned]] = {}
+    by_row: dict[str, list[Planned]] = {}
     for item in planned:  # such as "model t2/ANR"
-        of_row.setdefault(item.name.split(" ")[-1], []).append(item)
-    like_theirs: list[Planned] = []
-    for alike in rows.values():
-        like_theirs += next((of_row[row] for row in alike if row in of_row), [])
-    if not like_theirs:
+        by_row.setdefault(item.name.split(" ")[-1], []).append(item)
+    similar: list[Planned] = []
+    for candidates in rows.values():
+        similar += next((by_row[row] for row in candidates if row in by_row), [])
+    if not similar:
         return []
-    seconds = duration(sum(item.alone for item in like_theirs))
+    seconds = duration(sum(item.alone for item in similar))
     return [
-        f"Not counted there: notebook {number} defines {', '.join(rows)} itself; if they are "
-        f"not cached yet, about {seconds} more, {_asked(like_theirs)}."
+        f"Not included: notebook {number} defines {', '.join(rows)}; if not cached, about "
+        f"{seconds} more, {_requests(similar)}."
     ]
 
 
-def _asked(planned: Sequence[Planned]) -> str:
+def _requests(planned: Sequence[Planned]) -> str:
     """Requests to chat models, and their price."""
-    requests, usd = sum(item.requests for item in planned), sum(item.usd for item in planned)
+    count, usd = sum(item.requests for item in planned), sum(item.usd for item in planned)
     tokens = sum(item.tokens for item in planned) / 1e6
-    asked = f"{requests:,} requests of {tokens:.1f} M tokens, " if requests else ""
-    return f"{asked}{usd:.2f} USD"
+    requests = f"{count:,} requests of {tokens:.1f} M tokens, " if count else ""
+    return f"{requests}{usd:.2f} USD"
 
 
 def artifacts_table(planned: Sequence[Planned]) -> str:
-    """One line per artifact: cached, or to build with its cost."""
+    """One line per artifact: cached, or to build and its cost."""
     heading = "artifact,stage,state,time,GPU-hours,memory GB,disk GB,requests,tokens,USD"
     rows = [heading.split(",")]
     for item in planned:
@@ -125,7 +113,7 @@ def artifacts_table(planned: Sequence[Planned]) -> str:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the heading, as text in columns."""
+    """Rows of cells as text in columns; the first row is the heading."""
     return tabulate(rows, headers="firstrow", tablefmt="plain", disable_numparse=True)
 
 

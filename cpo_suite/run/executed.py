@@ -1,4 +1,4 @@
-"""Executed notebooks: did every cell run, and nothing in them that belongs to one machine."""
+"""Executed notebooks: check that every cell ran, and remove what is specific to a machine."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from nbformat import NotebookNode
 
 from cpo_suite.profile import ROOT
 
-KERNEL_DIED = "the kernel died, of too little memory perhaps"
+KERNEL_DIED = "the kernel died, perhaps for lack of memory"
 
-# A line drawn by tqdm, with a total or without.
+# A progress bar of tqdm, with or without a total.
 _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\[(\d+:)?\d\d:\d\d[,<]")
 _CURSOR = re.compile(r"\x1b\[[0-9;]*[A-HJKf]")
 _CELL_FILE = re.compile(r"<temporary>/ipykernel_\d+/\d+\.py")
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-# Encoded: there is no path to find, and much to search.
+# Base64: large, and free of paths.
 _PICTURES = ("image/png", "image/jpeg", "image/gif")
 
 
 def failure_in(notebook: NotebookNode) -> str:
-    """Why an executed notebook does not count as done, in one line; empty where it does.
+    """Why an executed notebook failed, in one line; empty if it succeeded.
 
-    It counts when every cell with code in it has an execution count and none holds an error.
+    Success: every non-empty code cell has an execution count, and none holds an error.
     """
     for position, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type != "code" or not cell.source.strip():
@@ -45,8 +45,10 @@ def failure_in(notebook: NotebookNode) -> str:
 
 
 def make_portable(notebook: NotebookNode) -> None:
-    """Tidy streams, leave of widgets what is read without a kernel, and take out or shorten every
-    path of this machine, in place."""
+    """Tidy streams, drop widgets that need a kernel, and remove or shorten paths of this machine.
+
+    Changes the notebook in place.
+    """
     for name in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(name, None)
     notebook.metadata.pop("widgets", None)
@@ -58,7 +60,7 @@ def make_portable(notebook: NotebookNode) -> None:
 
 
 def _tidy_streams(cell: NotebookNode) -> None:
-    """Of redrawn lines keep the last state, of progress bars nothing, and join the pieces."""
+    """Join stream outputs; keep only the last state of redrawn lines, and no progress bar."""
     join = CoalesceStreamsPreprocessor().preprocess_cell
     join(cell, {}, 0)
     for output in cell.outputs:
@@ -66,14 +68,13 @@ def _tidy_streams(cell: NotebookNode) -> None:
             lines = _CURSOR.sub("", output.text).splitlines(keepends=True)
             output.text = "".join(line for line in lines if not _PROGRESS_BAR.search(line))
     cell.outputs = [item for item in cell.outputs if item.get("text", "text").strip()]
-    join(cell, {}, 0)  # what stood on both sides of a bar
+    join(cell, {}, 0)  # outputs on either side of a dropped bar
 
 
 def _drop_widget_views(cell: NotebookNode) -> None:
-    """Of a widget keep what stands in for it; of one with nothing but its name, nothing.
+    """Replace a widget by its static fallback; drop it if that is only its name.
 
-    A widget's view is preferred by whatever shows a notebook, and needs a kernel, or scripts from
-    elsewhere.
+    Viewers prefer the widget's view, which needs a kernel or remote scripts.
     """
     for output in list(cell.outputs):
         data = output.get("data", {})
@@ -82,10 +83,10 @@ def _drop_widget_views(cell: NotebookNode) -> None:
 
 
 def without_machine_paths(value: Any) -> Any:
-    """The same value with the folders of this machine shortened in all its texts.
+    """The same value, with folders of this machine shortened in every text.
 
-    A folder goes before those that it lies in: an environment in the checkout is not shown as a
-    folder of the checkout.
+    Inner folders are replaced first: an environment inside the checkout is not shown as a folder of
+    the checkout.
     """
     names = {str(ROOT): ".", sys.prefix: "<environment>", str(Path.home()): "~"}
     names[tempfile.gettempdir()] = "<temporary>"
@@ -103,7 +104,7 @@ def without_machine_paths(value: Any) -> Any:
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a value of dictionaries and lists, with all its texts changed but pictures."""
+    """A copy of nested dictionaries and lists, with `change` applied to every text but pictures."""
     if isinstance(value, dict):
         return type(value)(
             {k: v if k in _PICTURES else map_texts(v, change) for k, v in value.items()}

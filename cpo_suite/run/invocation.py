@@ -1,4 +1,4 @@
-"""What one invocation runs, at which settings, and where to: settled before it starts."""
+"""What an invocation runs, with which settings, and where it writes: fixed before it starts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from cpo_suite.store import artifacts_folder
 
 
 class BadInput(ProfileError):
-    """Something asked for that cannot be run; the message says what, and what is valid."""
+    """A request that cannot be run; the message names it, and what is valid."""
 
 
 @dataclass
 class Notebook:
-    """A notebook of the suite, what its metadata says of it, and what became of it in this run."""
+    """A notebook of the suite, its metadata, and its outcome in this run."""
 
     path: Path
     outputs: list[str] = field(default_factory=list)  # files that it writes
     after: list[str] = field(default_factory=list)  # numbers of notebooks whose outputs it reads
-    # Rows that it adds: each is like the first planned of these.
+    # Custom rows that it adds, with candidate rows: each costs as much as the first one planned.
     own_rows: dict[str, list[str]] = field(default_factory=dict)
-    status: str = ""  # ok, FAILED or skipped; before it has run none
+    status: str = ""  # ok, FAILED or skipped; empty before it has run
     reason: str = ""
     seconds: float = 0.0
 
@@ -41,11 +41,11 @@ class Notebook:
 
 @dataclass
 class Run:
-    """One invocation, settled and checked before anything is executed."""
+    """One invocation, checked before anything is executed."""
 
-    profile: str  # its name, or its file's absolute path
+    profile: str  # name, or absolute path of its file
     overrides: list[str]
-    settings: Profile  # of both
+    settings: Profile  # the profile with its overrides
     output: Path
     notebooks: list[Notebook]
     whole: bool  # all notebooks
@@ -60,15 +60,14 @@ class Run:
 
 
 def find_notebooks(folder: Path) -> list[Notebook]:
-    """The notebooks `NN_name.ipynb` of a folder in their order, then its appendices
-    `An_name.ipynb`, with their declared outputs."""
+    """The notebooks `NN_name.ipynb` of a folder in order, then its appendices `An_name.ipynb`."""
     notebooks = []
     for path in sorted(folder.glob("[0-9A][0-9]_*.ipynb")):
         try:
             metadata = nbformat.read(path, as_version=4).metadata
             notebooks.append(Notebook(path, **metadata.get("cpo", {})))
-        except Exception as error:  # a damaged file fails in many ways; to a user all mean the same
-            raise BadInput(f"{path.name} is no readable notebook: {error}") from error
+        except Exception as error:  # a damaged file fails in many ways
+            raise BadInput(f"{path.name} cannot be read as a notebook: {error}") from error
     if not notebooks:
         raise BadInput(f"no notebooks NN_name.ipynb in {folder}")
     return notebooks
@@ -77,15 +76,15 @@ def find_notebooks(folder: Path) -> list[Notebook]:
 def settle(
     profile: str, settings: Sequence[str], only: Sequence[str], start_from: str | None, root: Path
 ) -> Run:
-    """What these arguments ask for; where it writes follows from whether the run is full.
+    """The run that these arguments ask for; only a full run writes to the committed figures.
 
     Raises:
-        ProfileError: an unknown name, or a value that does not fit.
+        ProfileError: an unknown name, or an invalid value.
     """
     bundled = not profile.endswith((".yaml", ".yml"))
     name = profile if bundled else Path(profile).stem
     profile = profile if bundled else str(Path(profile).absolute())
-    # Kernels run in the notebooks' folder: a relative path would mean another file there.
+    # Kernels run in the notebooks' folder, where a relative path would name another file.
     overrides = [with_absolute_paths(setting) for setting in settings]
     settled = load_profile(profile, overrides)
     every = find_notebooks(root / "notebooks")
@@ -102,17 +101,17 @@ def settle(
 def _select(
     every: Sequence[Notebook], only: Sequence[str], start_from: str | None
 ) -> list[Notebook]:
-    """The notebooks named by number, name or path; without names all but the appendices."""
+    """The notebooks named by number, name or path; by default all but the appendices."""
     known = {item.path.stem: item for item in every} | {item.number: item for item in every}
     named = []
-    for word in [*only, start_from or every[0].number]:
-        name = Path(word).stem.zfill(2)
+    for text in [*only, start_from or every[0].number]:
+        name = Path(text).stem.zfill(2)
         if name not in known:
             names = ", ".join(item.path.stem for item in every)
-            raise BadInput(f"unknown notebook '{word}'.{nearest(name, known)} Known: {names}.")
+            raise BadInput(f"unknown notebook '{text}'.{nearest(name, known)} Known: {names}.")
         named.append(known[name])
     *wanted, first = named
-    # An appendix runs only when it is named: it makes settings, which are chosen beforehand.
+    # An appendix runs only when named: it chooses settings, which precede a run.
     wanted = wanted or [item for item in every if not item.number.startswith("A")]
     selected = [item for item in every if item in wanted and item.path >= first.path]
     if not selected:
@@ -123,20 +122,23 @@ def _select(
 def _check_dependencies(
     notebooks: Sequence[Notebook], every: Sequence[Notebook], output: Path
 ) -> None:
-    """Refuse to run a notebook without what another is to have written before."""
+    """Refuse to run a notebook without the outputs of others that it reads."""
     numbers = {notebook.number: notebook for notebook in every}
     for notebook in notebooks:
         for number in notebook.after:
             if number not in numbers:
-                raise BadInput(f"{notebook.path.name} goes after {number}, which does not exist")
-            earlier = numbers[number]
-            lacking = [name for name in earlier.outputs if not (output / name).exists()]
-            if lacking and earlier not in notebooks:
                 raise BadInput(
-                    f"notebook {notebook.number} reads {', '.join(lacking)} of notebook {number}, "
-                    f"not in {shown(output)} yet: run `--only {number}` first, or all"
+                    f"{notebook.path.name} follows notebook {number}, which does not exist"
+                )
+            earlier = numbers[number]
+            missing = [name for name in earlier.outputs if not (output / name).exists()]
+            if missing and earlier not in notebooks:
+                raise BadInput(
+                    f"notebook {notebook.number} reads {', '.join(missing)} of notebook {number}, "
+                    f"not in {shown(output)} yet: run `--only {number}` or all notebooks first"
                 )
 
 
 def shown(path: Path) -> str:
+    """A path as text, relative to the checkout if inside it."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,9 +1,9 @@
-"""Building what a profile's processes share out, in processes that `accelerate launch` started.
+"""Build the artifacts that several processes share, in processes of `accelerate launch`.
 
-`accelerate launch -m cpo_suite make --profile P` builds all of it; what a suite launches
-(`cpo_suite.launching`) is the same for one artifact. Each process opens the same suite and builds
-alike: trainings go through transformers' trainer, which shares out each global batch; generation,
-scoring and embedding share out their batches with `cpo.engine.processes`. The main process writes.
+`accelerate launch -m cpo_suite make --profile P` builds all of them; `cpo_suite.launching` builds a
+single artifact. Every process opens the same suite. Trainings go through transformers' trainer,
+which divides each global batch; generation, scoring and embedding divide their batches with
+`cpo.engine.processes`. The main process writes.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
 
-def make(profile: str, settings: Sequence[str]) -> int:
-    """Build all of a profile's plan that is shared out, in as many processes as were launched.
+def build_profile(profile: str, settings: Sequence[str]) -> int:
+    """Build every shared artifact of a profile's plan, in all launched processes.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        ProfileError: as `Suite.open`; or a global batch cannot be shared out among the processes.
+        ProfileError: as `Suite.open`; or the processes do not divide a global batch.
     """
     build_shared(Suite.open(profile, [*settings, f"processes.count={process_count()}"]))
     return 0
 
 
 def build_shared(suite: Suite, keys: Sequence[str] = ()) -> None:
-    """Build what several processes build together, in every process that was launched for it: all
-    of a suite's plan, or the artifacts with these keys.
+    """Build a suite's shared artifacts, or those with these keys; called in every process.
 
     Verdicts and measures are left to the notebooks.
     """
@@ -56,7 +55,7 @@ def build_shared(suite: Suite, keys: Sequence[str] = ()) -> None:
 
 
 def build_job() -> None:
-    """Build what the job file that is named on the command line describes; one of its processes."""
+    """Build, as one of its processes, the job in the file named on the command line."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     threading.Thread(target=_end_with, args=(job["owner"],), daemon=True).start()
     for module in job["modules"]:
@@ -67,7 +66,7 @@ def build_job() -> None:
 
 
 def _end_with(owner: dict[str, Any]) -> None:
-    """End this process when the launcher, or the process that asked for all this, is gone."""
+    """End this process once the launcher, or the process that started it, is gone."""
     launcher, same_host = os.getppid(), owner["host"] == socket.gethostname()
     while os.getppid() == launcher != 1 and (not same_host or psutil.pid_exists(owner["pid"])):
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""`python -m cpo_suite diff RUN RUN`: what differed between two runs, by their `run.json`."""
+"""`python -m cpo_suite diff RUN RUN`: compare two runs by their `run.json`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from pathlib import Path
 
 from cpo_suite.profile import ProfileError
 
-# When it ran and how long it took is of no consequence for what came out.
+# Times do not affect results.
 TIMES = {"started", "finished", "notebook_seconds", "gpu_hours"}
 
 
 def print_difference(before: str, after: str) -> int:
-    """Print the two records' difference: settings, versions, recipes of artifacts, outputs.
+    """Print how two records differ: settings, versions, recipes of artifacts, outputs.
 
     Returns:
-        0 if nothing differed that could change a number, 1 if something did.
+        0 if they differ at most in times, 1 otherwise.
 
     Raises:
-        ProfileError: one of them is no run's folder of results, nor its `run.json`.
+        ProfileError: an argument is neither a folder of results nor its `run.json`.
     """
     records = _lines(before), _lines(after)
     lines = list(difflib.unified_diff(*records, before, after, n=2, lineterm=""))
-    print("\n".join(lines) or "Nothing differed but the time.")
+    print("\n".join(lines) or "Only the times differ.")
     return int(bool(lines))
 
 
-def _lines(place: str) -> list[str]:
-    """A run's record as JSON without times, and of its artifacts the recipes alone."""
-    path = Path(place) / "run.json" if Path(place).is_dir() else Path(place)
+def _lines(run: str) -> list[str]:
+    """A run's record as lines of JSON, without times; its artifacts by recipe alone."""
+    path = Path(run) / "run.json" if Path(run).is_dir() else Path(run)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["artifacts"] = [f"{item['name']}: {item['recipe']}" for item in record["artifacts"]]
     except OSError:
-        message = f"{place} is no run: give a folder of results, or its run.json"
+        message = f"{run} is not a run: give a folder of results, or its run.json"
         raise ProfileError(message) from None
     except (ValueError, LookupError, TypeError) as error:
         raise ProfileError(f"{path} is not the record of a run: {error!r}") from None

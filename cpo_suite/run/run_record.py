@@ -1,4 +1,4 @@
-"""`run.json`: what made the tables and figures beside it, without the names of folders."""
+"""`run.json`: the provenance of the tables and figures beside it, without folder names."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PACKAGES = (
 
 
 def write(run: Run) -> None:
-    """Write `run.json` into a run's output: of all notebooks, and only while none has failed."""
+    """Write `run.json` to the output of a run of all notebooks, unless one has failed."""
     if not (run.whole and run.succeeded):
         return
     settings, lock = run.settings, ROOT / "requirements.lock"
-    known, store = provenance.provenance(), artifacts_folder()
+    machine, store = provenance.provenance(), artifacts_folder()
     artifacts = [_artifact(item) for item in run.planned]
     record = {
         "profile": Path(run.profile).name.removesuffix(".yaml").removesuffix(".yml"),
@@ -39,10 +39,10 @@ def write(run: Run) -> None:
         "seeds": list(range(settings.seeds)),
         "git": provenance.git_revision(),
         "requirements_lock_sha256": hash_file(lock) if lock.is_file() else None,
-        "python": known["python"],
+        "python": machine["python"],
         "versions": {name: provenance.package_version(name) for name in PACKAGES},
         "hardware": {
-            "machine": known["machine"],
+            "machine": machine["machine"],
             "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         },
         "started": _utc(run.started),
@@ -59,10 +59,10 @@ def write(run: Run) -> None:
 
 
 def _artifact(planned: Planned) -> dict[str, Any]:
-    """What is known of an artifact by its manifest; `sha256` is over the checksums of its files.
+    """An artifact's entry, from its manifest; `sha256` hashes the checksums of its files.
 
-    Seconds are its own, without those of what it is made of; None where it has not been made, or,
-    of GPUs, by a version that did not write them down.
+    Seconds exclude its dependencies. Fields are None for an artifact not built; `gpus` also where
+    an older version did not record it.
     """
     file = artifacts_folder() / planned.stage / planned.key / MANIFEST
     manifest = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -85,7 +85,7 @@ def _artifact(planned: Planned) -> dict[str, Any]:
 
 
 def _base_names(value: Any) -> Any:
-    """Absolute paths that a person gave, such as a data file's, come down to their last part."""
+    """The same value with every absolute path, such as a data file's, cut to its last part."""
     return map_texts(value, lambda text: Path(text).name if text.startswith("/") else text)
 
 

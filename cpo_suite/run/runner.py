@@ -1,10 +1,9 @@
 """Run the notebooks of the suite: a thin layer over papermill.
 
-papermill executes; this file decides what may run, where it writes, and whether it succeeded. The
-metadata that papermill leaves cannot be trusted for the last: after a dead kernel every cell is
-marked completed, and `SystemExit(0)` ends a notebook in silence. So an executed copy is written
-beside and promoted only when every code cell has run without an error and every declared output was
-written by this run.
+papermill executes; this file decides what runs, where it writes, and whether it succeeded.
+papermill's own metadata cannot tell: after a dead kernel every cell is marked completed, and
+`SystemExit(0)` ends a notebook silently. So an executed copy is promoted only if every code
+cell ran without an error and this run wrote every declared output.
 """
 
 from __future__ import annotations
@@ -31,13 +30,17 @@ from cpo_suite.report.page import write_report
 from cpo_suite.run import doctor, dry_run, run_record
 from cpo_suite.run.executed import KERNEL_DIED, failure_in, make_portable
 from cpo_suite.run.invocation import BadInput, Notebook, Run, settle, shown
+from cpo_suite.store import Store, artifacts_folder
+from cpo_suite.suite import Suite
 
 Plan = Callable[[str, Sequence[str], str], list[Planned]]
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel in the interpreter that runs the suite, whatever kernelspecs a user has; its
-    progress bars are for a terminal."""
+    """A kernel in the interpreter of the suite, whatever kernelspecs the user has.
+
+    Its progress bars are plain text.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(transport_encryption="auto", **kwargs)
@@ -45,6 +48,11 @@ class Kernel(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(**get_kernel_dict(), env={"CPO_PLAIN_PROGRESS": "1"})
+
+
+def plan_suite(profile: str, overrides: Sequence[str], output: str) -> list[Planned]:
+    """The plan of a suite in build order; reads data, builds nothing."""
+    return Suite.open(profile, list(overrides), output).plan()
 
 
 def run_suite(
@@ -55,28 +63,28 @@ def run_suite(
     dry_run: bool = False,
     *,
     root: Path = ROOT,
-    plan: Plan = dry_run.plan,
+    plan: Plan = plan_suite,
 ) -> int:
-    """Run the notebooks, or with `dry_run` say what running them would take.
+    """Run the notebooks, or with `dry_run` print what they would cost.
 
     Args:
         profile: name of a profile, or the path of a YAML file.
-        settings: `key=value` each, with a dotted key of the profile.
+        settings: overrides `key=value`, with dotted keys of the profile.
         only: numbers of the notebooks to run, such as `03`.
         start_from: number of the first notebook to run.
         root: the checkout, with `notebooks/`; a full run writes to its `figures/`.
-        plan: lists the artifacts of `(profile, overrides, output)`.
+        plan: gives the artifacts of `(profile, overrides, output)`.
 
     Returns:
         0 when every notebook succeeded, 1 when one failed or was skipped.
 
     Raises:
-        ProfileError: nothing was run; the message names everything that was wrong.
-        KeyboardInterrupt: stopped by a signal; the kernel is gone.
+        ProfileError: nothing was run; the message names every problem.
+        KeyboardInterrupt: stopped by a signal; the kernel has ended.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
     for variable in ("CPO_ARTIFACTS", "CPO_DATA"):
-        # Kernels run in the notebooks' folder, where a relative path would be another.
+        # Kernels run in the notebooks' folder, where a relative path would name another.
         if value := os.environ.get(variable):
             os.environ[variable] = str(Path(value).expanduser().absolute())
     run = settle(profile, settings, only, start_from, root)
@@ -90,21 +98,21 @@ def run_suite(
     (run.output / "notebooks").mkdir(parents=True, exist_ok=True)
     try:
         for notebook in run.notebooks:
-            if notebook.after:  # it may show the record of what it reads
+            if notebook.after:  # it may show the record of this run
                 run_record.write(run)
             _run_or_skip(notebook, run)
     finally:
         _print_summary(run)
     if run.succeeded and run.whole:
         for copy in (run.output / "notebooks").glob("*.ipynb"):
-            if not (root / "notebooks" / copy.name).is_file():  # its notebook is no more
+            if not (root / "notebooks" / copy.name).is_file():  # its notebook was removed
                 copy.unlink()
     run_record.write(run)
     return int(not run.succeeded)
 
 
-def _look(run: Run, plan: Plan) -> tuple[list[Planned] | None, list[doctor.Finding]]:
-    """The artifacts to be, None where they cannot be counted, and what is missing for it."""
+def _try_plan(run: Run, plan: Plan) -> tuple[list[Planned] | None, list[doctor.Finding]]:
+    """The planned artifacts and no findings, or None and what is missing."""
     missing = [finding for finding in doctor.inputs(run.profile, run.overrides) if not finding.ok]
     if missing:
         return None, missing
@@ -117,11 +125,15 @@ def _look(run: Run, plan: Plan) -> tuple[list[Planned] | None, list[doctor.Findi
 
 
 def _preflight(run: Run, plan: Plan) -> list[Planned]:
-    """The artifacts to be, once everything they need is there; all that is not is said at once."""
+    """The planned artifacts.
+
+    Raises:
+        BadInput: a requirement is not met; the message names all of them.
+    """
     for finding in doctor.advice(run.settings):
         if not finding.ok:
             print(f"Note: {finding}.", flush=True)
-    planned, missing = _look(run, plan)
+    planned, missing = _try_plan(run, plan)
     missing += doctor.room(run.settings, planned)
     missing += doctor.chat_models(run.settings, planned)
     lines = [f"  {finding}" for finding in missing if not finding.ok]
@@ -134,13 +146,13 @@ def _print_dry_run(run: Run, plan: Plan) -> None:
     print(f"Notebooks, written to {shown(run.output)}:")
     rows = [(notebook.path.stem, ", ".join(notebook.outputs)) for notebook in run.notebooks]
     print(dry_run.text_table([("notebook", "outputs"), *rows]) + "\n")
-    planned, missing = _look(run, plan)
+    planned, missing = _try_plan(run, plan)
     for finding in [*missing, *doctor.chat_models(run.settings, ask=False)]:
         if not finding.ok:
             print(f"Missing: {finding}.")
     if planned is None:
-        print("Counted by the profile alone, with texts as long as Dolly's.")
-        planned = dry_run.plan_without_data(run.settings, run.output)
+        print("Estimated from the profile alone, with texts as long as Dolly's.")
+        planned = Suite.stated(run.settings, Store(artifacts_folder()), run.output).plan()
     run.planned = planned
     print(f"\n{dry_run.artifacts_table(planned)}\n")
     _print_totals(run)
@@ -149,35 +161,31 @@ def _print_dry_run(run: Run, plan: Plan) -> None:
 def _print_totals(run: Run) -> None:
     print(dry_run.totals(run.settings, run.planned))
     for notebook in run.notebooks:
-        for line in dry_run.own_rows(notebook.number, notebook.own_rows, run.planned):
+        for line in dry_run.custom_rows(notebook.number, notebook.own_rows, run.planned):
             print(line)
 
 
 def _print_summary(run: Run) -> None:
-    """A table of the notebooks that are through."""
-    rows = [
-        (item.path.stem, item.status, f"{item.seconds:.1f}")
-        + (textwrap.shorten(item.reason, 160, placeholder="..."),)
-        for item in run.notebooks
-        if item.status
-    ]
-    if rows:
-        print(
-            "\n" + dry_run.text_table([("notebook", "status", "seconds", "reason"), *rows]),
-            flush=True,
-        )
+    """Print a table of the notebooks that have run or were skipped."""
+    rows = [("notebook", "status", "seconds", "reason")]
+    for notebook in run.notebooks:
+        if notebook.status:
+            reason = textwrap.shorten(notebook.reason, 160, placeholder="...")
+            rows.append((notebook.path.stem, notebook.status, f"{notebook.seconds:.1f}", reason))
+    if len(rows) > 1:
+        print("\n" + dry_run.text_table(rows), flush=True)
 
 
 # --- One notebook ---------------------------------------------------------------------------------
 
 
 def _run_or_skip(notebook: Notebook, run: Run) -> None:
-    """Run a notebook, and write down in it what became of it."""
+    """Run a notebook, or skip it after a failure that it depends on; records the outcome."""
     name, clock = notebook.path.stem, time.perf_counter()
     print(f"\n[{name}]", flush=True)
     broken = [item.number for item in run.notebooks if item.status in ("FAILED", "skipped")]
-    if lacking := [number for number in broken if number in notebook.after]:
-        notebook.reason = f"needs what notebook {', '.join(lacking)} did not deliver"
+    if failed := [number for number in broken if number in notebook.after]:
+        notebook.reason = f"needs outputs of notebook {', '.join(failed)}, which did not succeed"
         notebook.status = "skipped"
     else:
         notebook.reason = _execute(notebook, run)
@@ -188,7 +196,7 @@ def _run_or_skip(notebook: Notebook, run: Run) -> None:
 
 
 def _execute(notebook: Notebook, run: Run) -> str:
-    """Execute one notebook; the empty string, or in one line why it does not count as done."""
+    """Execute one notebook; returns why it failed, in one line, or an empty string."""
     folder, name = run.output / "notebooks", notebook.path.stem
     running, failed = folder / f".{name}.running.ipynb", folder / f"{name}.failed.ipynb"
     running.unlink(missing_ok=True)
@@ -212,11 +220,11 @@ def _execute(notebook: Notebook, run: Run) -> str:
 
 
 def _papermill(notebook: Notebook, run: Run, running: Path) -> str:
-    """Have a notebook executed into the file `running`; the empty string, or what went wrong."""
+    """Execute a notebook into the file `running`; returns the error, or an empty string."""
     folder, output = notebook.path.parent, str(run.output)
-    if run.output.is_relative_to(ROOT):  # so that executed copies do not name the machine's folders
+    if run.output.is_relative_to(ROOT):  # executed copies name no folder of this machine
         output = os.path.relpath(output, folder)
-    # papermill formats paths; braces in a folder's name are to stay what they are.
+    # papermill formats paths: braces in a folder's name are escaped.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, running)]
     try:
         papermill.execute_notebook(
@@ -233,7 +241,7 @@ def _papermill(notebook: Notebook, run: Run, running: Path) -> str:
         )
     except DeadKernelError:
         return KERNEL_DIED
-    except Exception as error:  # whatever it is, the other notebooks go on
+    except Exception as error:  # whatever the error, the other notebooks run
         return " ".join(f"{type(error).__name__}: {error}".split())
     except KeyboardInterrupt:
         running.unlink(missing_ok=True)
@@ -242,6 +250,6 @@ def _papermill(notebook: Notebook, run: Run, running: Path) -> str:
 
 
 def _written(notebook: Notebook, run: Run) -> set[tuple[str, int]]:
-    """The notebook's declared outputs that there are, each with the time when it was written."""
+    """Existing declared outputs of a notebook, each with its modification time in ns."""
     paths = {name: run.output / name for name in notebook.outputs}
     return {(name, path.stat().st_mtime_ns) for name, path in paths.items() if path.exists()}

@@ -82,7 +82,7 @@ def test_a_judge_s_replies_are_as_long_as_its_parameters_allow(parameters, reply
     judge += f"usd_per_million_input: 1.0, parameters: {parameters}}}}}"
     profile = load_profile("smoke", [f"judge={judge}"])
     planner = Suite.stated(profile, Store(tmp_path), tmp_path).cost_model
-    cost = planner.judging(profile.judge, prompts=100, prefix=30, continuation=50)
+    cost = planner.judging(profile.judge, prompts=100, prefix=30, response=50)
     # Both orders of 100 prompts; 60 tokens of template, the prefix and two responses.
     assert cost.requests == 200
     assert cost.tokens == 200 * (60 + 30 + 2 * 50 + reply)

@@ -27,7 +27,7 @@ from cpo_suite.launching import LaunchError, launch
 from cpo_suite.profile import ROOT, Profile, ProfileError
 from cpo_suite.report import tables
 from cpo_suite.report.announcement import announce
-from cpo_suite.run.dry_run import own_rows
+from cpo_suite.run.dry_run import custom_rows
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
@@ -258,11 +258,11 @@ def test_a_dry_run_counts_a_notebooks_own_rows_by_what_they_are_like():
 
     plan = [item("negatives of t2/ANR", 30), item("model t2/ANR", 57, 0.5), item("model t2/AN", 9)]
     rows = {"own/A": ["f1b/MNR", "t2/ANR"], "own/B": ["t2/ANR"], "own/C": ["t9/X"]}
-    [line] = own_rows("10", rows, plan)
+    [line] = custom_rows("10", rows, plan)
     # Two rows of 30 + 3 and 57 + 3 seconds, made or not: 186. The third is like none of the plan.
-    assert "notebook 10 defines own/A, own/B, own/C itself" in line
+    assert "notebook 10 defines own/A, own/B, own/C; if not cached" in line
     assert "about 3 min more, 1.00 USD" in line
-    assert own_rows("10", {"own/C": ["t9/X"]}, plan) == own_rows("03", {}, plan) == []
+    assert custom_rows("10", {"own/C": ["t9/X"]}, plan) == custom_rows("03", {}, plan) == []
 
 
 # --- The notebook ---------------------------------------------------------------------------------

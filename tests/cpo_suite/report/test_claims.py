@@ -36,7 +36,7 @@ def test_comparisons_are_read():
     chosen = Comparison.parse("best(t3/BNR) >= ends(t3/BNR)")
     assert chosen.rows == ["t3/BNR/0.5", "t3/BNR/0.7", "t3/BNR/0.9", "t3/BNR/0", "t3/MLE"]
     assert Comparison.parse("overhead t2/ANR").rows == ["t2/ANR"]
-    with pytest.raises(ValueError, match="no comparison"):
+    with pytest.raises(ValueError, match="is not a comparison"):
         Comparison.parse("t2/ANR beats t2/MLE1")
     with pytest.raises(ValueError, match="there are no ensembles 't9/XX/alpha'"):
         Comparison.parse("best(t9/XX) > t2/ANR")

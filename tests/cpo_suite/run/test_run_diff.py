@@ -44,7 +44,7 @@ def test_two_equal_runs_differ_in_time_alone(compare):
     later["artifacts"] = [item | {"seconds": 20.0} for item in RUN["artifacts"]]
     code, shown = compare(RUN, later | {"gpu_hours": 2.5})
     assert code == 0
-    assert shown == "Nothing differed but the time.\n"
+    assert shown == "Only the times differ.\n"
 
 
 def test_settings_recipes_and_outputs_that_differ_are_named(compare):
@@ -69,7 +69,7 @@ def test_settings_recipes_and_outputs_that_differ_are_named(compare):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is no run: give a folder of results, or its run.json"),
+        (None, "is not a run: give a folder of results, or its run.json"),
         ("{", "is not the record of a run: JSONDecodeError"),
         ("{}", "is not the record of a run: KeyError('artifacts')"),
     ],

@@ -176,7 +176,7 @@ def test_what_comes_after_a_failure_is_skipped_and_named(suite, make_notebook, c
     assert suite() == 1
     lines = capsys.readouterr().out.split("notebook       status")[1].splitlines()[1:5]
     assert [line.split()[1] for line in lines] == ["FAILED", "skipped", "skipped", "ok"]
-    assert "needs what notebook 00 did not deliver" in lines[1]
+    assert "needs outputs of notebook 00, which did not succeed" in lines[1]
     assert "ZeroDivisionError" in lines[0]
 
 
@@ -365,7 +365,7 @@ def test_a_dry_run_without_the_data_says_what_is_missing_and_counts_by_the_profi
     shown = capsys.readouterr().out
     assert f"Missing: instructions data: {ROOT / 'profiles' / 'dolly'} does not exist" in shown
     assert "CPO_DATA=/path ./run_all.sh --profile small" in shown
-    assert "Counted by the profile alone, with texts as long as Dolly's" in shown
+    assert "Estimated from the profile alone, with texts as long as Dolly's" in shown
     assert "model t2/MixNR/0.3" in shown
     assert sorted(os.listdir(artifacts)) == SPEEDS_ALONE
 
@@ -412,11 +412,11 @@ def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
     # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; a token keeps 70 x 3,200 x 26 bytes, 5.82 MB.
     # 8,192 of them are 47.7 GB, 110 in all; into the 22.3 GB that are left go 3,822, so 2,048.
     assert said("optimiser.micro_batch_tokens=8192") == [
-        "Does not fit: training llama takes 110 GB on each GPU, and there are 85: "
+        "Does not fit: training llama takes 110 GB on each GPU, which has 85: "
         "set optimiser.micro_batch_tokens=2048."
     ]
     assert said("gpu_memory_gb=48") == [
-        "Does not fit: training llama takes 75 GB on each GPU, and there are 48: "
+        "Does not fit: training llama takes 75 GB on each GPU, which has 48: "
         "take GPUs with more memory, or leave out the rows of models.llama."
     ]
     assert said("gpu_memory_gb=48", "rows=[t1/MLE]") == []
