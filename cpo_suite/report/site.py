@@ -88,8 +88,7 @@ def notebook_page(path: Path, results: Path) -> NotebookNode:
     if notebook is written:
         note = f"This notebook was not run in the run shown here, `{results.name}`: no outputs."
     if notebook is written or _code(written) != _code(notebook):
-        cell = nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```")
-        notebook.cells.insert(1, cell)
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```"))
     return notebook
 
 

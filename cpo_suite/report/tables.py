@@ -67,7 +67,7 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
     types = dict.fromkeys(TABLE_COLUMNS, "float64") | dict.fromkeys(TABLE_COUNTS, "Int64")
     types |= dict.fromkeys(("row", "model", "measure", "judge"), "object")
     frame = pd.DataFrame(records, columns=TABLE_COLUMNS).astype(types)
-    judged, prompts = {row.judged for row in verdicts}, {row.prompt for row in verdicts}
+    judged, prompts = {of_row.judged for of_row in verdicts}, {of_row.prompt for of_row in verdicts}
     frame.attrs |= {"judged": sorted(judged), "prompt": sorted(prompts - {""})}  # for the caption
     return frame
 
@@ -174,7 +174,7 @@ def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
     """A table for the screen (HTML), under the caption `text`.
 
     The first column is each line's header; `name` is for screen readers. A table wider than the
-    screen scrolls by itself, also with the keyboard.
+    screen scrolls without moving the page, also with the keyboard.
     """
     shown = readable(frame)
     header = shown.columns[0]

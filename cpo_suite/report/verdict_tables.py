@@ -89,8 +89,7 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
 
     points = mean_over_seeds([verdicts.points for verdicts in per_seed])
     shown = [text for judged in per_seed for text in (*judged.verdicts, *judged.exchanged)]
-    seeds = range(suite.profile.seeds)
-    texts = [suite.generations(row.id, None, seed) for seed in seeds]
+    texts = [suite.generations(row.id, None, seed) for seed in range(suite.profile.seeds)]
     lengths = np.mean([[len(text) for text in of_seed] for of_seed in texts], axis=0)
     recorded = [len(example.continuation) for example in suite.prompts(row.model, row.task)]
     estimators: dict[str, tuple[Any, ...]] = {  # each with its arguments
