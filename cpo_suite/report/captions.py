@@ -1,4 +1,4 @@
-"""What stands under a table or a figure, so that it can be read alone."""
+"""Captions that let a table or a figure be read alone."""
 
 from __future__ import annotations
 

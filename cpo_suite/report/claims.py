@@ -56,7 +56,7 @@ CLAIM_COLUMNS = ["claim", "verdict", "comparison", "effect", "low", "high", "not
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a comparison: effect `left - right` (of `overhead`, the ratio), its adjusted
+    """The outcome of a comparison: effect `left - right` (of `overhead`, the ratio), its adjusted
     interval, and a verdict."""
 
     comparison: str
@@ -157,7 +157,7 @@ def claims_frame(outcomes: Mapping[int, Sequence[Outcome]]) -> pd.DataFrame:
 
 
 def _evidence(suite: Suite, comparison: Comparison) -> Evidence | str:
-    """What a comparison is judged on, or why it was not run."""
+    """The evidence for a comparison, or why it was not run."""
     missing = [row for row in comparison.rows if row not in suite.profile.rows]
     by_mauve = any(ROWS[row].measure == "mauve" for row in comparison.rows)
     by_judge = comparison.relation != "overhead" and not by_mauve
@@ -184,7 +184,7 @@ def _win_rate_difference(suite: Suite, comparison: Comparison) -> Evidence:
         weights[row] += weight
     points = {row: _points(suite, row, "test") for row in weights}
     if max(map(np.nanmean, points.values())) < FLOOR:
-        notes.append(f"every row wins below {FLOOR:.0%}, hardly can differ")
+        notes.append(f"every row wins below {FLOOR:.0%}, too low to differ by much")
     by_task: defaultdict[str, Any] = defaultdict(float)  # prompts are paired within a task
     for row, weight in weights.items():
         by_task[ROWS[row].task] += weight * points[row]

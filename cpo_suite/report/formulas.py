@@ -1,6 +1,6 @@
-"""LaTeX as MathML, which browsers draw by themselves; also a Sphinx extension that does so.
+"""LaTeX as MathML, which browsers render natively; also a Sphinx extension that does so.
 
-Sphinx's own way, and Jupyter's, fetch MathJax from another host.
+Sphinx and Jupyter by default fetch MathJax from another host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def mathml(formula: str, block: bool = False) -> str:
     """LaTeX as MathML.
 
     Raises:
-        ValueError: something in it that docutils' converter does not know; the message names it.
+        ValueError: docutils' converter does not support the formula; the message names it.
     """
     from docutils.utils.math import MathError
     from docutils.utils.math.latex2mathml import tex2mathml

@@ -1,4 +1,4 @@
-"""Pages that need nothing else: the report, which is notebook 09 as it was run, and samples."""
+"""Self-contained pages: the report (notebook 09 as executed) and samples."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def describe_pictures(notebook: NotebookNode, results: Path, written: NotebookNo
 
 
 def description_of(picture: Path) -> str:
-    """What a PNG that `plots.save` wrote says of itself; its name where it says nothing."""
+    """The description that `plots.save` wrote into a PNG, else its name."""
     with Image.open(picture) as image:
         return " ".join(str(image.info.get("Description", picture.stem)).split())
 

@@ -86,7 +86,7 @@ def figure_1(decoding: pd.DataFrame, negatives: pd.DataFrame) -> Figure:
 
 
 def _methods(rows: pd.DataFrame) -> pd.Series:
-    """The place of each row's decoding method, from 0."""
+    """The position of each row's decoding method, from 0."""
     return rows["row"].str.split("/").str[2].map(DECODINGS.index)
 
 
@@ -139,7 +139,7 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
     """The comparisons behind the claims' verdicts: effects with their adjusted statistics.
 
     One line for each comparison, a block for each claim; to the right of 0 speaks for the claim,
-    for `~` closeness to 0. What is no difference (not run, or a ratio of times) is said in words.
+    for `~` closeness to 0. What is no difference (not run, or a ratio of times) is stated in words.
     """
     looks: dict[str, dict[str, Any]] = {
         "holds": {"color": BLUE, "fmt": "o"},
@@ -180,7 +180,7 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
 
 
 def _in_words(outcome: Any) -> str:
-    """What is no difference: not run, or a ratio of times with its interval."""
+    """The label where there is no difference: not run, or a ratio of times with its interval."""
     if math.isnan(outcome.effect):
         return str(outcome.verdict)
     numbers = f"{outcome.effect:.2f} [{outcome.low:.2f}, {outcome.high:.2f}]"
@@ -248,7 +248,7 @@ WHISKERS: dict[str, Any] = {"capsize": 2, "elinewidth": 0.9}
 
 
 def _spread(rows: pd.DataFrame, value: str) -> list[pd.Series]:
-    """How far an interval reaches below and above its value."""
+    """The distances from a value to the ends of its interval."""
     return [rows[value] - rows["low"], rows["high"] - rows[value]]
 
 

@@ -26,8 +26,8 @@ _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 def results_of(profile: str, folders: Iterable[Path]) -> Path:
     """The results of a profile, a name or a YAML file: those of the first folder that has any."""
     name = Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile
-    places = [folder / name for folder in folders]
-    return next((place for place in places if (place / "notebooks").is_dir()), places[0])
+    candidates = [folder / name for folder in folders]
+    return next((path for path in candidates if (path / "notebooks").is_dir()), candidates[0])
 
 
 def build(results: Path, output: Path, root: Path = ROOT) -> int:
@@ -78,7 +78,7 @@ def gather(results: Path, source: Path, root: Path = ROOT) -> None:
 
 
 def notebook_page(path: Path, results: Path) -> NotebookNode:
-    """A notebook made ready to be shown: its executed copy, where the run has one."""
+    """A notebook as a page: its executed copy, where the run has one."""
     written = nbformat.read(path, as_version=4)
     executed = results / "notebooks" / path.name
     notebook = nbformat.read(executed, as_version=4) if executed.is_file() else written
@@ -88,8 +88,7 @@ def notebook_page(path: Path, results: Path) -> NotebookNode:
     if notebook is written:
         note = f"This notebook was not run in the run shown here, `{results.name}`: no outputs."
     if notebook is written or _code(written) != _code(notebook):
-        cell = nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```")
-        notebook.cells.insert(1, cell)
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```"))
     return notebook
 
 
@@ -119,7 +118,7 @@ def _relinked(text: str, page: Path, root: Path) -> str:
             return match[0]
         if kind == "figures" and file.is_dir():
             file, target = file / "report.html", f"{target.rstrip('/')}/report.html"
-        # To Sphinx the file is none of its pages: a link as HTML.
+        # Not a page of Sphinx's, so the link is HTML.
         return f'<a href="{target}">{label}</a>' if kind == "figures" and file.is_file() else label
 
     return _LINK.sub(link, text)

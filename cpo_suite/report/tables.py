@@ -34,7 +34,7 @@ NEGATIVES_COLUMNS = [
 
 
 def table(suite: Suite, name: str) -> pd.DataFrame:
-    """What a table reports of its rows (`t1` to `t4`, a figure's panel, ours, `x`, or those of your
+    """A table's rows (`t1` to `t4`, a figure's panel, ours, `x`, or those of your
     own, `own`), beside the paper's numbers: win rates, and MAUVE for `t4`.
 
     Every row is there. `ours` and what goes with it are empty where the profile leaves the row out,
@@ -67,7 +67,7 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
     types = dict.fromkeys(TABLE_COLUMNS, "float64") | dict.fromkeys(TABLE_COUNTS, "Int64")
     types |= dict.fromkeys(("row", "model", "measure", "judge"), "object")
     frame = pd.DataFrame(records, columns=TABLE_COLUMNS).astype(types)
-    judged, prompts = {each.judged for each in verdicts}, {each.prompt for each in verdicts}
+    judged, prompts = {of_row.judged for of_row in verdicts}, {of_row.prompt for of_row in verdicts}
     frame.attrs |= {"judged": sorted(judged), "prompt": sorted(prompts - {""})}  # for the caption
     return frame
 
@@ -123,7 +123,7 @@ def measures_frame(suite: Suite, row_ids: Iterable[str]) -> pd.DataFrame:
 
 
 def negatives_frame(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """What became of the candidates, one line for each set of negatives and kind.
+    """Counts of drawn and masked candidates, by set of negatives and kind.
 
     Args:
         reports: of each set of negatives, by name: `by_kind`, for each kind the counts of
@@ -132,8 +132,8 @@ def negatives_frame(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             cannot tell from the truth.
 
     Returns:
-        `equal_to_truth` and `duplicates` as shares of the first draw, which no redrawing has
-        coloured, `masked` as the share of columns left empty after the last; `tied_with_truth`
+        `equal_to_truth` and `duplicates` as shares of the first draw, before any
+        redrawing, `masked` as the share of columns left empty after the last; `tied_with_truth`
         stands on the line of the kind "all".
     """
 
@@ -173,8 +173,8 @@ def read_table(path: Path) -> pd.DataFrame:
 def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
     """A table for the screen (HTML), under the caption `text`.
 
-    The first column is each line's header; `name` is what a reader by ear hears. Where the table is
-    wider than the screen, it alone scrolls, with the keyboard, too.
+    The first column is each line's header; `name` is for screen readers. A table wider than the
+    screen scrolls without moving the page, also with the keyboard.
     """
     shown = readable(frame)
     header = shown.columns[0]
@@ -187,7 +187,7 @@ def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts for people: intervals in one column, empty columns left out."""
+    """The table as text: intervals in one column, empty columns left out."""
     frame = frame.copy()
     if "alpha" in frame:
         frame["alpha"] = frame["alpha"].map("{:g}".format, na_action="ignore").astype(object)
@@ -200,10 +200,10 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
             (name for name in ("ours", "value", "effect") if name in frame), frame.columns[-1]
         )
         frame.insert(list(frame).index(value) + 1, "95 % interval", interval)
-    # A column without any content says nothing; paper and ours are told apart by being empty.
+    # Empty columns are dropped, except `paper` and `ours`.
     kept = [name for name in frame if name in ("paper", "ours") or frame[name].notna().any()]
     if "measure" in kept and "paper" in kept:
-        kept.remove("measure")  # the caption says it
+        kept.remove("measure")  # it is in the caption
     shown = {str(name).replace("_", " "): frame[name].map(_text) for name in kept}
     return pd.DataFrame(shown, dtype=object)
 

@@ -1,4 +1,4 @@
-"""What stands behind a win rate: who judged, when, asked what, how many verdicts, how biased.
+"""Behind each win rate: judge, date, prompt template, number of verdicts, biases.
 
 One line for each judged row of a profile: the counts and bounds that a win rate alone hides, the
 judge's position and length bias, and the row beside MLE continued for as many steps. And what the
@@ -83,12 +83,13 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
     for kind, name in WHY_INVALID.items():
         record[name] = sum(verdicts.invalid_kinds[kind] for verdicts in per_seed)
     for name, end in (("worst", 0.0), ("best", 1.0)):
-        record[name] = np.mean([np.nan_to_num(each.points, nan=end).mean() for each in per_seed])
+        record[name] = np.mean(
+            [np.nan_to_num(of_seed.points, nan=end).mean() for of_seed in per_seed]
+        )
 
     points = mean_over_seeds([verdicts.points for verdicts in per_seed])
-    shown = [verdict for each in per_seed for verdict in (*each.verdicts, *each.exchanged)]
-    seeds = range(suite.profile.seeds)
-    texts = [suite.generations(row.id, None, seed) for seed in seeds]
+    shown = [text for judged in per_seed for text in (*judged.verdicts, *judged.exchanged)]
+    texts = [suite.generations(row.id, None, seed) for seed in range(suite.profile.seeds)]
     lengths = np.mean([[len(text) for text in of_seed] for of_seed in texts], axis=0)
     recorded = [len(example.continuation) for example in suite.prompts(row.model, row.task)]
     estimators: dict[str, tuple[Any, ...]] = {  # each with its arguments

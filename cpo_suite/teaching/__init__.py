@@ -1,1 +1,1 @@
-"""What the notebooks let a reader move or watch, and the checks of their exercises."""
+"""Interactive parts of the notebooks, and the checks of their exercises."""

@@ -1,4 +1,4 @@
-"""Checks of the notebooks' exercises: they say how it went, and never stop the notebook."""
+"""Checks of the notebooks' exercises: they report the result and never stop the notebook."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 results: dict[str, bool] = {}
-"""Name of every exercise that was checked in this process, and whether it was solved last."""
+"""Exercises checked in this process, and whether the last attempt solved them."""
 
 
 @contextmanager
 def exercise(name: str) -> Iterator[None]:
-    """Runs the check of the exercise `name`, such as "00.1", and says how it went.
+    """Runs the check of the exercise `name`, such as "00.1", and reports the result.
 
     What the check raises is shown and goes no further, so that a notebook whose exercises are
     still to be done runs from top to bottom. The result also stands in `results`.

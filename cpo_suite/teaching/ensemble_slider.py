@@ -1,4 +1,4 @@
-"""What ensembles of one MLE and one CPO model answer, side by side, with scores."""
+"""Responses of ensembles of an MLE and a CPO model, side by side, with scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ensemble_slider(
     answers: Mapping[float, Sequence[str]],
     scores: Mapping[str, Mapping[float, Sequence[float]]],
 ) -> Piece:
-    """What the ensemble at the chosen alpha answers, between its ends, with all scores.
+    """The response of the ensemble at the chosen alpha, between its ends, with all scores.
 
     Args:
         recorded: the response to each prompt in the data.

@@ -1,4 +1,4 @@
-"""Training curves while a training runs: one picture in a notebook, redrawn in its place."""
+"""Training curves, redrawn in place in a notebook while a training runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LiveCurves:
             print("No training ran here: what this cell builds is cached.")
 
     def watch(self, description: str, steps: int, log: Log) -> None:
-        """Told by a training of each step: what it is, how many steps it has, its log so far."""
+        """Called at each training step: its name, number of steps and log so far."""
         if all(log is not seen for _, seen in self.trainings.values()):
             name = description.removeprefix("training ")
             again = (f"{name} ({number})" for number in itertools.count(2))
@@ -61,7 +61,7 @@ class LiveCurves:
             self._due = ended + max(self.seconds, 20 * (ended - began))
 
     def _draw(self, finished: bool = False) -> None:
-        """Draw the curves so far in the place of what was drawn before."""
+        """Redraw the curves so far, in place."""
         if not in_notebook():
             return
         page = HTML(curves_page(self.trainings, finished))

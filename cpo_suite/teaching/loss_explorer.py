@@ -1,4 +1,4 @@
-"""One row of candidates taken apart: its loss, the softmax's weights, and the push on each."""
+"""The loss of one row of candidates, with each one's softmax weight and push."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _slider(number: int, log_ratio: float, size: ipywidgets.IntSlider) -> ipywid
 def loss_parts(
     log_ratios: Sequence[float], beta: float, ranked: bool
 ) -> tuple[float, pd.DataFrame]:
-    """The loss of one prefix, and what it makes of each of its K candidates.
+    """The loss of one prefix, with the terms of each of its K candidates.
 
     Args:
         log_ratios: log pi_theta - log pi_ref of each candidate in nats, `[K]`, the ground truth

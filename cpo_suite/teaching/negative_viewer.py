@@ -30,7 +30,7 @@ COLUMNS = ("rank", "kind", "similarity", "log-probability", "least expected", "t
 
 @dataclass(frozen=True)
 class Candidate:
-    """A continuation as it is shown: `ids`, the text of each in `tokens`, each one's
+    """A displayed continuation: `ids`, the text of each in `tokens`, each one's
     log-probability under the reference in `logps`, and the cosine to the ground truth."""
 
     kind: str
@@ -112,7 +112,7 @@ def _coloured(truth: Candidate, candidate: Candidate, colour: str) -> Markup:
 
 
 def shade_of(logp: float) -> int:
-    """0 for what was expected, up to `SHADES` for what surprises by `DARKEST` nats or more."""
+    """A shade from 0, expected, to `SHADES`, a surprisal of `DARKEST` nats or more."""
     return min(SHADES, int(-logp / DARKEST * SHADES))
 
 

@@ -55,7 +55,7 @@ class Piece:
             self._display.update(HTML(self.picture))
 
     def _ipython_display_(self) -> None:
-        """The controls, with words in their place on a page without a kernel; then the picture."""
+        """The controls, replaced by a text on a page without a kernel; then the picture."""
         words = f"{self.title}: its controls need a running notebook."
         in_their_place = {"text/html": f"<p><em>{words}</em></p>", "text/plain": words}
         display(self.box._repr_mimebundle_() | in_their_place, raw=True)

@@ -1,4 +1,4 @@
-"""Verdicts one at a time: what the judge was shown, in which order, what it said, and why."""
+"""Verdicts one at a time: the judge's prompt, order, reply and reasons."""
 
 from __future__ import annotations
 
