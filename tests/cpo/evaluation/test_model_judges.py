@@ -532,7 +532,7 @@ def test_a_model_that_says_something_else_is_warned_of_once() -> None:
 def test_a_model_that_gives_no_numbers_is_refused() -> None:
     tokenizer = local_judge().tokenizer
     model = SameAnswer(tokenizer, (math.nan, 0.0, 0.0, 0.0))
-    with pytest.raises(JudgeError, match="local-2 gives NaN"):
+    with pytest.raises(JudgeError, match="local-2 returns NaN"):
         LocalJudge(model, tokenizer, "local-2", "articles")(local_pairs(1))
 
 

@@ -439,6 +439,8 @@ def run_in_background(tmp_path: Path, artifacts: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"CPO_ARTIFACTS": str(artifacts)},
+        # Tests that a script starts in the background ignore Ctrl-C, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
