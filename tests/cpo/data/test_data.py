@@ -581,7 +581,8 @@ def test_articles_load_alike_from_any_copy(tmp_path: Path) -> None:
 def test_articles_by_another_name_are_asked_for_and_then_read(tmp_path: Path, alias: str) -> None:
     rows = [{"title": row["title"], alias: row["text"], "url": "x"} for row in ARTICLES]
     path = write(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match=rf'set `columns: \{{"text": "{alias}"\}}` under `articles`'):
+    remedy = rf'set `columns: \{{"text": "{alias}"\}}` under `articles`'
+    with pytest.raises(DataError, match=remedy):
         data.load_articles("jsonl", path, seed=0)
     task = data.load_articles("jsonl", path, seed=0, columns={"text": alias})
     assert sorted(item.text for item in task.train)[0] == "Article 0 says so."
