@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -125,13 +126,13 @@ def _spoil_article(
     key: Mapping[str, Any], sentences: list[str], others: Sequence[str], rng: Random
 ) -> list[str]:
     """The article as a writer with a few faults left it; its opening is without fault."""
-    total, words = sum(len(sentence.split()) for sentence in sentences), 0
-    for opening, sentence in enumerate(sentences, start=1):
-        words += len(sentence.split())
-        if words >= ARTICLE_OPENING * total:
-            break
+    ends = list(accumulate(len(sentence.split()) for sentence in sentences))
+    opening = 1 + sum(end < ARTICLE_OPENING * ends[-1] for end in ends)
     lead, rest = sentences[:opening], sentences[opening:]
     article = WorldArticle("", "", " ".join(lead), "", dict(key))
+
+    def less_right(before: list[str]) -> Callable[[list[str]], bool]:
+        return lambda changed: right(changed) < right(before)
 
     def right(changed: list[str]) -> float:
         return oracle_parts(article, " ".join(["", *changed]), " ".join(lead))["right"]
@@ -140,8 +141,7 @@ def _spoil_article(
         kind = rng.choices(list(_ARTICLE_FAULT_WEIGHTS), list(_ARTICLE_FAULT_WEIGHTS.values()))[0]
         changed: list[str] | None
         if kind == "slip":
-            before = right(rest)
-            changed = faults.slip(rest, rng, lambda texts, before=before: right(texts) < before)
+            changed = faults.slip(rest, rng, less_right(rest))
         elif kind == "ramble":
             changed = faults.ramble(rest, rng, split_sentences(rng.choice(others)))
         else:
