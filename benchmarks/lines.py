@@ -40,6 +40,7 @@ cpo.engine cpo.data cpo.models
 cpo.scoring
 cpo.generation cpo.negatives cpo.ranking cpo.scheduled_sampling cpo.ensembling
 cpo.training cpo.evaluation
+cpo.held_out
 cpo
 cpo_suite.paper cpo_suite.profile cpo_suite.provenance cpo_suite.store cpo_suite.world
 cpo_suite.corpora cpo_suite.estimate cpo_suite.precision cpo_suite.judges

@@ -54,7 +54,10 @@ class HeldOutContrast(TrainerCallback):
         measured = {
             line["step"]: line["held_out"] for line in state.log_history if "held_out" in line
         }
-        lines = [json.dumps({"step": step} | measured[step]) + "\n" for step in sorted(measured)]
+        lines = [
+            json.dumps({"step": step} | measured[step], sort_keys=True) + "\n"
+            for step in sorted(measured)
+        ]
         if is_main_process():
             write_atomically(self.output / FILE, "".join(lines))
 

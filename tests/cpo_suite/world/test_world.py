@@ -35,7 +35,10 @@ from cpo_suite.world.grammar import Fact, read_sentence, split_sentences
 from cpo_suite.world.oracle import world_facts
 from cpo_suite.world.tables import WORDS
 
-GOLDEN = {1: "8f28ec50ec576044b84bbbbd60c378f0fac8eb411ff981fcf4a303cf43e48014"}
+GOLDEN = {
+    1: "8f28ec50ec576044b84bbbbd60c378f0fac8eb411ff981fcf4a303cf43e48014",
+    2: "720dc6e66c82821d3d94079efe7069892bc2dd88b49c5212054a9f7c3f786ead",
+}
 ENTITIES = {w for kind in ("person", "town", "animal", "thing") for w in WORDS[kind]}
 SAMPLE = 12  # every twelfth example where a test need not see them all
 
@@ -155,13 +158,31 @@ def test_every_test_fact_of_the_world_is_in_three_training_texts(world: World) -
 # ----------------------------------------------------------
 
 
-def test_every_ideal_answer_grades_one_and_so_does_every_article(world: World) -> None:
+def true_continuation(article: WorldArticle) -> str:
+    """What follows the prefix in the faultless text."""
+    return article.ideal[len(article.prefix) :]
+
+
+def test_every_ideal_answer_grades_one_and_so_does_every_ideal_article(world: World) -> None:
     for p in world.pairs:
         assert oracle_score(p, p.ideal) == 1, p
     for a in world.articles:
         assert a.text == a.prefix + a.continuation
-        assert oracle_score(a, a.continuation) == 1, a
-        assert oracle_score(a, a.continuation, prefix=a.prefix) == 1
+        assert a.ideal.startswith(a.prefix)
+        assert oracle_score(a, true_continuation(a)) == 1, a
+        assert oracle_score(a, true_continuation(a), prefix=a.prefix) == 1
+
+
+def test_recorded_articles_vary_as_writers_do(world: World) -> None:
+    for split in ("train", "test"):
+        articles = [a for a in world.articles if a.split == split]
+        grades = [oracle_score(a, a.continuation) for a in articles]
+        assert 0.65 < statistics.mean(grades) < 0.75
+        faultless = [a.text == a.ideal for a in articles]
+        assert 0.08 < statistics.mean(faultless) < 0.16  # a tenth, and those without room
+        # Running on about a neighbour is a fault that may cost nothing.
+        spoilt = [grade for grade, whole in zip(grades, faultless, strict=True) if not whole]
+        assert statistics.mean(grade < 1 for grade in spoilt) > 0.9
 
 
 def test_whitespace_is_nothing(world: World) -> None:
@@ -367,7 +388,7 @@ def test_faults_of_articles_cost_their_parts(world: World) -> None:
     rng = Random(3)
     for a in world.articles[::40]:
         # Whole sentences after the one that the prefix opens.
-        sentences = split_sentences(a.continuation)
+        sentences = split_sentences(true_continuation(a))
         near = {a.key["subject"], *a.key["topics"]}
         again = " ".join([*sentences, sentences[-1]])
         assert oracle_parts(a, again)["not_repeating"] < 1 > oracle_score(a, again)
@@ -382,8 +403,8 @@ def test_faults_of_articles_cost_their_parts(world: World) -> None:
 
 def test_an_article_may_be_cut_anywhere(world: World) -> None:
     for a in world.articles[::200]:
-        for cut in range(1, len(a.text) - 40, 7):
-            assert oracle_score(a, a.text[cut:], prefix=a.text[:cut]) == 1
+        for cut in range(1, len(a.ideal) - 40, 7):
+            assert oracle_score(a, a.ideal[cut:], prefix=a.ideal[:cut]) == 1
 
 
 FUNCTION_WORDS = "the a and , . : but while is in lives of them You could eat She It Two In ; ? !"

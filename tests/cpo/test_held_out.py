@@ -1,0 +1,111 @@
+"""The objective on held-out prompts: hand-derived values, and what a training writes."""
+
+import json
+import math
+
+import pytest
+import torch
+from models import tiny_model
+from test_training import contrasted, random_groups, settings
+
+from cpo.held_out import FILE, HeldOutContrast, contrast_on
+from cpo.training import train
+
+ALL = torch.ones(2, 2, dtype=torch.bool)
+
+
+def test_contrast_by_hand():
+    # K = 2, beta = 1, log-ratios (ln 3, 0) and (0, ln 3): the truth's share is 3/4 and 1/4, so the
+    # losses are ln 4/3 and ln 4, against ln 2 at the reference. Their mean change is
+    # (ln 4/3 + ln 4) / 2 - ln 2; the two differ by ln 3, so s = ln 3 / sqrt 2 and, with n = 2, the
+    # standard error is ln 3 / 2.
+    reference = torch.tensor([[-5.0, -7.0], [-1.0, -2.0]])
+    policy = reference + torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)]])
+    measured = contrast_on(policy, reference, ALL, settings("cpo", 1))
+    change = (math.log(4 / 3) + math.log(4)) / 2 - math.log(2)
+    assert measured["contrast_loss"] == pytest.approx(change + math.log(2), abs=1e-6)
+    assert measured["change"] == pytest.approx(change, abs=1e-6)
+    assert measured["high"] - measured["change"] == pytest.approx(1.959964 * math.log(3) / 2, 1e-5)
+    assert measured["change"] - measured["low"] == pytest.approx(1.959964 * math.log(3) / 2, 1e-5)
+    assert measured["accuracy"] == 0.5
+
+
+def test_masked_columns_take_no_part():
+    reference = torch.zeros(2, 2)
+    policy = torch.tensor([[1.0, 50.0], [1.0, 0.0]])
+    mask = torch.tensor([[True, False], [True, True]])
+    measured = contrast_on(policy, reference, mask, settings("cpo", 1))
+    # The first row has no usable negative: its loss is 0, as at the reference.
+    expected = (0.0 + math.log(1 + math.exp(-1.0))) / 2
+    assert measured["contrast_loss"] == pytest.approx(expected, abs=1e-6)
+    assert measured["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("objective", ["cpo", "ranked_cpo", "dpo"])
+def test_a_training_measures_start_middle_and_end(tmp_path, objective):
+    k = 2 if objective == "dpo" else 4
+    model = tiny_model("gpt2")
+    seen, unseen = (
+        contrasted(model, random_groups(rows, k, seed)) for rows, seed in ((32, 0), (12, 1))
+    )
+    chosen = settings(objective, 4)
+    (tmp_path / "out").mkdir()
+    callback = HeldOutContrast(unseen, chosen, tmp_path / "out")
+    train(model, seen, chosen, tmp_path / "out", tmp_path / "part", [callback])
+    start, middle, end = map(json.loads, (tmp_path / "out" / FILE).read_text().splitlines())
+    assert [line["step"] for line in (start, middle, end)] == [0, 2, 4]
+    at_reference = math.log(math.factorial(k)) if objective == "ranked_cpo" else math.log(k)
+    assert start["contrast_loss"] == pytest.approx(at_reference, abs=1e-5)
+    assert start["change"] == start["low"] == start["high"] == 0
+    for line in (middle, end):
+        assert line["low"] < line["change"] < line["high"]
+        assert line["change"] == pytest.approx(line["contrast_loss"] - at_reference, abs=1e-5)
+    # The end is what scoring the trained model afterwards gives, in any order of the prompts.
+    after = contrasted(model, [example.group for example in unseen])
+    policy, reference = (
+        torch.tensor([list(row.reference_logps) for row in rows]) for rows in (after, unseen)
+    )
+    expected = contrast_on(policy, reference, torch.ones_like(policy, dtype=torch.bool), chosen)
+    for name, value in expected.items():
+        assert end[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_measuring_changes_no_weight(tmp_path):
+    trained = []
+    for number, measures in enumerate((False, True)):
+        model = tiny_model("llama")
+        seen, unseen = (contrasted(model, random_groups(16, 3, seed)) for seed in (0, 1))
+        output = tmp_path / f"out{number}"
+        output.mkdir()
+        callbacks = [HeldOutContrast(unseen, settings("cpo", 2), output)] if measures else []
+        train(model, seen, settings("cpo", 2), output, tmp_path / f"part{number}", callbacks)
+        trained.append(torch.cat([weight.flatten() for weight in model.parameters()]))
+    assert torch.equal(*trained)
+
+
+def test_a_resumed_training_keeps_the_middle(tmp_path):
+    """The middle's measurement lies in the checkpoint, and is not lost with the process."""
+    model = tiny_model("gpt2")
+    seen, unseen = (contrasted(model, random_groups(32, 3, seed)) for seed in (0, 1))
+    chosen = settings("cpo", 4, checkpoint_minutes=1e-9)
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    lines = []
+    for output, stop in ((whole, False), (half, True)):
+        output.mkdir()
+        if stop:
+
+            class Stop(HeldOutContrast):
+                def on_save(self, args, state, control, **kwargs):
+                    if state.global_step == 3:
+                        raise KeyboardInterrupt
+
+            # The project's own callback seals the checkpoint after this one: interrupt at the next.
+            with pytest.raises(KeyboardInterrupt):
+                callback = Stop(unseen, chosen, output)
+                train(tiny_model("gpt2"), seen, chosen, output, tmp_path / "part", [callback])
+            assert not (output / FILE).exists()
+        partial = tmp_path / ("part" if stop else "other")
+        callback = HeldOutContrast(unseen, chosen, output)
+        train(tiny_model("gpt2"), seen, chosen, output, partial, [callback])
+        lines.append((output / FILE).read_text())
+    assert lines[0] == lines[1]

@@ -1,0 +1,95 @@
+"""Draws that rows share: which columns and steps a row takes, and in what order."""
+
+import numpy as np
+import pytest
+from test_suite import SMALL
+
+from cpo_suite import world
+from cpo_suite.profile import ProfileError, load_profile
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Suite:
+    root = tmp_path_factory.mktemp("shared")
+    opened = Suite.open("smoke", [*SMALL, "continuation.held_out_batches=1"], root / "figures")
+    opened.store = Store(root / "artifacts")
+    return opened
+
+
+def test_rows_of_one_kind_and_reference_share_a_draw(suite):
+    def key(row: str) -> str:
+        return suite.negatives_artifact(suite.row(row)).key
+
+    assert len({key(row) for row in ("t2/ANR", "t2/AN", "x/NCE", "x/ANR/K2", "x/ANR-oracle")}) == 1
+    # Another reference, another kind, other kinds beside it: other draws.
+    others = ["f1b/ANR", "x/AN-untruncated", "t1/ANR", "t2/MixN", "x/small/ANR"]
+    assert len({key(row) for row in ["t2/ANR", *others]}) == 6
+
+
+def test_a_row_takes_the_first_columns_and_steps_of_the_draw(suite):
+    whole, two = suite.negatives("t2/ANR"), suite.negatives("x/ANR/K2")
+    assert whole.kinds == ["truth", "AN", "AN", "AN"] and two.kinds == ["truth", "AN"]
+    for row in range(len(whole)):
+        assert two.candidates(row) == whole.candidates(row)[:2]
+        assert sorted(whole.order[row]) == [0, 1, 2, 3] and sorted(two.order[row]) == [0, 1]
+    assert (two.reference_logps == whole.reference_logps[:, :2]).all()
+
+
+def test_selected_columns_keep_their_order(suite):
+    mixed = suite.negatives("t2/MixNR/0")
+    chosen = mixed.select({"TN": 1, "BN": 1}, rows=8)
+    assert chosen.kinds == ["truth", "TN", "BN"] and len(chosen) == len(chosen.prefixes) == 8
+    columns = [mixed.kinds.index(kind) for kind in chosen.kinds]
+    for row in range(8):
+        candidates = mixed.candidates(row)
+        assert chosen.candidates(row) == [candidates[column] for column in columns]
+        kept = [column for column in mixed.order[row] if column in columns]
+        assert [columns[place] for place in chosen.order[row]] == kept
+    examples = chosen.training_examples(ranked=True)
+    first = chosen.candidates(0)
+    assert examples[0].group.continuations == [first[column] for column in chosen.order[0]]
+
+
+def test_a_custom_row_never_enlarges_the_draw_of_the_paper_s_rows(suite):
+    before = suite.negatives_artifact(suite.row("t2/ANR")).key
+    suite.add_row("own/K2", like="t2/ANR", negatives={"AN": 2})
+    assert suite.negatives_artifact(suite.row("own/K2")).key == before
+    suite.add_row("own/K6", like="t2/ANR", negatives={"AN": 5})
+    assert suite.negatives_artifact(suite.row("own/K6")).mixture == {"AN": 5}
+    assert suite.negatives_artifact(suite.row("t2/ANR")).key == before
+
+
+def test_the_control_is_ordered_by_the_oracle_s_grades(suite):
+    control = suite.negatives("x/ANR-oracle")
+    sources = {example.id: example.source for example in suite.instructions.train}
+    rows = suite.negatives_artifact(suite.row("x/ANR-oracle"))._planned()
+    for row in range(len(control)):
+        order = control.order[row].tolist()
+        texts = control.texts(row)
+        grades = [world.oracle_score(sources[rows[row].id], text) for text in texts]
+        usable = [column for column in order[1:] if control.mask[row, column]]
+        assert order[0] == 0 and order == [0, *usable, *(set(order[1:]) - set(usable))]
+        ranked = [round(grades[column], 5) for column in usable]
+        assert ranked == sorted(ranked, reverse=True)
+    assert (suite.negatives("t2/ANR").reference_logps == control.reference_logps).all()
+
+
+def test_every_contrastive_row_is_measured_on_validation_prompts_it_never_saw(suite):
+    for row in ("t2/ANR", "t1/DPO", "t3/BNR/0", "t2/MixNR/0.5"):
+        start, middle, end = suite.held_out(row)
+        assert start["step"] == start["change"] == 0 < middle["step"] < end["step"]
+        assert end["step"] == len(suite.history(row))
+        assert np.isfinite([end["contrast_loss"], end["low"], end["high"]]).all()
+    assert suite.held_out("t2/MLE1") == suite.held_out("t2/PSS") == []
+    unseen = suite.negatives_artifact(suite.row("t2/ANR"), split="validation")
+    assert {row.id for row in unseen._planned()} <= {
+        row.id for row in suite.instructions.validation
+    }
+
+
+def test_a_ranking_by_the_oracle_is_refused_on_real_data():
+    real = ["instructions.source=jsonl", "instructions.path=x", "judge={kind: none}"]
+    with pytest.raises(ProfileError, match="x/ANR-oracle is ranked by the oracle.*leaves_out"):
+        load_profile("smoke", [*real, "unhelpful={writer: other_response}"])
