@@ -140,5 +140,5 @@ def exposure_figure(frame: pd.DataFrame) -> Figure:
         axes.set_xticks(sorted(set(frame["n"])))
         axes.set_xlabel("sentence n")
         axes.set_ylabel("exposure gap (grade)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
     return figure
