@@ -166,6 +166,9 @@ COMPARISONS: dict[int, tuple[str, ...]] = {
     12: ("t2/ANR - t2/MLE1 > x/small/ANR - x/small/MLE",),
 }  # fmt: skip
 
+# Rows whose exposure bias is measured, each with its reference, where the true texts are known.
+EXPOSURE_ROWS = ("t2/MLE1", "t2/ANR", "t2/MixNR/0", "t2/PSS", "t3/MLE", "t3/BNR/0")
+
 JUDGED_BY = "GPT-3.5"
 
 

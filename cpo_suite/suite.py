@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from cpo import data, held_out
 from cpo.data import Task
 from cpo.engine.memory import keep_freed_memory
-from cpo.evaluation import judging, statistics
+from cpo.evaluation import exposure_bias, judging, statistics
 from cpo.models.folders import load_tokenizer
 from cpo.negatives import SAMPLERS
 from cpo.registry import nearest
@@ -31,6 +31,7 @@ from cpo_suite.artifacts import (
     ContrastSets,
     Ensemble,
     Examples,
+    ExposureBias,
     ExternalModel,
     Generations,
     Measures,
@@ -45,9 +46,23 @@ from cpo_suite.corpora import Corpora, StatedCorpora
 from cpo_suite.estimate import CostModel, Planned
 from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.launching import launch
-from cpo_suite.paper import Comparison, ModelName, ReferenceName, Row, continued_mle, cpo_end
+from cpo_suite.paper import (
+    EXPOSURE_ROWS,
+    Comparison,
+    ModelName,
+    ReferenceName,
+    Row,
+    continued_mle,
+    cpo_end,
+)
 from cpo_suite.profile import JudgeSettings, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, artifacts_folder, walk
+
+# For exposure bias: the most examples, the fewest sentences of a true text, the last sentence.
+EXPOSURE_LIMITS: dict[Task, tuple[int, int, int]] = {
+    "instructions": (300, 3, 5),
+    "articles": (200, 2, 6),
+}
 
 
 @dataclass(frozen=True)
@@ -409,6 +424,18 @@ class Suite:
             judge=self.profile.judge.kind,
         )
 
+    def exposure_bias_artifact(self, row_id: str, seed: int = 0) -> ExposureBias:
+        """A row's sentences after true text and after its own, decoded greedily."""
+        generations = self.generations_artifact(row_id, "greedy", seed)
+        most, fewest, last = EXPOSURE_LIMITS[generations.examples.task]
+        return ExposureBias(
+            generations=generations,
+            most=most,
+            fewest=fewest,
+            last=last,
+            examples=generations.examples,
+        )
+
     # --- The plan ---------------------------------------------------------------------------------
 
     def artifacts(self) -> list[Step]:
@@ -449,6 +476,9 @@ class Suite:
                 yield self.measures_artifact(row.id, seed)
                 if judged and row.id in chosen:
                     yield self.verdicts_artifact(row.id, None, seed, "validation")
+                if row.id in EXPOSURE_ROWS and self.profile.judge.kind == "oracle":
+                    yield self.exposure_bias_artifact(reference, seed)
+                    yield self.exposure_bias_artifact(row.id, seed)
 
     # --- Rows -------------------------------------------------------------------------------------
 
@@ -589,6 +619,11 @@ class Suite:
     def measures(self, row_id: str, seed: int = 0) -> dict[str, statistics.Estimate]:
         """The automatic measures of a row, with 95 % intervals."""
         return self.store.load(self.measures_artifact(row_id, seed))
+
+    def exposure_bias(self, row_id: str, seed: int = 0) -> exposure_bias.SentenceGrades:
+        """Grades of a row's sentences after true text and after its own; of the embedded world
+        alone, whose true texts are known."""
+        return self.store.load(self.exposure_bias_artifact(row_id, seed))
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
         """The profile's judge for a task, or None. Replies of a server are stored in

@@ -161,10 +161,22 @@ def _bootstrap(sums: npt.NDArray[Any], sizes: npt.NDArray[Any], seed: int, n: in
     value, units = float(sums.sum() / sizes.sum()), len(sums)
     if units == 1:
         return Estimate(value, math.nan, math.nan, n)
-    from scipy.stats import t
-
     samples = resamples(units, BOOTSTRAP_DRAWS, np.random.default_rng(seed))
     drawn = np.concatenate([sums[rows].sum(-1) / sizes[rows].sum(-1) for rows in samples])
+    return percentile_interval(value, drawn, units, n)
+
+
+def percentile_interval(value: float, drawn: Array, units: int, n: int) -> Estimate:
+    """Expanded percentile interval (Hesterberg 2015) of a statistic.
+
+    Args:
+        value: the statistic of the whole sample.
+        drawn: `[draws]`, the statistic of bootstrap samples.
+        units: at least 2, what was drawn: prompts, or clusters of them.
+        n: the number of values, for the estimate.
+    """
+    from scipy.stats import t
+
     quantile = t.ppf((1 + CONFIDENCE) / 2, units - 1) * math.sqrt(units / (units - 1))
     tail = 100 * NormalDist().cdf(-quantile)
     low, high = np.percentile(drawn, [tail, 100 - tail])

@@ -376,6 +376,16 @@ def split_sentences(text: str) -> list[str]:
     return [s for s in (" ".join(m.split()) for m in _SENTENCE.findall(text)) if s]
 
 
+def cut_sentences(text: str) -> list[str]:
+    """The sentences of a text as they stand, each with the whitespace before it.
+
+    Joined they are the text, but for whitespace at its end; normalised, they are
+    `split_sentences`.
+    """
+    ends = [match.end() for match in _SENTENCE.finditer(text) if match[0].strip()]
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def _items(tokens: list[str]) -> list[Item]:
     """Words become kinds; "a, the b and c" of one kind becomes one item."""
     items: list[Item] = []

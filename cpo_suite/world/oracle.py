@@ -27,12 +27,12 @@ is right x fitting x sqrt(not_repeating x well_formed).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from .facts import Facts
 from .grammar import EVENTS, Fact, read_sentence, split_sentences
@@ -141,54 +141,96 @@ def oracle_parts(
         return _article_parts(example, text, prefix)
     key = example.key
     sentences = split_sentences(text)
-    named: dict[str, str] = {}
-    for topic in reversed(key["topics"]):
-        _remember(topic, named)
+    named = _named(key["topics"])
     stated: list[Fact] = []
     good_sentences = 0
     for sentence in sentences:
-        reading = read_sentence(sentence)
-        resolved = _resolve(reading.facts, named)
-        stated += [fact for fact in resolved if fact is not None]
-        good_sentences += reading.well_formed and None not in resolved
+        found, good = _stated(sentence, named)
+        stated += found
+        good_sentences += good
     if not stated:
         return dict.fromkeys(PAIR_PARTS, 0.0)
     distinct = list(dict.fromkeys(stated))
-
-    local: dict[tuple[str, str], set[str]] = {}
-    for subject, relation, value in key["facts"]:
-        local.setdefault((subject, relation), set()).add(value)
-    told: dict[tuple[str, str], str] = {}
-    truth = {fact: _true(fact, key, local, told) for fact in distinct}
-
-    asked: set[Fact] = set()
-    fits: set[Fact] = set()
-    done = needed = 0
-    for unit in key["units"]:
-        matching = [f for f in distinct if any(_matches(f, pattern) for pattern in unit["any"])]
-        taken = matching[: unit["need"]]
-        asked.update(taken)
-        fits.update(matching)
-        done += len(taken)
-        needed += unit["need"]
-    spare = SPARE
-    relevant = 0
-    for fact in distinct:
-        if fact in asked:
-            relevant += 1
-        elif spare and truth[fact] and (fact in fits or fact.subject in key["topics"]):
-            spare -= 1
-            relevant += 1
+    truth = _truth(distinct, key)
+    done, relevant = _relevant(distinct, truth, key)
     return {
         "right": sum(truth.values()) / len(distinct),
-        "complete": done / needed,
-        "to_the_point": relevant / len(stated),
+        "complete": done / sum(unit["need"] for unit in key["units"]),
+        "to_the_point": len(relevant) / len(stated),
         "well_formed": good_sentences / len(sentences),
     }
 
 
+def _named(topics: Sequence[str]) -> dict[str, str]:
+    """Whom each pronoun means at the start: of the topics it fits, the first."""
+    named: dict[str, str] = {}
+    for topic in reversed(topics):
+        _remember(topic, named)
+    return named
+
+
+def _stated(sentence: str, named: dict[str, str]) -> tuple[list[Fact], bool]:
+    """What a sentence states, pronouns resolved, and whether it is well formed; names whom it
+    mentions."""
+    reading = read_sentence(sentence)
+    resolved = _resolve(reading.facts, named)
+    found = [fact for fact in resolved if fact is not None]
+    return found, reading.well_formed and None not in resolved
+
+
+def _truth(distinct: Sequence[Fact], key: Mapping[str, Any]) -> dict[Fact, bool]:
+    """Which statements are true, read in this order."""
+    local: dict[tuple[str, str], set[str]] = {}
+    for subject, relation, value in key["facts"]:
+        local.setdefault((subject, relation), set()).add(value)
+    told: dict[tuple[str, str], str] = {}
+    return {fact: _true(fact, key, local, told) for fact in distinct}
+
+
+def _relevant(
+    distinct: Sequence[Fact], truth: Mapping[Fact, bool], key: Mapping[str, Any]
+) -> tuple[int, set[Fact]]:
+    """How much of what was asked for is addressed, and the statements that count as asked for."""
+    relevant: set[Fact] = set()
+    fits: set[Fact] = set()
+    done = 0
+    for unit in key["units"]:
+        matching = [f for f in distinct if any(_matches(f, pattern) for pattern in unit["any"])]
+        taken = matching[: unit["need"]]
+        relevant.update(taken)
+        fits.update(matching)
+        done += len(taken)
+    further = [
+        fact
+        for fact in distinct
+        if fact not in relevant and truth[fact] and (fact in fits or fact.subject in key["topics"])
+    ]
+    relevant.update(further[:SPARE])
+    return done, relevant
+
+
+class _Statement(NamedTuple):
+    """What is to be said of one statement of an article."""
+
+    true: bool
+    fitting: bool
+    fresh: bool
+
+
 def _article_parts(article: WorldArticle, text: str, prefix: str | None) -> dict[str, float]:
     lead = article.prefix + " " if prefix is None else prefix
+    statements, well_formed = _article_statements(article, text, lead)
+    if not statements:
+        return dict.fromkeys(ARTICLE_PARTS, 0.0)
+    shares = [sum(column) / len(statements) for column in zip(*statements, strict=True)]
+    return dict(zip(ARTICLE_PARTS, (*shares, well_formed), strict=True))
+
+
+def _article_statements(
+    article: WorldArticle, text: str, lead: str
+) -> tuple[list[_Statement], float]:
+    """The statements of `text`, which continues `lead`, and the share of its sentences that are
+    well formed."""
     # Sentences that end within the prefix are given: they count as said, not as the text's own.
     opening = split_sentences(lead)
     given = len([s for s in opening if s.endswith((".", "!", "?"))])
@@ -200,7 +242,8 @@ def _article_parts(article: WorldArticle, text: str, prefix: str | None) -> dict
     named: dict[str, str] = {}
     _remember(article.key["subject"], named)
     said: set[Fact] = set()
-    stated = true = fitting = fresh = good = 0
+    statements: list[_Statement] = []
+    good = 0
     for i, sentence in enumerate(sentences):
         reading = read_sentence(sentence)
         resolved = _resolve(reading.facts, named)
@@ -210,20 +253,12 @@ def _article_parts(article: WorldArticle, text: str, prefix: str | None) -> dict
             found = [f for f, r in zip(found, reading.facts, strict=False) if r not in opened]
         if i >= given:
             good += reading.well_formed and None not in resolved
-            for fact in found:
-                stated += 1
-                true += facts.holds(fact)
-                fitting += fact.subject in near
-                fresh += fact not in said
+            statements += [
+                _Statement(facts.holds(fact), fact.subject in near, fact not in said)
+                for fact in found
+            ]
         said.update(found)
-    if not stated:
-        return dict.fromkeys(ARTICLE_PARTS, 0.0)
-    return {
-        "right": true / stated,
-        "fitting": fitting / stated,
-        "not_repeating": fresh / stated,
-        "well_formed": good / (len(sentences) - given),
-    }
+    return statements, good / max(1, len(sentences) - given)
 
 
 def score_of(parts: Mapping[str, float]) -> float:
@@ -239,3 +274,36 @@ def oracle_score(
     """The grade of `text` as the answer to `example` (or as the continuation of an article), in [0,
     1]."""
     return score_of(oracle_parts(example, text, prefix))
+
+
+def sentence_grade(example: WorldExample | WorldArticle, before: str, sentence: str) -> float:
+    """The grade of one sentence after the text `before`, in [0, 1]; never raises on any string.
+
+    It is the share of the sentence's statements that are true, asked for (for an article: fitting)
+    and not stated before, and 0 where the sentence is not well formed or states nothing. The rules
+    are those of `oracle_parts`, applied to the whole text up to this sentence.
+
+    Args:
+        before: the answer's sentences so far; for an article its prefix as well.
+        sentence: joined to `before` as it is.
+    """
+    if isinstance(example, WorldArticle):
+        statements, well_formed = _article_statements(example, sentence, before)
+        return well_formed * sum(map(all, statements)) / max(1, len(statements))
+    named = _named(example.key["topics"])
+    earlier = [fact for one in split_sentences(before) for fact in _stated(one, named)[0]]
+    own = [_stated(one, named) for one in split_sentences(sentence)]
+    found = [fact for facts, _ in own for fact in facts]
+    if not found:
+        return 0.0
+    distinct = list(dict.fromkeys(earlier + found))
+    truth = _truth(distinct, example.key)
+    _, relevant = _relevant(distinct, truth, example.key)
+    new = {fact for fact in found if truth[fact]} & relevant - set(earlier)
+    return sum(good for _, good in own) / len(own) * len(new) / len(found)
+
+
+def true_text(example: WorldExample | WorldArticle) -> str:
+    """The text without a writer's faults: a pair's ideal answer, or a whole article with its
+    prefix."""
+    return example.ideal
