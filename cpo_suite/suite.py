@@ -33,6 +33,8 @@ from cpo_suite.artifacts import (
     Examples,
     ExternalModel,
     Generations,
+    Gradients,
+    MeasuredGradients,
     Measures,
     Model,
     Negatives,
@@ -48,6 +50,10 @@ from cpo_suite.launching import launch
 from cpo_suite.paper import Comparison, ModelName, ReferenceName, Row, continued_mle, cpo_end
 from cpo_suite.profile import JudgeSettings, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, artifacts_folder, walk
+
+# Of `gradients`: rows with negatives AN, AN without truncation, and mixed; and the batch.
+GRADIENT_ROWS = ("t2/ANR", "x/AN-untruncated", "t2/MixNR/0")
+GRADIENT_PROMPTS, GRADIENT_CHUNKS = 512, 8
 
 
 @dataclass(frozen=True)
@@ -356,6 +362,26 @@ class Suite:
             judge=self.profile.judge.kind,
         )
 
+    def gradients_artifact(self, seed: int = 0) -> Gradients | None:
+        """The gradients of the kinds of negatives at the Llama's reference; None where the profile
+        trains no row with such negatives."""
+        trained = {row.id: row for row in self.profile.trained_rows}
+        rows = [trained.get(row_id) for row_id in GRADIENT_ROWS]
+        made = [self.negatives_artifact(row, seed) if row else None for row in rows]
+        first = next((row for row in rows if row), None)
+        if first is None:
+            return None
+        autoregressive, untruncated, mixed = made
+        return Gradients(
+            reference=self.reference_artifact(first.model, first.reference, seed),
+            autoregressive=autoregressive,
+            untruncated=untruncated,
+            mixed=mixed,
+            prompts=GRADIENT_PROMPTS,
+            chunks=GRADIENT_CHUNKS,
+            micro_batch_tokens=self.profile.optimiser.micro_batch_tokens,
+        )
+
     # --- The plan ---------------------------------------------------------------------------------
 
     def artifacts(self) -> list[Step]:
@@ -396,6 +422,8 @@ class Suite:
                 yield self.measures_artifact(row.id, seed)
                 if judged and row.id in chosen:
                     yield self.verdicts_artifact(row.id, None, seed, "validation")
+        if gradients := self.gradients_artifact():
+            yield gradients
 
     # --- Rows -------------------------------------------------------------------------------------
 
@@ -514,6 +542,12 @@ class Suite:
     def measures(self, row_id: str, seed: int = 0) -> dict[str, statistics.Estimate]:
         """The automatic measures of a row, with 95 % intervals."""
         return self.store.load(self.measures_artifact(row_id, seed))
+
+    def gradients(self, seed: int = 0) -> MeasuredGradients | None:
+        """The gradients of the kinds of negatives against MLE's, on one batch at the reference;
+        None where the profile trains no row with such negatives."""
+        artifact = self.gradients_artifact(seed)
+        return None if artifact is None else self.store.load(artifact)
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
         """The profile's judge for a task, or None. Replies of a server are stored in

@@ -8,6 +8,7 @@ The fields of a class, which may be other artifacts, determine its content. Fiel
 from .base_models import BaseModel, ExternalModel, UnpackedModel
 from .evaluations import Generations, Measures, StoredVerdicts
 from .examples import Examples
+from .gradients import Gradients, MeasuredGradients
 from .models import Ensemble, Model
 from .negatives import ContrastSets, Negatives, Unhelpful
 from .step import Step, planned_artifact
