@@ -15,11 +15,9 @@ from cpo_suite.report import plots
 
 COLUMNS = ["kind", "measure", "predicted", "value", "low", "high"]
 KINDS = (UNTRUNCATED, "AN", "ANR", "MN", "TN", "BN")  # the order of table and figure
-LABELS = {
+LABELS = {  # of the two panels
     "cosine": "cosine to MLE's gradient",
-    "length": "length, MLE's = 1",
     "negative": "length of the negative part, MLE's gradient = 1",
-    "common": "share in common with other prompts",
 }
 
 
@@ -124,28 +122,38 @@ def findings(frame: pd.DataFrame) -> list[str]:
     if frame.empty:
         return []
     lines: Any = list(frame.itertuples())
-    said = [
-        f"{line.kind}, {line.measure}: {_numbers(line)}, predicted {line.predicted}: "
-        f"{outcome(line)}."
-        for line in lines
-        if line.predicted
-    ]
-    negative = {line.kind: line for line in lines if line.measure == "negative"}
-    common = {line.kind: line for line in lines if line.measure == "common"}
-    longest = max(negative.values(), key=lambda line: line.value)
+    said = []
+    for name in ("as predicted", "contradicted", "undecided"):
+        of_name = [
+            f"{line.kind} {line.measure} {_numbers(line)} ({line.predicted})"
+            for line in lines
+            if outcome(line) == name
+        ]
+        said += [f"{name.capitalize()}: {'; '.join(of_name)}."] if of_name else []
+    by_line = {(line.kind, line.measure): line for line in lines}
+    longest = max(
+        (line for line in lines if line.measure == "negative"), key=lambda line: line.value
+    )
     said.append(
         f"The longest negative part is that of {longest.kind}: {longest.value:.1f} times MLE's "
         "gradient on the same prompts."
     )
-    shared = [f"{kind} {line.value:.0%}" for kind, line in common.items() if kind != "MLE"]
+    shares = [line for line in lines if line.measure == "common" and line.kind != "MLE"]
+    mle = by_line["MLE", "common"]
     said.append(
-        "Of the squared length of a gradient, chunks of other prompts have in common: MLE "
-        f"{_numbers(common['MLE'])}; {', '.join(shared)}."
+        f"Other prompts share of a gradient's squared length: MLE {_numbers(mle)}; "
+        f"{'; '.join(f'{line.kind} {_numbers(line)}' for line in shares)}. The rest of it differs "
+        "from prompt to prompt."
     )
-    if common["MLE"].low <= 0:
+    if mle.low <= 0:
         said.append(
-            "For MLE this cannot be told from 0: the reference has converged, and what is left of "
-            "MLE's gradient differs from prompt to prompt."
+            "For MLE this share cannot be told from 0, as at a reference where MLE has converged."
+        )
+    ranked, share = by_line.get(("ANR", "cosine")), by_line.get(("ANR", "common"))
+    if ranked and share and outcome(ranked) == "as predicted" and share.low > mle.high:
+        said.append(
+            "Ranking pulls where MLE does not, and other prompts share more of it: what is new in "
+            "this step is the rank."
         )
     return said
 

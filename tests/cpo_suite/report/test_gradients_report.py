@@ -78,12 +78,24 @@ def test_what_becomes_of_a_prediction(predicted, low, high, expected):
 
 def test_the_words_follow_the_numbers():
     said = findings(gradients_frame(measured()))
-    assert "AN untruncated, cosine: 1.000 [0.900, 1.100], predicted 1: as predicted." in said
-    assert "AN, negative: 0.050 [-0.050, 0.150], predicted > 0: undecided." in said
-    assert any("that of BN: 5.0 times MLE's" in line for line in said)
-    assert any("cannot be told from 0" in line for line in said)
+    as_predicted, undecided, *others = said
+    assert as_predicted.startswith(
+        "As predicted: AN untruncated cosine 1.000 [0.900, 1.100] (1); AN untruncated length"
+    )
+    assert undecided == "Undecided: AN negative 0.050 [-0.050, 0.150] (> 0)."
+    assert "that of BN: 5.0 times MLE's" in others[0]
+    assert "MLE 0.050 [-0.050, 0.150]; AN untruncated 0.100" in others[1]
+    assert "cannot be told from 0" in others[2] and len(others) == 3
     other = findings(gradients_frame(measured(untruncated=0.5)))
-    assert "AN untruncated, cosine: 0.500 [0.400, 0.600], predicted 1: contradicted." in other
+    assert "Contradicted: AN untruncated cosine 0.500 [0.400, 0.600] (1)." in other
+
+
+@pytest.mark.parametrize(("cosine", "common", "said"), [(0.3, 0.9, True), (0.95, 0.9, False)])
+def test_what_is_new_in_ranking_is_said_only_where_it_was_measured(cosine, common, said):
+    ranked = {"cosine": estimate(cosine), "negative": estimate(6.0), "common": estimate(common)}
+    measures = measured().measures | {"ANR": ranked}
+    lines = findings(gradients_frame(MeasuredGradients(measures, measured().truth_weights)))
+    assert any(line.startswith("Ranking pulls where MLE does not") for line in lines) is said
 
 
 def test_the_figure_draws_values_and_predictions(tmp_path: Path):
