@@ -34,6 +34,8 @@ from cpo_suite.artifacts import (
     ExposureBias,
     ExternalModel,
     Generations,
+    Gradients,
+    MeasuredGradients,
     Measures,
     Model,
     Negatives,
@@ -63,6 +65,9 @@ EXPOSURE_LIMITS: dict[Task, tuple[int, int, int]] = {
     "instructions": (300, 3, 5),
     "articles": (200, 2, 6),
 }
+# Of `gradients`: rows with negatives AN, AN without truncation, and mixed; and the batch.
+GRADIENT_ROWS = ("t2/ANR", "x/AN-untruncated", "t2/MixNR/0")
+GRADIENT_PROMPTS, GRADIENT_CHUNKS = 512, 8
 
 
 @dataclass(frozen=True)
@@ -436,6 +441,26 @@ class Suite:
             examples=generations.examples,
         )
 
+    def gradients_artifact(self, seed: int = 0) -> Gradients | None:
+        """The gradients of the kinds of negatives at the Llama's reference; None where the profile
+        trains no row with such negatives."""
+        trained = {row.id: row for row in self.profile.trained_rows}
+        rows = [trained.get(row_id) for row_id in GRADIENT_ROWS]
+        made = [self.negatives_artifact(row, seed) if row else None for row in rows]
+        first = next((row for row in rows if row), None)
+        if first is None:
+            return None
+        autoregressive, untruncated, mixed = made
+        return Gradients(
+            reference=self.reference_artifact(first.model, first.reference, seed),
+            autoregressive=autoregressive,
+            untruncated=untruncated,
+            mixed=mixed,
+            prompts=GRADIENT_PROMPTS,
+            chunks=GRADIENT_CHUNKS,
+            micro_batch_tokens=self.profile.optimiser.micro_batch_tokens,
+        )
+
     # --- The plan ---------------------------------------------------------------------------------
 
     def artifacts(self) -> list[Step]:
@@ -479,6 +504,8 @@ class Suite:
                 if row.id in EXPOSURE_ROWS and self.profile.judge.kind == "oracle":
                     yield self.exposure_bias_artifact(reference, seed)
                     yield self.exposure_bias_artifact(row.id, seed)
+        if gradients := self.gradients_artifact():
+            yield gradients
 
     # --- Rows -------------------------------------------------------------------------------------
 
@@ -624,6 +651,12 @@ class Suite:
         """Grades of a row's sentences after true text and after its own; of the embedded world
         alone, whose true texts are known."""
         return self.store.load(self.exposure_bias_artifact(row_id, seed))
+
+    def gradients(self, seed: int = 0) -> MeasuredGradients | None:
+        """The gradients of the kinds of negatives against MLE's, on one batch at the reference;
+        None where the profile trains no row with such negatives."""
+        artifact = self.gradients_artifact(seed)
+        return None if artifact is None else self.store.load(artifact)
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
         """The profile's judge for a task, or None. Replies of a server are stored in

@@ -9,6 +9,7 @@ from .base_models import BaseModel, ExternalModel, UnpackedModel
 from .evaluations import Generations, Measures, StoredVerdicts
 from .examples import Examples
 from .exposure_bias import ExposureBias
+from .gradients import Gradients, MeasuredGradients
 from .models import Ensemble, Model
 from .negatives import ContrastSets, Negatives, Unhelpful
 from .step import Step, planned_artifact

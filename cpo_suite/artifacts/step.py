@@ -60,13 +60,14 @@ def planned_artifact(artifact: Step, store: Store, costs: CostModel) -> Planned:
     processes = profile.processes.count if artifact.shared else 1
     seconds = cost.seconds / processes + fixed + (LAUNCH_SECONDS if processes > 1 else 0.0)
     memory = training_memory_gb(profile, artifact.model_name)
+    differentiates = trains or stage == "gradients"
     return Planned(
         artifact.title,
         stage,
         artifact.key,
         cached=store.find(artifact) is not None,
         seconds=seconds,
-        memory_gb=memory if trains else weights_gb + OF_A_PROCESS,
+        memory_gb=memory if differentiates else weights_gb + OF_A_PROCESS,
         disk_gb=weights_gb if trains or stage == "ensemble" else 0.001,
         scratch_gb=parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
         alone=cost.seconds + fixed,

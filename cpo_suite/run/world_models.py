@@ -57,7 +57,7 @@ CONFIGS: dict[ModelName, dict[str, str | int | float | bool]] = {
     },
 }
 PRETRAINING = Pretraining(
-    steps=1200,
+    steps=1000,
     batch=32,
     block_tokens=128,
     learning_rate=4e-3,
