@@ -88,7 +88,7 @@ def difference_over_seeds(a: Sequence[npt.ArrayLike], b: Sequence[npt.ArrayLike]
     return over_seeds(over_prompts, _means(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)))
 
 
-def _means(points: npt.ArrayLike) -> list[float]:
+def _means(points: npt.ArrayLike | Sequence[npt.ArrayLike]) -> list[float]:
     """The mean of each seed, over its prompts that are not NaN; seeds without any are left out."""
     rows = [row[~np.isnan(row)] for row in np.asarray(points, dtype=float)]
     return [float(row.mean()) for row in rows if len(row)]
