@@ -30,11 +30,17 @@ def head_to_head(suite: Suite) -> pd.DataFrame:
     asked about the recorded responses alone.
     """
     profile = suite.profile
+    rows = [
+        row
+        for row in distinct_models(profile.trained_rows)
+        if row.id != (mle := continued_mle(row).id) and mle in profile.rows
+        if profile.judge.kind != "none" and not profile.judge.paid
+    ]
+    judges = {task: suite.judge(task) for task in {row.task for row in rows}}
     records, family = [], []
-    for row in distinct_models(profile.trained_rows):
-        judge, mle = suite.judge(row.task), continued_mle(row).id
-        if judge is None or profile.judge.paid or row.id == mle or mle not in profile.rows:
-            continue
+    for row in rows:
+        judge = judges[row.task]
+        assert judge is not None  # the profile has one
         per_seed = [points_against_mle(suite, judge, row, seed) for seed in range(profile.seeds)]
         points = np.stack(per_seed)
         valid = points[:, ~np.isnan(points).any(0)]
