@@ -13,7 +13,7 @@ import pandas as pd
 
 from cpo.evaluation.judging import Judge, judge_responses
 from cpo.evaluation.statistics import Array
-from cpo_suite.paper import Row, continued_mle, distinct_models
+from cpo_suite.paper import Relation, Row, continued_mle, distinct_models
 from cpo_suite.report.claims import adjusted_intervals, bootstrap_difference
 from cpo_suite.report.tables import MEASURE_COLUMNS
 from cpo_suite.suite import Suite
@@ -37,7 +37,8 @@ def head_to_head(suite: Suite) -> pd.DataFrame:
         if profile.judge.kind != "none" and not profile.judge.paid
     ]
     judges = {task: suite.judge(task) for task in {row.task for row in rows}}
-    records, family = [], []
+    records: list[tuple[str, str, float, int]] = []
+    family: list[tuple[Array, Relation]] = []
     for row in rows:
         judge = judges[row.task]
         assert judge is not None  # the profile has one
@@ -50,7 +51,7 @@ def head_to_head(suite: Suite) -> pd.DataFrame:
         records.append((row.id, AGAINST_MLE, 0.5 + lead, valid.shape[1]))
         family.append((drawn, ">"))
     frame = pd.DataFrame(records, columns=["row", "measure", "value", "n"])
-    ends = np.reshape(adjusted_intervals(family), (-1, 2))
+    ends = np.array(adjusted_intervals(family), dtype=float).reshape(-1, 2)
     frame["low"], frame["high"] = (0.5 + ends).clip(0, 1).T
     return frame[MEASURE_COLUMNS]
 

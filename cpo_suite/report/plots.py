@@ -149,8 +149,8 @@ def head_to_head(measures: pd.DataFrame) -> Figure:
         figure, axes = plt.subplots(figsize=(PAGE, 0.7 + 0.17 * max(3, len(lines))))
         for outcome, look in looks.items():
             rows = lines[lines["outcome"] == outcome]
-            spread = {"xerr": _spread(rows, "value"), "markersize": 3.5, "label": outcome}
-            axes.errorbar(rows["value"], rows.index, **WHISKERS, **look, **spread)
+            look = WHISKERS | look | {"label": outcome, "markersize": 3.5}
+            axes.errorbar(rows["value"], rows.index, xerr=_spread(rows, "value"), **look)
         axes.axvline(0.5, color=BLACK, lw=0.8)
         axes.set_yticks(lines.index, lines["row"], fontsize=6.5)
         axes.set(ylim=(max(1, len(lines)) - 0.5, -0.5))
@@ -189,8 +189,8 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
         figure, axes = plt.subplots(figsize=(PAGE, 0.8 + 0.17 * len(frame)))
         for verdict, look in looks.items():  # in the legend even where no comparison has it
             rows = frame[drawn & (frame["verdict"] == verdict)]
-            spread = {"xerr": _spread(rows, "effect"), "markersize": 3.5, "label": verdict}
-            axes.errorbar(rows["effect"], rows.index, **WHISKERS, **look, **spread)
+            look = WHISKERS | look | {"label": verdict, "markersize": 3.5}
+            axes.errorbar(rows["effect"], rows.index, xerr=_spread(rows, "effect"), **look)
         _paper_marks(
             axes, frame["paper_effect"].astype(float).where(drawn), frame.index.to_series()
         )
