@@ -83,9 +83,20 @@ register = SAMPLERS.register
 def autoregressive(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """AN: sampled from pi_ref given the prefix, top-k with k = 50, temperature 1 (section 3).
 
-    EOS appears only where the model emitted it. Rows that need the same number are decoded
-    together.
+    EOS appears only where the model emitted it.
     """
+    return _sampled(planned, wanted, seed, AUTOREGRESSIVE_TOP_K)
+
+
+@register("AN-untruncated")
+def autoregressive_untruncated(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
+    """AN without top-k: from pi_ref itself, under which a score has mean zero, so that the expected
+    gradient of equation 1 at the reference is that of MLE."""
+    return _sampled(planned, wanted, seed, planned.model.config.get_text_config().vocab_size)
+
+
+def _sampled(planned: PlannedRows, wanted: Wanted, seed: int, top_k: int) -> Drawn:
+    """Samples from the reference; rows that need the same number are decoded together."""
     never = planned.ids_without_token()
     drawn: Drawn = {}
     for count in sorted(set(wanted.values())):
@@ -103,7 +114,7 @@ def autoregressive(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
             never=never,
             description=f"sampling {count} AN",
             do_sample=True,
-            top_k=AUTOREGRESSIVE_TOP_K,
+            top_k=top_k,
             temperature=1.0,
         )
         for row, group in zip(rows, continuations, strict=True):

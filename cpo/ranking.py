@@ -31,10 +31,16 @@ def rank_candidates(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     unit = torch.nn.functional.normalize(embeddings.float(), dim=-1)
     similarities = (unit * unit[:, :1]).sum(-1)  # <e_j, e_1> / (|e_j| |e_1|), section 3
+    return best_first(similarities, mask), similarities
+
+
+def best_first(scores: Tensor, mask: Tensor) -> Tensor:
+    """The order of the columns of `[B, K]` scores: column 0, then by decreasing score, ties by
+    column, masked columns last; `[B, K]` int64."""
     # Rounded, so that equal texts embedded in different batches tie; column breaks ties.
-    keys = similarities.mul(1e5).round().masked_fill(~mask, float("-inf"))
+    keys = scores.mul(1e5).round().masked_fill(~mask, float("-inf"))
     keys[:, 0] = float("inf")
-    return keys.argsort(dim=-1, descending=True, stable=True), similarities
+    return keys.argsort(dim=-1, descending=True, stable=True)
 
 
 def embed_texts(texts: Sequence[str], embed: Embed, chunk: int = 4096) -> Tensor:

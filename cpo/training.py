@@ -327,11 +327,13 @@ def train(
     settings: TrainingSettings,
     output: Path,
     partial: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> list[dict[str, float]]:
     """Train `model` in place on `steps x batch` examples and save it under `output`.
 
     `output` becomes a `from_pretrained` folder with `history.jsonl`, one line per step. An
-    interrupted training resumes from `partial` and reaches the same final weights.
+    interrupted training resumes from `partial` and reaches the same final weights. `callbacks` are
+    called before those of the project.
 
     Returns:
         The history: one dict of numbers per step.
@@ -359,7 +361,11 @@ def train(
         examples,
         settings,
         _training_arguments(settings, partial),
-        [Progress(settings.description, WATCHERS), TimedCheckpoints(settings.checkpoint_minutes)],
+        [
+            *callbacks,
+            Progress(settings.description, WATCHERS),
+            TimedCheckpoints(settings.checkpoint_minutes),
+        ],
     )
     trainer.train(resume_from_checkpoint=from_main_process(lambda: last_good_checkpoint(partial)))
     trainer.save_model(str(output))

@@ -26,6 +26,7 @@ ModelName = Literal["gpt2", "llama", "llama_small"]
 Objective = str  # mle, pss, cpo, ranked_cpo, dpo, ranking_nce, or a registered custom objective
 Steps = Literal["long", "short", "ablation", "articles"]
 ReferenceName = Literal["reference", "ablation_reference", "articles_reference"]
+Ranking = Literal["minilm", "oracle"]
 Relation = Literal[">", ">=", "~", "overhead"]
 
 
@@ -37,7 +38,8 @@ class Row:
     method, all defined in the profile. `alpha` is the weight of MLE in the ensemble
     `alpha * theta_MLE + (1 - alpha) * theta_CPO` (section 4), None for a single trained model.
     `mle_weight` is alpha in the combined objective `alpha * L_MLE + L_CPO`. `paper` is the printed
-    number, None if the paper prints none.
+    number, None if the paper prints none. `ranking` orders the candidates: by MiniLM's similarity,
+    as in the paper, or by the grades of the embedded world's oracle.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Row:
     reference: ReferenceName = "reference"
     decoding: str = "greedy"
     mle_weight: float = 0.0
+    ranking: Ranking = "minilm"
 
     @property
     def table(self) -> str:
@@ -71,8 +74,10 @@ class Row:
 # Figure 1, negatives panel: reference of 1,000 steps, 4 negatives, 200 steps, always ranked. The
 # paper discusses BNR, TNR and MNR; we add ANR, MixNR and continued MLE for comparison.
 # Beyond the paper (x): the combined objective, mentioned but not trained in section 4; ranking NCE
-# (appendix A.5), which has no reference; fewer negatives (K = 2 and 5, against ANR's 12); and a
-# smaller model, for the claim that the gain grows with model size.
+# (appendix A.5), which has no reference; AN without top-k, for which theory predicts MLE with
+# noise; ANR ranked by the oracle, the positive control: what a perfect ranking would give; fewer
+# negatives (K = 2 and 5, against ANR's 12); and a smaller model, for the claim that the gain grows
+# with model size.
 _TABLE = """\
 t1/MLE          gpt2        mle         long     -             0.471
 t1/PSS          gpt2        pss         long     -             0.086
@@ -107,6 +112,8 @@ f1b/ANR         llama       ranked_cpo  ablation AN-ablation
 f1b/MixNR       llama       ranked_cpo  ablation MixN-ablation
 x/MixNR+MLE/0.5 llama       ranked_cpo  long     MixN          mle_weight=0.5
 x/NCE           llama       ranking_nce short    AN
+x/AN-untruncated llama      cpo         short    AN-untruncated
+x/ANR-oracle    llama       ranked_cpo  short    AN       ranking=oracle
 x/ANR/K2        llama       ranked_cpo  short    AN-1
 x/ANR/K5        llama       ranked_cpo  short    AN-4
 x/small/MLE     llama_small mle         short    -

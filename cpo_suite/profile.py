@@ -207,7 +207,8 @@ class Continuation(_Settings):
     """The continued MLE and CPO rows, trained on the same schedule from the same reference.
 
     `batch` is the global batch, from which BN are drawn. By default DPO uses CPO's beta and rate,
-    and PSS the rate of MLE.
+    and PSS the rate of MLE. Contrastive objectives are also measured on negatives of
+    `held_out_batches` batches of validation prompts, 0 for none.
     """
 
     batch: int = Field(ge=2)
@@ -215,6 +216,9 @@ class Continuation(_Settings):
     beta: Positive
     dpo_beta: Positive | None = None
     learning_rate: dict[Literal["mle", "cpo", "pss", "dpo"], Positive]
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    held_out_batches: int = Field(4, ge=0)
     scheduled_sampling: ScheduledSampling = ScheduledSampling()
 
     def rate_of(self, objective: Objective) -> float:
@@ -425,6 +429,13 @@ class Profile(_Settings):
         for objective in ("mle", "cpo"):
             if objective not in self.continuation.learning_rate:
                 raise ValueError(f"continuation.learning_rate: `{objective}` is missing")
+        if self.instructions.source != "world":
+            for row in self.trained_rows:
+                if row.ranking == "oracle":
+                    raise ValueError(
+                        f"rows: {row.id} is ranked by the oracle, which knows the embedded world "
+                        "alone: add it to leaves_out"
+                    )
         others = self.continuation.batch - 1
         for name, mixture in self.negatives.items():
             if (count := mixture.get("BN", 0)) > others:

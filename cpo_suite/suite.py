@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 from pydantic import ValidationError
 from transformers.utils import logging as transformers_logging
 
-from cpo import data
+from cpo import data, held_out
 from cpo.data import Task
 from cpo.engine.memory import keep_freed_memory
 from cpo.evaluation import judging, statistics
@@ -229,46 +229,89 @@ class Suite:
             **dict(self.profile.optimiser),
         )
 
-    def negatives_artifact(self, row: Row, seed: int = 0) -> Negatives:
-        """The negatives of a CPO row, drawn from its reference on its training schedule.
+    def negatives_artifact(self, row: Row, seed: int = 0, split: str = "train") -> Negatives:
+        """The draw from which a CPO row takes its negatives, from its reference.
+
+        Rows on the same reference that need the same kinds share the largest draw. With
+        `split="validation"`, the draw on held-out prompts.
 
         Raises:
             ValueError: the row trains without negatives.
         """
-        if row.negatives is None:
-            raise ValueError(f"{row.id} trains without negatives")
-        mixture = self.profile.negatives[row.negatives]
+        mixture, steps = self._shared_draw(row)
+        if split == "validation":
+            steps = self._held_out_batches(row.task)
+        examples = self.examples(row.model, split, row.task)
         return Negatives(
             reference=self.reference_artifact(row.model, row.reference, seed),
-            examples=self.examples(row.model, task=row.task),
-            mixture={SAMPLERS.identity(kind): count for kind, count in mixture.items()},
-            steps=self.profile.continuation.steps[row.steps],
+            examples=examples,
+            mixture=self._identities(mixture),
+            steps=steps,
             batch=self.profile.continuation.batch,
             embedder="minilm",
             generation_batch=self.profile.generation_batch,
             precision=self.profile.optimiser.precision,
             seed=seed,
-            unhelpful=self._unhelpful(row, seed) if "UN" in mixture else None,
-            name=row.id,
+            unhelpful=self._unhelpful(examples, steps, row.id, seed) if "UN" in mixture else None,
+            name=row.id + (", held out" if split == "validation" else ""),
             counts=mixture,
             tokens_at_once=self.profile.optimiser.micro_batch_tokens,
         )
 
-    def _unhelpful(self, row: Row, seed: int) -> Unhelpful:
-        """A DPO row's rejected responses."""
+    def _mixture(self, row: Row) -> Mapping[str, int]:
+        if row.negatives is None:
+            raise ValueError(f"{row.id} trains without negatives")
+        return self.profile.negatives[row.negatives]
+
+    def _identities(self, mixture: Mapping[str, int]) -> dict[str, int]:
+        """A mixture by the identities of its samplers, which hold a custom one's source hash."""
+        return {SAMPLERS.identity(kind): count for kind, count in mixture.items()}
+
+    def _shared_draw(self, row: Row) -> tuple[dict[str, int], int]:
+        """Counts and steps of a row's draw: the largest of the trained rows that can share it.
+
+        A custom row never enlarges a draw, which would rebuild the paper's rows.
+        """
+        mine, settings = self._mixture(row), self.profile.continuation
+        kinds, steps = self._identities(mine).keys(), settings.steps[row.steps]
+        sharing = [
+            other
+            for other in self.profile.trained_rows
+            if other.id not in self.profile.own_rows
+            and other.negatives is not None
+            and (other.model, other.reference, other.task) == (row.model, row.reference, row.task)
+            and self._identities(self._mixture(other)).keys() == kinds
+        ]
+        mixtures = [self._mixture(other) for other in sharing]
+        counts = {kind: max((mixture[kind] for mixture in mixtures), default=0) for kind in mine}
+        longest = max((settings.steps[other.steps] for other in sharing), default=0)
+        if longest < steps or any(counts[kind] < count for kind, count in mine.items()):
+            return dict(mine), steps
+        return counts, longest
+
+    def _held_out_batches(self, task: Task) -> int:
+        """Batches of held-out prompts; a quarter of them may be too long for a model."""
+        settings, articles = self.profile.continuation, self.profile.articles
+        prompts = self.profile.instructions.validation_rows
+        if task == "articles":
+            prompts = articles.validation_articles
+        return min(settings.held_out_batches, prompts * 3 // 4 // settings.batch)
+
+    def _unhelpful(self, examples: Examples, steps: int, name: str, seed: int) -> Unhelpful:
+        """The rejected responses of DPO."""
         settings, chat = self.profile.unhelpful, {}
         server = settings.server if settings.writer == "chat" else None
         if server:
             chat = server.model_dump(include={"model", "base_url", "parameters"})
             chat["parameters"] = json.dumps(server.parameters, sort_keys=True)
         return Unhelpful(
-            examples=self.examples(row.model),
-            steps=self.profile.continuation.steps[row.steps],
+            examples=examples,
+            steps=steps,
             batch=self.profile.continuation.batch,
             writer=settings.writer,
             chat=chat,
             seed=seed,
-            name=row.id,
+            name=name,
             server=server,
         )
 
@@ -288,9 +331,17 @@ class Suite:
             mle, cpo = (self.model_artifact(end, seed) for end in ends)
             assert isinstance(mle, Model) and isinstance(cpo, Model)
             return Ensemble(mle=mle, cpo=cpo, alpha=row.alpha, name=row.id)
-        settings, sampling = self.profile.continuation, {}
+        settings, extra = self.profile.continuation, dict[str, Any]()
         if row.objective == "pss":
-            sampling = {f"sampling_{name}": value for name, value in settings.scheduled_sampling}
+            extra = {f"sampling_{name}": value for name, value in settings.scheduled_sampling}
+        if row.negatives:
+            extra = {
+                "mixture": self._identities(self._mixture(row)),
+                "ranking": row.ranking,
+                "held_out": self.negatives_artifact(row, seed, "validation")
+                if self._held_out_batches(row.task)
+                else None,
+            }
         return Model(
             start=self.reference_artifact(row.model, row.reference, seed),
             examples=self.examples(row.model, task=row.task),
@@ -300,10 +351,12 @@ class Suite:
             steps=settings.steps[row.steps],
             batch=settings.batch,
             learning_rate=settings.rate_of(row.objective),
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
             mle_weight=row.mle_weight,
             seed=seed,
             name=row.id,
-            **sampling,
+            **extra,
             **dict(self.profile.optimiser),
         )
 
@@ -483,14 +536,36 @@ class Suite:
 
     def history(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
         """The training log, one dict per step; for an ensemble, that of its CPO end."""
-        artifact = self.model_artifact(row_id, seed)
-        trained = artifact.cpo if isinstance(artifact, Ensemble) else artifact
-        lines = (self.store.get(trained) / "history.jsonl").read_text("utf-8").splitlines()
+        lines = (
+            (self.store.get(self._trained(row_id, seed)) / "history.jsonl")
+            .read_text("utf-8")
+            .splitlines()
+        )
+        return [json.loads(line) for line in lines]
+
+    def held_out(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
+        """A row's objective on held-out prompts at the start, middle and end of its training, as
+        `cpo.held_out.contrast_on` with the `step`; empty for rows without negatives."""
+        path = self.store.get(self._trained(row_id, seed)) / held_out.FILE
+        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines]
 
     def negatives(self, row_id: str, seed: int = 0) -> ContrastSets:
-        """The candidates of a CPO row on its training schedule, with order and reference values."""
-        return self.store.load(self.negatives_artifact(self.row(row_id), seed))
+        """The candidates of a CPO row on its training schedule, with order and reference values.
+
+        Raises:
+            ValueError: the row trains without negatives.
+        """
+        trained = self._trained(row_id, seed)
+        if trained.negatives is None:
+            raise ValueError(f"{row_id} trains without negatives")
+        self.store.get(trained.negatives)
+        return trained.contrast_sets(self.store)
+
+    def _trained(self, row_id: str, seed: int) -> Model:
+        """A row's model; of an ensemble, its CPO end."""
+        artifact = self.model_artifact(row_id, seed)
+        return artifact.cpo if isinstance(artifact, Ensemble) else artifact
 
     def generations(
         self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cpo import data
 from cpo.engine import machine
 from cpo.engine.processes import process_count
+from cpo.held_out import HeldOutContrast
 from cpo.models.folders import dequantise, fetched, gguf_file, load_model
 from cpo.plan import plan_batches
 from cpo.scoring import Group
@@ -67,10 +68,11 @@ class Trained(Loadable, Step):
         examples: Sequence[TrainingExample],
         folder: Path,
         store: Store,
+        held_out: Sequence[TrainingExample] = (),
         **settings: Any,
     ) -> None:
         """Train a model in place and save it. `TrainingSettings` default to the artifact's fields
-        of the same names."""
+        of the same names; `held_out` examples are measured, never trained on."""
         groups = [example.group for example in examples]
         fields = {field.name for field in dataclasses.fields(self)}
         settings = {
@@ -80,7 +82,9 @@ class Trained(Loadable, Step):
         for field in dataclasses.fields(TrainingSettings):
             if field.name in fields:
                 settings.setdefault(field.name, getattr(self, field.name))
-        train(network, examples, TrainingSettings(**settings), folder, store.partial(self))
+        chosen, partial = TrainingSettings(**settings), store.partial(self)
+        callbacks = [HeldOutContrast(held_out, chosen, folder)] if held_out else []
+        train(network, examples, chosen, folder, partial, callbacks)
 
 
 def micro_batch_of(groups: Sequence[Group], batch: int, tokens: int) -> int:

@@ -20,7 +20,11 @@ from cpo_suite.store import Store, how
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Trained):
-    """A model trained from another on a training schedule; no `negatives` for MLE and PSS."""
+    """A model trained from another on a training schedule; no `negatives` for MLE and PSS.
+
+    Of each kind in a draw of negatives, which rows share, it takes as many as its `mixture` says.
+    `held_out` are negatives of validation prompts, on which its objective is measured.
+    """
 
     stage = "model"
     version = 3
@@ -31,7 +35,11 @@ class Model(Trained):
     negatives: Negatives | None = dataclasses.field()
     objective: str
     beta: float
+    mixture: dict[str, int] = dataclasses.field(default_factory=dict)
+    ranking: str = "minilm"
+    held_out: Negatives | None = None
     schedule: str = "constant"
+    warmup_steps: int = 0
     mle_weight: float = 0.0
     sampling_probability: float = 0.0
     sampling_passes: int = 0
@@ -44,28 +52,43 @@ class Model(Trained):
     def build(self, folder: Path, store: Store) -> None:
         # A custom objective is registered by name, without the hash of its source.
         objective = self.objective.split(":")[0]
+        held_out: Sequence[TrainingExample] = ()
         if self.negatives is None:
             examples: Sequence[TrainingExample] = [
                 TrainingExample(Group(row.prefix_ids, [row.continuation_ids]))
                 for row in self.examples.planned(self.steps, self.batch, self.seed)
             ]
         else:
-            sets: ContrastSets = store.load(self.negatives)
-            examples = sets.training_examples(objective in RANKED_OBJECTIVES)
+            ranked = objective in RANKED_OBJECTIVES
+            examples = self.contrast_sets(store).training_examples(ranked)
+            if self.held_out is not None:
+                held_out = self._selected(store, self.held_out).training_examples(ranked)
         self.train(
             self.start.load(self.start.folder(store)),
             examples,
             folder,
             store,
+            held_out,
             objective=objective,
             description=f"training {self.name}",
         )
         self.examples.tokenizer().save_pretrained(folder)
 
+    def contrast_sets(self, store: Store) -> ContrastSets:
+        """Its candidates on its training schedule."""
+        assert self.negatives is not None
+        return self._selected(store, self.negatives, self.steps * self.batch)
+
+    def _selected(self, store: Store, draw: Negatives, rows: int | None = None) -> ContrastSets:
+        counts = {kind.split(":")[0]: count for kind, count in self.mixture.items()}
+        sets: ContrastSets = store.load(draw)
+        sets = sets.select(counts, rows)
+        return sets.ranked_by(draw.oracle_grades(sets)) if self.ranking == "oracle" else sets
+
     def cost(self, costs: CostModel) -> Cost:
         speeds = costs.speeds(self.model_name)
         prefix, continuation = costs.tokens(self.examples.task)
-        k = 1 + sum(self.negatives.counts.values()) if self.negatives else 1
+        k = 1 + sum(self.mixture.values())
         tokens = self.steps * self.batch * (prefix + k * continuation)
         seconds = tokens / (speeds.contrast if k > 1 else speeds.training)
         # PSS: sampling passes without gradient, before the training pass.

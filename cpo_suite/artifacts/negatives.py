@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from cpo.data import TokenizedExample
 from cpo.evaluation.reply_store import STORE
 from cpo.evaluation.unhelpful import write_unhelpful
 from cpo.negatives import PlannedRows, draw_negatives
-from cpo.ranking import embed_texts, minilm, rank_candidates
+from cpo.ranking import best_first, embed_texts, minilm, rank_candidates
 from cpo.scoring import Group, order_by_length, score_groups
 from cpo.training import TrainingExample
+from cpo_suite import world
 from cpo_suite.artifacts.base_models import micro_batch_of
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.step import Step
@@ -47,7 +49,7 @@ class Unhelpful(Step):
     server: Server | None = how()
 
     def build(self, folder: Path, store: Store) -> None:
-        pairs = self.examples.corpora.instructions.train
+        pairs = self.examples.corpora.split("instructions", self.examples.split)
         by_id = {pair.id: pair for pair in pairs}
         planned = self.examples.planned(self.steps, self.batch, self.seed)
         texts = write_unhelpful(
@@ -69,7 +71,9 @@ class Unhelpful(Step):
         if self.server is None:
             return Cost()
         prefix, continuation = costs.tokens(self.examples.task)
-        written = min(self.steps * self.batch, self.examples.corpora.training_rows)
+        written = self.steps * self.batch
+        if self.examples.split == "train":
+            written = min(written, self.examples.corpora.training_rows)
         return costs.asking(self.server, written, prefix + continuation, continuation)
 
 
@@ -85,7 +89,7 @@ class ContrastSets:
         self.mask, self.order = arrays["mask"], arrays["order"]
         self.similarities, self.reference_logps = arrays["similarities"], arrays["reference_logps"]
         self._tokens, self._lengths = arrays["tokens"], arrays["lengths"]
-        self._starts = np.concatenate([[0], self._lengths.ravel().cumsum()])
+        self._ends = self._lengths.ravel().cumsum().reshape(self._lengths.shape)
         self.report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
         self.kinds: list[str] = self.report["kinds"]
         self.prefixes = prefixes
@@ -94,14 +98,33 @@ class ContrastSets:
     def __len__(self) -> int:
         return len(self.mask)
 
+    def select(self, counts: Mapping[str, int], rows: int | None = None) -> ContrastSets:
+        """The ground truth and the first `counts[kind]` columns of each kind, on the first rows."""
+        columns = [0]
+        for kind, count in counts.items():
+            columns += [column for column, name in enumerate(self.kinds) if name == kind][:count]
+        selected = copy.copy(self)
+        selected.kinds = [self.kinds[column] for column in columns]
+        for name in ("mask", "similarities", "reference_logps", "_lengths", "_ends"):
+            setattr(selected, name, getattr(self, name)[:rows, columns])
+        places = np.full(len(self.kinds), -1)
+        places[columns] = np.arange(len(columns))
+        order = places[self.order[:rows]]
+        selected.order = order[order >= 0].reshape(len(order), -1)  # still best first
+        selected.prefixes = self.prefixes[:rows]
+        return selected
+
+    def ranked_by(self, scores: Any) -> ContrastSets:
+        """The same candidates, ordered by `[N, K]` scores: ground truth first, masked last."""
+        ranked = copy.copy(self)
+        mask = torch.from_numpy(self.mask)
+        ranked.order = best_first(torch.as_tensor(scores), mask).numpy()
+        return ranked
+
     def candidates(self, row: int) -> list[tuple[int, ...]]:
         """The K continuations of a row as token ids, in column order; empty where masked."""
-        k = len(self.kinds)
-        bounds = self._starts[row * k : row * k + k + 1]
-        return [
-            tuple(self._tokens[start:end].tolist())
-            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        bounds = zip(self._ends[row] - self._lengths[row], self._ends[row], strict=True)
+        return [tuple(self._tokens[start:end].tolist()) for start, end in bounds]
 
     def texts(self, row: int) -> list[str]:
         """The K continuations of a row as text, in column order."""
@@ -125,7 +148,8 @@ class ContrastSets:
 
 @dataclass(frozen=True, kw_only=True)
 class Negatives(Step):
-    """Candidates, their order, and reference log-probabilities, on a training schedule."""
+    """Candidates, their order, and reference log-probabilities, on a training schedule: a draw, of
+    which each row takes the first columns of each kind and the first steps."""
 
     stage = "negatives"
     called = "negatives of {}"
@@ -216,6 +240,17 @@ class Negatives(Step):
         reference_logps = torch.empty_like(scored)
         reference_logps[by_length] = scored
         return reference_logps
+
+    def oracle_grades(self, sets: ContrastSets) -> list[list[float]]:
+        """The grades `[N][K]` that the embedded world's oracle gives the candidates of a selection
+        of this draw."""
+        split = self.examples.corpora.split(self.examples.task, self.examples.split)
+        sources = {example.id: example.source for example in split}
+        rows = self._planned()[: len(sets)]
+        return [
+            [world.oracle_score(sources[row.id], text) for text in sets.texts(number)]
+            for number, row in enumerate(rows)
+        ]
 
     def load(self, folder: Path) -> ContrastSets:
         prefixes = [row.prefix_ids for row in self._planned()]

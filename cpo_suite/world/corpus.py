@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,12 +24,16 @@ from .prompts import CATEGORIES, Draft, clauses
 from .tables import WORDS
 
 #: Raised whenever any text, key or grade of the world changes.
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 ARTICLES = 4000
 TEST_ARTICLES = 1000
 #: Share of recorded answers with a fault, and of those the share with a second one.
 FAULTY, TWICE = 0.45, 0.25
 _FAULT_WEIGHTS = {"omit": 3, "stop_early": 2, "slip": 3, "ramble": 3, "repeat": 2, "cut": 1}
+#: Share of recorded articles with faults, the most faults in one, and their kinds. The first
+#: `ARTICLE_OPENING` of the words have none: they hold the prefix.
+FAULTY_ARTICLES, ARTICLE_FAULTS, ARTICLE_OPENING = 0.9, 6, 0.25
+_ARTICLE_FAULT_WEIGHTS = {"slip": 4, "repeat": 1, "ramble": 1}
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,37 @@ def _article_plan(subject: str, facts: Facts, rng: Random) -> list[Sentence]:
     return plan
 
 
+def _spoil_article(
+    key: Mapping[str, Any], sentences: list[str], others: Sequence[str], rng: Random
+) -> list[str]:
+    """The article as a writer with a few faults left it; its opening is without fault."""
+    ends = list(accumulate(len(sentence.split()) for sentence in sentences))
+    opening = 1 + sum(end < ARTICLE_OPENING * ends[-1] for end in ends)
+    lead, rest = sentences[:opening], sentences[opening:]
+    article = WorldArticle("", "", " ".join(lead), "", dict(key))
+
+    def less_right(before: list[str]) -> Callable[[list[str]], bool]:
+        return lambda changed: right(changed) < right(before)
+
+    def right(changed: list[str]) -> float:
+        return oracle_parts(article, " ".join(["", *changed]), " ".join(lead))["right"]
+
+    for _ in range(rng.randint(1, ARTICLE_FAULTS) if rest else 0):
+        kind = rng.choices(list(_ARTICLE_FAULT_WEIGHTS), list(_ARTICLE_FAULT_WEIGHTS.values()))[0]
+        changed: list[str] | None
+        if kind == "slip":
+            changed = faults.slip(rest, rng, less_right(rest))
+        elif kind == "ramble":
+            changed = faults.ramble(rest, rng, split_sentences(rng.choice(others)))
+        else:
+            changed = faults.repeat(rest, rng)
+        rest = changed or rest
+    return lead + rest
+
+
 def _articles(seed: int, facts: Facts) -> list[WorldArticle]:
-    rng = Random(f"articles {seed}")
+    """Every article twice: as it should be, and as its writer recorded it."""
+    rng, writers = Random(f"articles {seed}"), Random(f"article writers {seed}")
     entities = [name for kind in ATTRIBUTES for name in WORDS[kind]]
     articles: list[WorldArticle] = []
     seen: set[str] = set()
@@ -127,15 +161,18 @@ def _articles(seed: int, facts: Facts) -> list[WorldArticle]:
         if i % len(entities) == 0:
             rng.shuffle(entities)
         subject = entities[i % len(entities)]
-        text = " ".join(realise(_article_plan(subject, facts, rng), rng))
-        if text in seen:
+        sentences = realise(_article_plan(subject, facts, rng), rng)
+        ideal = text = " ".join(sentences)
+        if ideal in seen:
             continue
-        seen.add(text)
+        seen.add(ideal)
         key = {"seed": seed, "subject": subject, "topics": list(facts.neighbours[subject])}
-        articles.append(
-            WorldArticle(f"article-{i:05d}", capital(name_of(subject)), text,
-                         "test" if i >= ARTICLES - TEST_ARTICLES else "train", key)
-        )  # fmt: skip
+        if articles and writers.random() < FAULTY_ARTICLES:
+            others = [article.ideal for article in articles[-100:]]
+            text = " ".join(_spoil_article(key, sentences, others, writers))
+        split = "test" if i >= ARTICLES - TEST_ARTICLES else "train"
+        title = capital(name_of(subject))
+        articles.append(WorldArticle(f"article-{i:05d}", title, text, split, key, ideal))
     return articles
 
 
@@ -204,8 +241,8 @@ def _pairs(seed: int, facts: Facts, articles: list[WorldArticle]) -> list[WorldE
     for category, count in wanted.items():
         half[category] = count // 2 + (count % 2 and odd % 2)
         odd += count % 2
-    train_asides = [a.text for a in articles if a.split == "train"]
-    told = Shelf(train_asides)
+    train_asides = [a.ideal for a in articles if a.split == "train"]
+    told = Shelf(a.text for a in articles if a.split == "train")
     prompts: set[tuple[str, str]] = set()
     made: dict[str, int] = dict.fromkeys(wanted, 0)
     examples: list[WorldExample] = []

@@ -60,13 +60,17 @@ class WorldExample:
 
 @dataclass(frozen=True)
 class WorldArticle:
-    """One article. Its prefix is the first 15 % of its words, its continuation the rest."""
+    """One article, as recorded and as it should be: `ideal` opens with the same words.
+
+    Its prefix is the first 15 % of its words, its continuation the rest.
+    """
 
     id: str
     title: str
     text: str
     split: str
     key: dict[str, Any]
+    ideal: str = ""
 
     @property
     def prefix(self) -> str:

@@ -1,0 +1,111 @@
+"""Is it learnt? The objective on held-out prompts, at the start, middle and end of a training.
+
+A training loss also falls by memorising its negatives. Negatives of prompts that the policy never
+saw tell the two apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from cpo.engine.files import write_atomically
+from cpo.engine.processes import is_main_process
+from cpo.evaluation.statistics import Z
+from cpo.scoring import order_by_length
+from cpo.training import OBJECTIVES, TrainingExample, TrainingSettings, collate, reward_means
+
+FILE = "held_out.jsonl"
+
+
+class HeldOutContrast(TrainerCallback):
+    """Measures a training's objective on held-out examples, and writes it to `held_out.jsonl`.
+
+    One line each for the start, the middle and the end, as from `contrast_on`. Every process scores
+    all examples, so that each part of a sharded model takes part in every forward pass.
+    """
+
+    def __init__(
+        self, examples: Sequence[TrainingExample], settings: TrainingSettings, output: Path
+    ) -> None:
+        by_length = order_by_length([example.group for example in examples], len(examples))
+        self.examples = [examples[row] for row in by_length]
+        self.settings, self.output = settings, output
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if state.global_step not in (max(1, state.max_steps // 2), state.max_steps):
+            return
+        policy_logps, reference_logps, mask = self._scores(model)
+        for step, logps in ((0, reference_logps), (state.global_step, policy_logps)):
+            measured = contrast_on(logps, reference_logps, mask, self.settings)
+            # In the log, so that a checkpoint holds it.
+            state.log_history.append({"step": step, "held_out": measured})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        measured = {
+            line["step"]: line["held_out"] for line in state.log_history if "held_out" in line
+        }
+        lines = [json.dumps({"step": step} | measured[step]) + "\n" for step in sorted(measured)]
+        if is_main_process():
+            write_atomically(self.output / FILE, "".join(lines))
+
+    @torch.no_grad()
+    def _scores(self, model: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """`policy_logps`, `reference_logps` and `mask` of the examples, `[N, K]`, on the CPU."""
+        was_training, device = model.training, next(model.parameters()).device
+        model.eval()
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, len(self.examples), self.settings.micro_batch):
+            part = self.examples[start : start + self.settings.micro_batch]
+            inputs = collate([{"example": example, "batch_tokens": 0} for example in part])
+            del inputs["batch_tokens"]
+            reference_logps, mask = inputs.pop("reference_logps"), inputs.pop("mask")
+            on_device = {name: value.to(device) for name, value in inputs.items()}
+            parts.append((model(**on_device).float().cpu(), reference_logps, mask))
+        model.train(was_training)
+        policy_logps, reference_logps, mask = map(torch.cat, zip(*parts, strict=True))
+        return policy_logps, reference_logps, mask
+
+
+def contrast_on(
+    policy_logps: Tensor, reference_logps: Tensor, mask: Tensor, settings: TrainingSettings
+) -> dict[str, float]:
+    """The objective over N prompts, and its change from the policy that equals its reference.
+
+    Args:
+        policy_logps, reference_logps: `[N, K]`, in the column order of the objective.
+        mask: `[N, K]` bool.
+
+    Returns:
+        `contrast_loss`, a mean in nats; `accuracy`, the share of prompts whose ground truth has the
+        highest reward; `change` of the loss, with its 95 % interval over prompts, `low` and `high`.
+    """
+    objective, beta = OBJECTIVES[settings.objective], settings.beta
+
+    def losses(logps: Tensor) -> Tensor:
+        rows = zip(logps.split(1), reference_logps.split(1), mask.split(1), strict=True)
+        return torch.stack(
+            [objective(row, reference, beta, usable) for row, reference, usable in rows]
+        )
+
+    at_policy = losses(policy_logps)
+    change = at_policy - losses(reference_logps)
+    error = Z * float(change.std()) / math.sqrt(len(change)) if len(change) > 1 else math.inf
+    mean = float(change.mean())
+    accuracy = reward_means(policy_logps, reference_logps, beta, mask)["accuracy"]
+    return {
+        "contrast_loss": float(at_policy.mean()),
+        "accuracy": float(accuracy),
+        "change": mean,
+        "low": mean - error,
+        "high": mean + error,
+    }
