@@ -25,7 +25,6 @@ TABLE_COLUMNS = [
     "valid", "invalid", "ties",
 ]  # fmt: skip
 MEASURE_COLUMNS = ["row", "measure", "value", "low", "high", "n"]
-MOMENTS = ("start", "middle", "end")
 LEARNT_COLUMNS = [
     "row", "seed", "moment", "step", "contrast_loss", "accuracy", "change", "low", "high", "learnt",
 ]  # fmt: skip
@@ -143,7 +142,9 @@ def learnt_frame(suite: Suite, row_ids: Iterable[str]) -> pd.DataFrame:
         per_seed = [suite.held_out(row_id, seed) for seed in range(suite.profile.seeds)]
         learnt = all(moments and moments[-1]["high"] < 0 for moments in per_seed)
         for seed, moments in enumerate(per_seed):
-            for moment, values in zip(MOMENTS, moments, strict=False):
+            # One step alone has no middle.
+            names = ("start", *["middle"] * (len(moments) - 2), "end")
+            for moment, values in zip(names, moments, strict=False):
                 line = {"row": row_id, "seed": seed, "moment": moment, "learnt": learnt}
                 records.append(line | values)
     return pd.DataFrame(records, columns=LEARNT_COLUMNS)
