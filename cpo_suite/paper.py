@@ -184,7 +184,8 @@ def continued_mle(row: Row) -> Row:
     Raises:
         KeyError: the paper has none.
     """
-    return _row_like(replace(row, objective="mle", negatives=None, alpha=None, mle_weight=0.0))
+    bare = replace(row, objective="mle", negatives=None, alpha=None, mle_weight=0.0)
+    return _row_like(replace(bare, ranking="minilm"))
 
 
 def cpo_end(row: Row) -> Row:
