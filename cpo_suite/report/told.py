@@ -77,8 +77,7 @@ def _is_learnt(ends: pd.DataFrame) -> str:
     if ends.empty:
         return "Whether the contrast is learnt was not measured in this run."
     learnt, seeds = ends["learnt"].astype(bool), int(ends["seeds"].max())
-    count = f"{learnt.sum()} of {len(ends)}" if not learnt.all() else f"all {len(ends)}"
-    text = f"The contrast is learnt by {count if learnt.any() else f'none of {len(ends)}'} rows"
+    text = f"The contrast is learnt by {learnt.sum() or 'none'} of {len(ends)} contrastive rows"
     if learnt.any():
         each = f" with each of {seeds} seeds" if seeds > 1 else ""
         text += f": on held-out prompts their loss ends below its start{each}"
@@ -98,7 +97,7 @@ def _what_is_learnt(ends: pd.DataFrame) -> str:
             f"Nothing is learnt that held-out prompts show: {gained} on {_percent(most)} at most."
         )
     shares = f"on {_percent(accuracy.max())} of held-out prompts for {accuracy.idxmax()}"
-    if len(accuracy) > 1:
+    if accuracy.nunique() > 1:
         least = f"{_percent(accuracy.min())} for {accuracy.idxmin()}"
         shares += f", the most, and on {least}, the least"
     return f"What is learnt is to tell the response from its negatives: {gained} {shares}."
@@ -111,7 +110,7 @@ def _improvement(compared: pd.DataFrame, models: pd.DataFrame) -> str:
     if run.empty:
         text = "Whether answers improve on those of continued MLE was not measured in this run"
     else:
-        of = f"of {len(run)} comparisons"
+        of = f"of {len(run)} comparison{'s' if len(run) > 1 else ''}"
         text = f"None {of} shows answers better than those of continued MLE"
         if better:
             text = f"Answers are better than those of continued MLE in {better} {of}"
@@ -170,11 +169,11 @@ def _lines(frame: pd.DataFrame) -> list[Any]:
 
 
 def _effect(line: Any) -> str:
-    """An effect with its interval, and its share of the paper's."""
+    """An effect with its interval, and its share of the paper's where it could have been one."""
     if pd.isna(line.effect):
         return ""
     text = f"{line.effect:+.3f} [{line.low:+.3f}, {line.high:+.3f}]"
-    if pd.isna(line.paper_effect):
+    if pd.isna(line.paper_effect) or line.verdict == "uninformative":
         return text
     share = line.effect / line.paper_effect
     text += f", {_percent(share)} of the paper's" if share > 0 else ", against the paper's"

@@ -61,15 +61,15 @@ def test_what_is_learnt_is_of_held_out_prompts() -> None:
     frame = learnt(ANR=(0.3, -0.5), AN=(0.05, 0.2), MixNR=(0.7, -1.0))
     first, second, *_ = told.told(claims(), frame, NOBODY)
     assert first == (
-        "The contrast is learnt by 2 of 3 rows: on held-out prompts their loss ends below its "
-        "start; that is not shown for t2/AN (+0.20)."
+        "The contrast is learnt by 2 of 3 contrastive rows: on held-out prompts their loss ends "
+        "below its start; that is not shown for t2/AN (+0.20)."
     )
     # The best and the least of those that are learnt.
     assert "on 70 % of held-out prompts for t2/MixNR, the most, and on 30 % for t2/ANR" in second
     first, second, *_ = told.told(claims(), learnt(seeds=3, ANR=(0.3, -0.5)), NOBODY)
     assert first == (
-        "The contrast is learnt by all 1 rows: on held-out prompts their loss ends below its start "
-        "with each of 3 seeds."
+        "The contrast is learnt by 1 of 1 contrastive rows: on held-out prompts their loss ends "
+        "below its start with each of 3 seeds."
     )
     assert second.endswith("on 30 % of held-out prompts for t2/ANR.")
 
@@ -77,8 +77,8 @@ def test_what_is_learnt_is_of_held_out_prompts() -> None:
 def test_nothing_learnt_is_said() -> None:
     first, second, *_ = told.told(claims(), learnt(ANR=(0.08, -0.01), AN=(0.05, 0.2)), NOBODY)
     assert first == (
-        "The contrast is learnt by none of 2 rows; that is not shown for t2/ANR (-0.01) and t2/AN "
-        "(+0.20)."
+        "The contrast is learnt by none of 2 contrastive rows; that is not shown for t2/ANR (-0.01) "
+        "and t2/AN (+0.20)."
     )
     assert second.startswith("Nothing is learnt") and second.endswith("on 8 % at most.")
 
@@ -101,13 +101,18 @@ def test_an_improvement_stands_beside_the_papers() -> None:
         ("undecided", "None of 2 comparisons shows answers better than those of continued MLE: "),
         ("uninformative", "None of 2 comparisons shows answers better"),
         ("fails", "Answers are worse than those of continued MLE in 1 of 2 comparisons: "),
-        ("not run", "None of 1 comparisons shows answers better"),
+        ("not run", "None of 1 comparison shows answers better"),
     ],
 )
 def test_a_result_against_cpo_or_none_is_said(verdict: ClaimVerdict, beginning: str) -> None:
     third = told.told(claims(verdict, effect=-0.06), NO_ROWS, NOBODY)[2]
     assert third.startswith(beginning)
     assert third.endswith("; no judge compared the two head to head.")
+
+
+def test_a_floor_says_nothing_about_the_papers_effect() -> None:
+    third = told.told(claims("uninformative", effect=0.0), NO_ROWS, NOBODY)[2]
+    assert "t2/ANR > t2/MLE1 +0.000 [-0.020, +0.020]; no judge" in third
 
 
 def test_decodings_are_sorted_by_their_verdict() -> None:
