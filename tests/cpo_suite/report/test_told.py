@@ -77,8 +77,8 @@ def test_what_is_learnt_is_of_held_out_prompts() -> None:
 def test_nothing_learnt_is_said() -> None:
     first, second, *_ = told.told(claims(), learnt(ANR=(0.08, -0.01), AN=(0.05, 0.2)), NOBODY)
     assert first == (
-        "The contrast is learnt by none of 2 contrastive rows; that is not shown for t2/ANR (-0.01) "
-        "and t2/AN (+0.20)."
+        "The contrast is learnt by none of 2 contrastive rows; that is not shown for t2/ANR "
+        "(-0.01) and t2/AN (+0.20)."
     )
     assert second.startswith("Nothing is learnt") and second.endswith("on 8 % at most.")
 
