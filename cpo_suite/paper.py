@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -164,6 +164,7 @@ COMPARISONS: dict[int, tuple[str, ...]] = {
     10: ("f1b/ANR > f1b/BNR", "f1b/ANR > f1b/TNR", "f1b/ANR > f1b/MNR"),
     11: ("t2/ANR > x/ANR/K5", "x/ANR/K5 > x/ANR/K2"),
     12: ("t2/ANR - t2/MLE1 > x/small/ANR - x/small/MLE",),
+    13: ("best(t3/BNR) > t3/MLE",),
 }  # fmt: skip
 
 # Rows whose exposure bias is measured, each with its reference, where the true texts are known.
@@ -186,7 +187,8 @@ def continued_mle(row: Row) -> Row:
     Raises:
         KeyError: the paper has none.
     """
-    return _row_like(replace(row, objective="mle", negatives=None, alpha=None, mle_weight=0.0))
+    bare = replace(row, objective="mle", negatives=None, alpha=None, mle_weight=0.0)
+    return _row_like(replace(bare, ranking="minilm"))
 
 
 def cpo_end(row: Row) -> Row:
@@ -196,6 +198,15 @@ def cpo_end(row: Row) -> Row:
         KeyError: the paper has none.
     """
     return _row_like(replace(row, alpha=0))
+
+
+def distinct_models(rows: Iterable[Row]) -> list[Row]:
+    """The first row of each trained model or ensemble, in order: decodings and tables may share
+    one, as table 4 does with table 3."""
+    first: dict[Row, Row] = {}
+    for row in rows:
+        first.setdefault(replace(row, id="", paper=None, decoding="greedy"), row)
+    return list(first.values())
 
 
 def _row_like(row: Row) -> Row:
@@ -253,6 +264,21 @@ class Comparison:
     def rows(self) -> list[str]:
         """All rows it needs."""
         return [row for name in self.weights for row in self.choices.get(name, (name,))]
+
+    @property
+    def paper_effect(self) -> float | None:
+        """`left - right` of the printed numbers; None if one is missing, and for an overhead.
+
+        `best` and `ends` are the paper's own: the highest number among their rows.
+        """
+        effect = 0.0
+        for name, weight in self.weights.items():
+            printed = [ROWS[row].paper for row in self.choices.get(name, (name,))]
+            numbers = [number for number in printed if number is not None]
+            if self.relation == "overhead" or len(numbers) < len(printed):
+                return None
+            effect += weight * max(numbers)
+        return round(effect, 4)  # the paper prints three digits
 
 
 def _choice(which: str, trained: str) -> tuple[str, ...]:

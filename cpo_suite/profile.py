@@ -370,7 +370,7 @@ class Profile(_Settings):
     # Rows that are trained; by default all of both, except those left out.
     rows: tuple[str, ...] = Field(None, validate_default=True, strict=False)
     # Comparisons that replace the paper's for a claim; see `cpo_suite.report.claims`.
-    claims: dict[Annotated[int, Field(ge=1, le=12)], tuple[Claim, ...]] = Field(
+    claims: dict[Annotated[int, Field(ge=1, le=len(COMPARISONS))], tuple[Claim, ...]] = Field(
         {}, validate_default=True
     )
 

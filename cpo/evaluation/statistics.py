@@ -4,8 +4,9 @@
 of these over orders or training seeds; NaN without a valid verdict. Array arguments of a call are
 aligned by prompt.
 
-Every interval is over *prompts*, with the trained models fixed. From 100 prompts on, its coverage
-is 93 to 97 %, with or without ties (simulated in the tests), except where noted.
+Every interval is over *prompts*, with the trained models fixed; `seeds` adds the variance of their
+trainings. From 100 prompts on, its coverage is 93 to 97 %, with or without ties (simulated in the
+tests), except where noted.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def token_mean_loss(logps: npt.ArrayLike, tokens: npt.ArrayLike, seed: int = 0) 
 def mean_over_seeds(points: Sequence[npt.ArrayLike]) -> Array:
     """Mean points per prompt over training seeds or orders, `[S, n]` to `[n]`; NaN if all are NaN.
 
-    A bootstrap of the result remains over prompts: S seeds are no S-fold sample of them.
+    A bootstrap of the result remains over prompts: S seeds are no S-fold sample of them. `seeds`
+    adds their variance.
     """
     stacked = np.asarray(points, dtype=float)
     return np.ma.masked_invalid(stacked).mean(0).filled(math.nan)

@@ -20,7 +20,7 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
     statistics."""
     text = f"Profile {profile.name}."
     if "paper" in frame:
-        text += _judged(frame)
+        text += _provenance(frame)
         if frame["row"].str.endswith("/DPO").any():
             text += f" DPO's rejected responses: {WRITERS[profile.unhelpful.writer]}."
         text += (
@@ -30,13 +30,16 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
     if "verdict" in frame:
         text += " Brackets are the intervals of the comparisons, 95 % after Holm's adjustment."
     elif {"low", "high"} <= set(frame):
-        text += " Brackets are 95 % intervals over prompts."
+        seeds = " and training seeds" if profile.seeds > 1 else ""
+        text += f" Brackets are 95 % intervals over prompts{seeds}."
         if "measure" in frame and (frame["measure"].str.lower() == "mauve").any():
             text += " For MAUVE they come from random halves of the texts."
+        if "measure" in frame and (frame["measure"] == "win_rate_vs_mle").any():
+            text += " Those of win_rate_vs_mle are adjusted after Holm for the number of its rows."
     return text
 
 
-def _judged(frame: pd.DataFrame) -> str:
+def _provenance(frame: pd.DataFrame) -> str:
     """By whom, on how many prompts and seeds, when, and asked what (the hash of the template)."""
     filled = frame[frame["n"].notna()]
     if filled.empty:

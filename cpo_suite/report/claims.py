@@ -1,28 +1,29 @@
-"""The paper's claims, and a verdict on each: holds, fails, undecided, or not run.
+"""The paper's claims, and a verdict on each: holds, fails, undecided, uninformative, or not run.
 
 A profile names the comparisons of every claim before anything runs, as in `t2/ANR > t2/MLE1`. A
 claim holds if all its comparisons hold and fails if one of them fails. Every comparison of all
-claims is in one family, whose intervals are adjusted after Holm.
+claims is in one family, whose intervals are adjusted after Holm. A comparison of rows that nearly
+always lose, or win, is uninformative, whatever its interval.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from cpo.evaluation.seeds import standard_error
 from cpo.evaluation.statistics import Array, MetricError, holm_levels, resamples
 from cpo_suite.paper import ROWS, Comparison, Relation, continued_mle
 from cpo_suite.suite import Suite
 
-ClaimVerdict = Literal["holds", "fails", "undecided", "not run"]
-Evidence = tuple[float, Array, str]  # an effect, its bootstrap distribution `[DRAWS]`, and a note
+ClaimVerdict = Literal["holds", "fails", "undecided", "uninformative", "not run"]
 
 MARGIN = 0.02  # two points of win rate: what `>=` may lack and `~` may differ
 # Seconds over tokens, both against MLE, that still count as "only the larger batch".
@@ -34,7 +35,7 @@ HOLDS_WITHIN: dict[Relation, tuple[float, float]] = {
     "~": (-MARGIN, MARGIN),
     "overhead": (-math.inf, OVERHEAD_MARGIN),
 }
-FLOOR = 0.05  # a win rate below which rows have little room to differ, which the note then says
+FLOOR = 0.05  # below this win rate, and above 1 - FLOOR, rows have no room to differ
 DRAWS = 20_000
 
 CLAIMS = {
@@ -50,14 +51,27 @@ CLAIMS = {
     10: "autoregressive negatives gain more than those that are cheap to make",
     11: "more negatives help",
     12: "the gain grows with the model",
+    13: "on articles, batch negatives at the best alpha beat MLE",
 }
-CLAIM_COLUMNS = ["claim", "verdict", "comparison", "effect", "low", "high", "note"]
+CLAIM_COLUMNS = [
+    "claim", "verdict", "comparison", "effect", "low", "high", "paper_effect", "excludes_paper",
+    "note",
+]  # fmt: skip
+
+
+class Evidence(NamedTuple):
+    """An effect, its distribution over prompts and seeds `[DRAWS]`, and a note."""
+
+    effect: float
+    drawn: Array
+    note: str = ""
+    informative: bool = True
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of a comparison: effect `left - right` (of `overhead`, the ratio), its adjusted
-    interval, and a verdict."""
+    interval, a verdict, and the effect of the paper's printed numbers."""
 
     comparison: str
     verdict: ClaimVerdict
@@ -65,6 +79,14 @@ class Outcome:
     low: float = math.nan
     high: float = math.nan
     note: str = ""
+    paper_effect: float | None = None
+
+    @property
+    def excludes_paper(self) -> bool | None:
+        """Whether the interval excludes the paper's effect; None without either."""
+        if self.paper_effect is None or math.isnan(self.low):
+            return None
+        return not self.low <= self.paper_effect <= self.high
 
     def __str__(self) -> str:
         text = f"{self.comparison}: {self.verdict}"
@@ -86,21 +108,41 @@ def judge_claims(suite: Suite) -> dict[int, list[Outcome]]:
     """
     named = {number: suite.profile.claims.get(number, ()) for number in CLAIMS}
     outcomes: dict[str, Outcome] = {}
-    tested: dict[str, tuple[Relation, Evidence]] = {}
+    tested: dict[str, tuple[Comparison, Evidence]] = {}
     for text in chain(*named.values()):
         comparison = Comparison.parse(text)
         evidence = _evidence(suite, comparison)
         if isinstance(evidence, str):
-            outcomes[text] = Outcome(text, "not run", note=evidence)
+            outcomes[text] = Outcome(
+                text, "not run", note=evidence, paper_effect=comparison.paper_effect
+            )
         else:
-            tested[text] = (comparison.relation, evidence)
-    levels = holm_levels([p_value(drawn, relation) for relation, (_, drawn, _) in tested.values()])
-    for level, (text, (relation, (effect, drawn, note))) in zip(
-        levels, tested.items(), strict=True
+            tested[text] = (comparison, evidence)
+    family = [(evidence.drawn, comparison.relation) for comparison, evidence in tested.values()]
+    for (text, (comparison, evidence)), (low, high) in zip(
+        tested.items(), adjusted_intervals(family), strict=True
     ):
-        low, high = np.percentile(drawn, [50 * level, 100 - 50 * level]).tolist()
-        outcomes[text] = Outcome(text, decide(low, high, relation), effect, low, high, note)
+        verdict = decide(low, high, comparison.relation)
+        if not evidence.informative:
+            verdict = "uninformative"
+        outcomes[text] = Outcome(
+            text, verdict, evidence.effect, low, high, evidence.note, comparison.paper_effect
+        )
     return {number: [outcomes[text] for text in texts] for number, texts in named.items()}
+
+
+def adjusted_intervals(family: Sequence[tuple[Array, Relation]]) -> list[tuple[float, float]]:
+    """The interval of each comparison of one family, 95 % after Holm's adjustment.
+
+    Args:
+        family: for each comparison, its effect's distribution `[DRAWS]` and its relation.
+    """
+    levels = holm_levels([p_value(drawn, relation) for drawn, relation in family])
+    ends = [
+        np.percentile(drawn, [50 * level, 100 - 50 * level]).tolist()
+        for level, (drawn, _) in zip(levels, family, strict=True)
+    ]
+    return [(low, high) for low, high in ends]
 
 
 def p_value(drawn: Array, relation: Relation) -> float:
@@ -127,30 +169,47 @@ def decide(low: float, high: float, relation: Relation) -> ClaimVerdict:
     return "fails" if high < below or low > above else "undecided"
 
 
-def combined(outcomes: Sequence[Outcome]) -> ClaimVerdict:
-    """A claim's verdict from those of its comparisons: all have to hold, one can break it."""
-    verdicts = {outcome.verdict for outcome in outcomes} or {"not run"}
-    if "fails" in verdicts:
+def combined(verdicts: Iterable[str]) -> str:
+    """A claim's verdict from those of its comparisons: all have to hold, one can break it.
+
+    It is uninformative if none of the comparisons that were run is informative.
+    """
+    found = set(verdicts) or {"not run"}
+    if "fails" in found:
         return "fails"
-    return verdicts.pop() if len(verdicts) == 1 else "undecided"
+    if found == {"uninformative", "not run"}:
+        return "uninformative"
+    return found.pop() if len(found) == 1 else "undecided"
 
 
 def claims_frame(outcomes: Mapping[int, Sequence[Outcome]]) -> pd.DataFrame:
-    """One line for each of the paper's claims, with the comparison that decided it.
+    """One line for each comparison of each claim; `verdict` is the comparison's own.
 
-    That is, of the comparisons with the claim's verdict, the one with the smallest effect; the note
-    holds all of them.
+    A claim without comparisons has a line without one, which was not run.
     """
-    records = []
-    for number, compared in outcomes.items():
-        verdict = combined(compared)
-        deciding = [outcome for outcome in compared if outcome.verdict == verdict] or compared
-        least = min(deciding, key=lambda outcome: outcome.effect, default=Outcome("", verdict))
-        note = "; ".join(map(str, compared)) or "the profile names no comparison"
-        records.append(vars(least) | {
-            "claim": number, "verdict": verdict, "note": f"{CLAIMS[number]}. {note}"
-        })  # fmt: skip
+    unnamed = [Outcome("", "not run", note="the profile names no comparison")]
+    records = [
+        vars(outcome) | {"claim": number, "excludes_paper": outcome.excludes_paper}
+        for number, compared in outcomes.items()
+        for outcome in compared or unnamed
+    ]
     return pd.DataFrame(records, columns=CLAIM_COLUMNS)
+
+
+def verdicts_by_claim(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line for each claim of a `claims_frame`: `claim`, `the paper says`, `verdict`, and what
+    became of its comparisons."""
+    records = []
+    for number in map(int, frame["claim"].unique()):
+        verdicts = frame["verdict"][frame["claim"] == number].tolist()
+        counts = Counter(verdicts)
+        records.append({
+            "claim": number,
+            "the paper says": CLAIMS[number],
+            "verdict": combined(verdicts),
+            "comparisons": ", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
+        })  # fmt: skip
+    return pd.DataFrame(records)
 
 
 # --- Evidence from a suite ------------------------------------------------------------------------
@@ -183,8 +242,9 @@ def _win_rate_difference(suite: Suite, comparison: Comparison) -> Evidence:
             notes.append(f"{name} is {row} by validation prompts")
         weights[row] += weight
     points = {row: _points(suite, row, "test") for row in weights}
-    if max(map(np.nanmean, points.values())) < FLOOR:
-        notes.append(f"every row wins below {FLOOR:.0%}, too low to differ by much")
+    rates = [float(np.nanmean(values)) for values in points.values()]
+    if floor := on_a_floor(rates):
+        notes.append(floor)
     by_task: defaultdict[str, Any] = defaultdict(float)  # prompts are paired within a task
     for row, weight in weights.items():
         by_task[ROWS[row].task] += weight * points[row]
@@ -192,7 +252,16 @@ def _win_rate_difference(suite: Suite, comparison: Comparison) -> Evidence:
     valid = [values[:, ~np.isnan(values).any(0)] for values in by_task.values()]
     if any(values.shape[1] == 0 for values in valid):
         raise MetricError(f"no prompt has a verdict for all of {', '.join(weights)}")
-    return *bootstrap_difference(valid), "; ".join(notes)
+    return Evidence(*bootstrap_difference(valid), "; ".join(notes), informative=not floor)
+
+
+def on_a_floor(win_rates: Sequence[float]) -> str:
+    """Why rows of these win rates have no room to differ; empty where they have."""
+    if max(win_rates) < FLOOR:
+        return f"every row wins below {FLOOR:.0%}, too low to differ"
+    if min(win_rates) > 1 - FLOOR:
+        return f"every row wins above {1 - FLOOR:.0%}, too high to differ"
+    return ""
 
 
 def _points(suite: Suite, row: str, split: str) -> Array:
@@ -202,26 +271,34 @@ def _points(suite: Suite, row: str, split: str) -> Array:
 
 
 def bootstrap_difference(groups: Sequence[Array], seed: int = 0) -> tuple[float, Array]:
-    """Mean of a difference and its bootstrap distribution, `[DRAWS]`.
+    """Mean of a difference and its distribution, `[DRAWS]`.
+
+    With one training seed it is a bootstrap over prompts, of which whole ones are drawn. With
+    several it is Student's, with the variances of prompts and seeds: see `cpo.evaluation.seeds`.
 
     Args:
         groups: one array `[S, n]` for each set of prompts: weighted points of S training seeds on
-            the same n prompts. Sets are independent of each other. Whole prompts are drawn, and
-            with more than one seed first the seeds: S trainings are a sample, too.
+            the same n prompts. Sets are independent of each other.
     """
+    by_seed = np.sum([values.mean(1) for values in groups], axis=0)  # [S]
+    means = [values.mean(0) for values in groups]  # [n] each
+    if len(by_seed) > 1:
+        over_prompts = sum(mean.var(ddof=1) / len(mean) for mean in means)
+        return _students(float(by_seed.mean()), float(over_prompts), by_seed)
     random = np.random.default_rng(seed)
     drawn = np.zeros(DRAWS)
-    for values in groups:
-        seeds, n = values.shape
-        chunks = []
-        for prompts in resamples(n, DRAWS, random, seeds):
-            means = np.stack([points[prompts].mean(-1) for points in values])  # [S, c]
-            if seeds > 1:
-                which = random.integers(seeds, size=(len(prompts), seeds))
-                means = np.take_along_axis(means.T, which, 1).mean(-1)[None]
-            chunks.append(means[0])
-        drawn += np.concatenate(chunks)
-    return float(sum(values.mean() for values in groups)), drawn
+    for mean in means:
+        samples = resamples(len(mean), DRAWS, random)
+        drawn += np.concatenate([mean[prompts].mean(-1) for prompts in samples])
+    return float(by_seed[0]), drawn
+
+
+def _students(effect: float, over_prompts: float, by_seed: Array) -> tuple[float, Array]:
+    """An effect and the quantiles of its distribution `[DRAWS]`, over prompts and seeds `[S]`."""
+    from scipy.stats import t
+
+    error, freedom = standard_error(over_prompts, by_seed.tolist())
+    return effect, effect + error * t.ppf((np.arange(DRAWS) + 0.5) / DRAWS, freedom)
 
 
 def _mauve_difference(suite: Suite, comparison: Comparison) -> Evidence | str:
@@ -229,7 +306,7 @@ def _mauve_difference(suite: Suite, comparison: Comparison) -> Evidence | str:
 
     Rows are scored on the same random halves of the articles, so the differences' standard
     deviation over halves is that of a paired difference (see `metrics.mauve_score`); training seeds
-    add their own.
+    add their own, and make the distribution Student's.
     """
     difference: Any = 0.0  # [S, 1 + halves], the value and its replicates
     for row, weight in comparison.weights.items():
@@ -238,12 +315,9 @@ def _mauve_difference(suite: Suite, comparison: Comparison) -> Evidence | str:
         if len(scores) < len(per_seed):
             return "the profile gives MAUVE no features, or a row's texts have no MAUVE"
         difference += weight * np.array(scores)
-    variance = difference.mean(0)[1:].var(ddof=1)
-    if len(difference) > 1:
-        variance += difference[:, 0].var(ddof=1) / len(difference)
-    effect = float(difference[:, 0].mean())
-    drawn = effect + math.sqrt(variance) * np.random.default_rng(0).normal(size=DRAWS)
-    return effect, drawn, "MAUVE, paired over halves of the articles"
+    by_seed = difference[:, 0]
+    found = _students(float(by_seed.mean()), float(difference.mean(0)[1:].var(ddof=1)), by_seed)
+    return Evidence(*found, "MAUVE, paired over halves of the articles")
 
 
 def _overhead(suite: Suite, row_id: str) -> Evidence:
@@ -260,15 +334,15 @@ def _overhead(suite: Suite, row_id: str) -> Evidence:
         per_prompt.append((lengths[0], sum(lengths)))
     tokens = np.array(per_prompt, dtype=float).T.reshape(2, seconds.shape[1], -1).sum(-1)
 
-    def over_mle(values: Array) -> Array:
+    def ratio(values: Array) -> Array:
         """The row's sum over MLE's, of `[2, ..., steps]`."""
         return values[1].sum(-1) / values[0].sum(-1)
 
     samples = resamples(seconds.shape[1], DRAWS, np.random.default_rng(0))
-    drawn = [over_mle(seconds[:, steps]) / over_mle(tokens[:, steps]) for steps in samples]
-    (mle_time, time), slower, more = seconds.sum(1), over_mle(seconds), over_mle(tokens)
+    drawn = [ratio(seconds[:, steps]) / ratio(tokens[:, steps]) for steps in samples]
+    (mle_time, time), slower, more = seconds.sum(1), ratio(seconds), ratio(tokens)
     note = (
         f"{time:.0f} against {mle_time:.0f} s of training, {slower:.1f} times the time "
         f"for {more:.1f} times the tokens; effect is their ratio, margin {OVERHEAD_MARGIN}"
     )
-    return float(slower / more), np.concatenate(drawn), note
+    return Evidence(float(slower / more), np.concatenate(drawn), note)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from cpo_suite.paper import DECODINGS, ROWS, continued_mle
 from cpo_suite.report.claims import MARGIN, Outcome
+from cpo_suite.report.head_to_head import against_mle
 
 # Okabe and Ito's palette: told apart with any colour vision. Their yellow is too light for lines.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
@@ -128,8 +129,36 @@ def _alpha_panel(axes: Axes, line: pd.DataFrame, mle: pd.DataFrame, value: str) 
         _say(axes, "no row was run")
     _level(axes, mle.dropna(subset=[value]), value, "MLE continued")
     if "paper" in whole:
-        _paper_marks(axes, whole["alpha"], whole)
+        _paper_marks(axes, whole["alpha"], whole["paper"])
     axes.set_xlim(-0.05, 1.05)
+
+
+def head_to_head(measures: pd.DataFrame) -> Figure:
+    """Each distinct model against continued MLE, head to head, with adjusted intervals.
+
+    `measures` has the columns of `measures_frame`; its lines of `head_to_head` are drawn, filled
+    where the interval leaves one half.
+    """
+    lines = against_mle(measures).reset_index(drop=True)
+    looks: dict[str, dict[str, Any]] = {
+        "above": {"color": BLUE, "fmt": "o"},
+        "below": {"color": VERMILION, "fmt": "s"},
+        "undecided": UNDECIDED,
+    }
+    with style():
+        figure, axes = plt.subplots(figsize=(PAGE, 0.7 + 0.17 * max(3, len(lines))))
+        for outcome, look in looks.items():
+            rows = lines[lines["outcome"] == outcome]
+            look = WHISKERS | look | {"label": outcome, "markersize": 3.5}
+            axes.errorbar(rows["value"], rows.index, xerr=_spread(rows, "value"), **look)
+        axes.axvline(0.5, color=BLACK, lw=0.8)
+        axes.set_yticks(lines.index, lines["row"], fontsize=6.5)
+        axes.set(ylim=(max(1, len(lines)) - 0.5, -0.5))
+        axes.set_xlabel("win rate against continued MLE, head to head")
+        if lines.empty:
+            _say(axes, "nobody judged head to head in this run")
+        _legend(axes)
+    return figure
 
 
 # --- Claims ---------------------------------------------------------------------------------------
@@ -139,12 +168,14 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
     """The comparisons behind the claims' verdicts: effects with their adjusted statistics.
 
     One line for each comparison, a block for each claim; to the right of 0 speaks for the claim,
-    for `~` closeness to 0. What is no difference (not run, or a ratio of times) is stated in words.
+    for `~` closeness to 0. Diamonds are the paper's effects. What is no difference (not run, or a
+    ratio of times) is stated in words.
     """
     looks: dict[str, dict[str, Any]] = {
         "holds": {"color": BLUE, "fmt": "o"},
         "fails": {"color": VERMILION, "fmt": "s"},
-        "undecided": {"color": "#777777", "fmt": "o", "markerfacecolor": "white"},
+        "undecided": UNDECIDED,
+        "uninformative": {"color": "#777777", "fmt": "x"},
     }
     frame = pd.DataFrame([
         {"claim": number} | vars(outcome)
@@ -158,8 +189,11 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
         figure, axes = plt.subplots(figsize=(PAGE, 0.8 + 0.17 * len(frame)))
         for verdict, look in looks.items():  # in the legend even where no comparison has it
             rows = frame[drawn & (frame["verdict"] == verdict)]
-            look |= {"label": verdict, "markersize": 3.5, "xerr": _spread(rows, "effect")}
-            axes.errorbar(rows["effect"], rows.index, **WHISKERS, **look)
+            look = WHISKERS | look | {"label": verdict, "markersize": 3.5}
+            axes.errorbar(rows["effect"], rows.index, xerr=_spread(rows, "effect"), **look)
+        _paper_marks(
+            axes, frame["paper_effect"].astype(float).where(drawn), frame.index.to_series()
+        )
         text: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6.5}
         not_drawn: Any = frame[~drawn].itertuples()
         for outcome in not_drawn:
@@ -245,6 +279,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
 
 
 WHISKERS: dict[str, Any] = {"capsize": 2, "elinewidth": 0.9}
+UNDECIDED: dict[str, Any] = {"color": "#777777", "fmt": "o", "markerfacecolor": "white"}
 
 
 def _spread(rows: pd.DataFrame, value: str) -> list[pd.Series]:
@@ -258,7 +293,7 @@ def _bars(axes: Axes, x: pd.Series, rows: pd.DataFrame, **look: Any) -> None:
         axes.bar(x, rows["ours"], **look)
         spread = _spread(rows, "ours")
         axes.errorbar(x, rows["ours"], spread, fmt="none", color=BLACK, **WHISKERS)
-        _paper_marks(axes, x, rows)
+        _paper_marks(axes, x, rows["paper"])
 
 
 def _level(axes: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
@@ -268,17 +303,19 @@ def _level(axes: Axes, rows: pd.DataFrame, value: str, label: str) -> None:
         axes.axhspan(row["low"], row["high"], color=VERMILION, alpha=0.12, lw=0)
 
 
-def _paper_marks(axes: Axes, x: pd.Series, rows: pd.DataFrame) -> None:
-    """The paper's values: open diamonds, never joined to ours."""
-    printed = rows["paper"].notna()
+def _paper_marks(axes: Axes, x: pd.Series, y: pd.Series) -> None:
+    """The paper's values, where it prints one: open diamonds, never joined to ours."""
+    printed = x.notna() & y.notna()
     if printed.any():
         look: Any = {"facecolors": "none", "edgecolors": BLACK, "linewidths": 1.0, "zorder": 4}
-        axes.scatter(x[printed], rows["paper"][printed], marker="D", s=22, label="paper", **look)
+        axes.scatter(x[printed], y[printed], marker="D", s=22, label="paper", **look)
 
 
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2, columnspacing=1.2
+        )
 
 
 def _common_legend(figure: Figure, place: Any, columns: int) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from cpo.evaluation.judging import Verdicts
-from cpo.evaluation.statistics import Estimate, mean_over_seeds, win_rate
+from cpo.evaluation.seeds import over_seeds, win_rate_over_seeds
+from cpo.evaluation.statistics import Estimate
 from cpo_suite.paper import rows_of
 from cpo_suite.profile import Profile
 from cpo_suite.report.captions import caption
@@ -24,6 +25,9 @@ TABLE_COLUMNS = [
     "valid", "invalid", "ties",
 ]  # fmt: skip
 MEASURE_COLUMNS = ["row", "measure", "value", "low", "high", "n"]
+LEARNT_COLUMNS = [
+    "row", "seed", "moment", "step", "contrast_loss", "accuracy", "change", "low", "high", "learnt",
+]  # fmt: skip
 NEGATIVES_COLUMNS = [
     "negatives", "kind", "drawn", "equal_to_truth", "duplicates", "masked", "oracle_grade",
     "tied_with_truth",
@@ -40,7 +44,8 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
     Every row is there. `ours` and what goes with it are empty where the profile leaves the row out,
     and where there is no judge, or no features for MAUVE. `n` is prompts planned; `valid`,
     `invalid` and `ties` count verdicts over all training seeds, whose points are averaged prompt by
-    prompt. Over training seeds, MAUVE and the ends of its interval are averaged.
+    prompt. Over training seeds, MAUVE and the ends of its interval are averaged. Intervals include
+    the seeds' variance.
 
     Raises:
         KeyError: no such table.
@@ -61,7 +66,7 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
             record |= _scored([scores["mauve"] for scores in measures if "mauve" in scores])
         else:
             per_seed = verdicts_of(suite, row.id)
-            record |= _judged(per_seed)
+            record |= _win_rate(per_seed)
             verdicts += per_seed
         records.append({"row": row.id} | record)
     types = dict.fromkeys(TABLE_COLUMNS, "float64") | dict.fromkeys(TABLE_COUNTS, "Int64")
@@ -78,7 +83,7 @@ def verdicts_of(suite: Suite, row_id: str) -> list[Verdicts]:
     return [verdicts for verdicts in per_seed if verdicts is not None]
 
 
-def _judged(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
+def _win_rate(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
     """The columns that verdicts fill; none without verdicts."""
     if not per_seed:
         return {}
@@ -86,7 +91,7 @@ def _judged(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
     for name in ("valid", "invalid", "ties"):
         columns[name] = sum(getattr(verdicts, name) for verdicts in per_seed)
     if columns["valid"]:
-        rate = win_rate(mean_over_seeds([verdicts.points for verdicts in per_seed]))
+        rate = win_rate_over_seeds([verdicts.points for verdicts in per_seed])
         columns |= {"ours": rate.value, "low": rate.low, "high": rate.high}
     return columns
 
@@ -102,12 +107,14 @@ def _scored(per_seed: Sequence[Estimate]) -> dict[str, Any]:
 
 
 def _mean(per_seed: Sequence[Estimate]) -> Estimate:
-    """Values and both ends of the intervals averaged over training seeds: too wide rather than too
-    narrow, since a mean over seeds varies less from prompt to prompt than one of them."""
+    """Values and both ends of the intervals averaged over training seeds, whose variance is added:
+    too wide rather than too narrow, since a mean over seeds varies less from prompt to prompt than
+    one of them."""
     value, low, high = (
         fmean(getattr(score, part) for score in per_seed) for part in ("value", "low", "high")
     )
-    return Estimate(value, low, high, per_seed[0].n)
+    mean = Estimate(value, low, high, per_seed[0].n)
+    return over_seeds(mean, [score.value for score in per_seed])
 
 
 def measures_frame(suite: Suite, row_ids: Iterable[str]) -> pd.DataFrame:
@@ -120,6 +127,27 @@ def measures_frame(suite: Suite, row_ids: Iterable[str]) -> pd.DataFrame:
             mean = _mean([measures[measure] for measures in per_seed])
             records.append({"row": row_id, "measure": measure} | vars(mean))
     return pd.DataFrame(records, columns=MEASURE_COLUMNS)
+
+
+def learnt_frame(suite: Suite, row_ids: Iterable[str]) -> pd.DataFrame:
+    """The contrast on held-out prompts at the start, middle and end of each row's training.
+
+    One line for each row, training seed and moment: the held-out `contrast_loss` and `accuracy`,
+    and the loss minus its value at the reference, `change`, with its 95 % interval over prompts.
+    `learnt`, the same on every line of a row: at the end, every seed's interval lies below 0. Rows
+    without negatives have no line.
+    """
+    records = []
+    for row_id in row_ids:
+        per_seed = [suite.held_out(row_id, seed) for seed in range(suite.profile.seeds)]
+        learnt = all(moments and moments[-1]["high"] < 0 for moments in per_seed)
+        for seed, moments in enumerate(per_seed):
+            # One step alone has no middle.
+            names = ("start", *["middle"] * (len(moments) - 2), "end")
+            for moment, values in zip(names, moments, strict=False):
+                line = {"row": row_id, "seed": seed, "moment": moment, "learnt": learnt}
+                records.append(line | values)
+    return pd.DataFrame(records, columns=LEARNT_COLUMNS)
 
 
 def negatives_frame(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from cpo.evaluation import statistics
+from cpo.evaluation import seeds, statistics
 from cpo.evaluation.judge_prompts import INVALID_KINDS, read_verdict
 from cpo.evaluation.judging import Verdicts
 from cpo.evaluation.replies import Reply
 from cpo.evaluation.reply_store import STORE, VERDICTS, Question, ReplyStore, ReplyStoreError
 from cpo.evaluation.statistics import MetricError, mean_over_seeds
-from cpo_suite.paper import Row, continued_mle
+from cpo_suite.paper import Row, continued_mle, distinct_models
 from cpo_suite.report.tables import verdicts_of
 from cpo_suite.store import artifacts_folder
 from cpo_suite.suite import Suite
@@ -51,9 +51,11 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
     `worst` and `best`, the win rate were every invalid verdict a loss or a win. `pick_a`: how often
     the judge says A; `longer_wins`: how often the longer response wins; `length_controlled`: the
     win rate that a fit predicts at equal lengths; `flip_rate`: with both orders, how often the
-    winner changes with the order. `over_mle` is the paired difference to continued MLE, with exact
-    McNemar's p and the same after Holm over the rows of the table. Intervals are 95 %; an estimate
-    that the verdicts do not allow, as with responses of one length, is empty.
+    winner changes with the order. `over_mle` is the paired difference to continued MLE; with one
+    training seed, `mcnemar_p` is exact McNemar's and `holm_p` the same after Holm, over all
+    distinct models, whose first rows have it. Intervals are 95 %; those of `win_rate` and
+    `over_mle` are over training seeds, too. An estimate that the verdicts do not allow, as with
+    responses of one length, is empty.
     """
     records = [
         _record(suite, row)
@@ -61,8 +63,9 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
         if row.measure == "win_rate" and suite.profile.judge.kind != "none"
     ]
     frame = pd.DataFrame(records, columns=VERDICT_COLUMNS)
-    for _, rows in frame.groupby(frame["row"].map(lambda row: row.split("/")[0])):
-        tested = rows["mcnemar_p"].dropna()
+    distinct = frame["row"].isin([row.id for row in distinct_models(suite.profile.trained_rows)])
+    tested = frame.loc[distinct, "mcnemar_p"].dropna()
+    if len(tested):
         frame.loc[tested.index, "holm_p"] = statistics.holm(tested.tolist())
     return frame
 
@@ -87,13 +90,14 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
             [np.nan_to_num(of_seed.points, nan=end).mean() for of_seed in per_seed]
         )
 
-    points = mean_over_seeds([verdicts.points for verdicts in per_seed])
+    by_seed = [verdicts.points for verdicts in per_seed]
+    points = mean_over_seeds(by_seed)
     shown = [text for judged in per_seed for text in (*judged.verdicts, *judged.exchanged)]
     texts = [suite.generations(row.id, None, seed) for seed in range(suite.profile.seeds)]
     lengths = np.mean([[len(text) for text in of_seed] for of_seed in texts], axis=0)
     recorded = [len(example.continuation) for example in suite.prompts(row.model, row.task)]
     estimators: dict[str, tuple[Any, ...]] = {  # each with its arguments
-        "win_rate": (statistics.win_rate, points),
+        "win_rate": (seeds.win_rate_over_seeds, by_seed),
         "pick_a": (statistics.pick_a, shown, first.ids * (len(shown) // len(first))),
         "longer_wins": (statistics.longer_wins, points, lengths, recorded),
         "length_controlled": (
@@ -104,9 +108,10 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
         estimators["flip_rate"] = (statistics.flip_rate, *first.by_order)
     mle = continued_mle(row).id
     if mle != row.id and mle in suite.profile.rows:
-        of_mle = mean_over_seeds([verdicts.points for verdicts in verdicts_of(suite, mle)])
-        estimators["over_mle"] = (statistics.paired_difference, points, of_mle)
-        record["mcnemar_p"] = statistics.mcnemar(points, of_mle)
+        of_mle = [verdicts.points for verdicts in verdicts_of(suite, mle)]
+        estimators["over_mle"] = (seeds.difference_over_seeds, by_seed, of_mle)
+        if len(by_seed) == 1:
+            record["mcnemar_p"] = statistics.mcnemar(points, of_mle[0])
     for name, (estimator, *arguments) in estimators.items():
         with suppress(MetricError):
             estimate = estimator(*arguments)
@@ -155,7 +160,7 @@ def print_verdicts(model: str | None, export: str | None, forget: str | None) ->
         print(error, file=sys.stderr)
         return 2
     judges = [
-        _judge(str(name), str(server), rows)
+        _summary(str(name), str(server), rows)
         for (name, server), rows in verdicts.groupby(["model", "server"])
     ]
     print(tabulate(judges, headers="keys", tablefmt="plain", disable_numparse=True))
@@ -181,8 +186,8 @@ def _verdict(question: Question, reply: Reply) -> dict[str, Any]:
     return {**line, **asdict(reply), **question.asked}
 
 
-def _judge(model: str, server: str, verdicts: pd.DataFrame) -> dict[str, str]:
-    """A line of the printed table."""
+def _summary(model: str, server: str, verdicts: pd.DataFrame) -> dict[str, str]:
+    """A judge's line of the printed table."""
     outcomes, why = Counter(verdicts["verdict"]), Counter(verdicts["why"])
     counts = {"verdicts": len(verdicts)}
     counts |= {outcome: outcomes[outcome] for outcome in ("A", "B", "tie", "invalid")}

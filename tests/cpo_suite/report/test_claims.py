@@ -44,6 +44,39 @@ def test_comparisons_are_read():
         Comparison.parse("overhead t2/AR")
 
 
+def test_the_papers_effect_is_of_its_printed_numbers():
+    def effect(text):
+        return Comparison.parse(text).paper_effect
+
+    assert effect("t2/ANR > t2/MLE1") == pytest.approx(0.643 - 0.505)
+    assert effect("t4/BNR/0.3 > t4/MLE") == pytest.approx(0.673 - 0.524)
+    assert effect("t1/MixNR/0.9 - t1/MixNR/0 > t2/MixNR/0.9 - t2/MixNR/0") == pytest.approx(
+        (0.485 - 0.476) - (0.550 - 0.608)
+    )
+    # The paper's own best: alpha 0.7 for GPT2-XL, 0.9 on articles, where MLE is the better end.
+    assert effect("best(t1/MixNR) >= ends(t1/MixNR)") == pytest.approx(0.487 - 0.476)
+    assert effect("best(t3/BNR) >= ends(t3/BNR)") == pytest.approx(0.538 - 0.508)
+    # Bars of figure 1 are not printed, one side alone is no effect, and an overhead is no win rate.
+    assert effect("f1b/ANR > f1b/BNR") is None
+    assert effect("t2/ANR > x/ANR/K5") is None
+    assert effect("overhead t2/MixNR/0") is None
+
+
+def test_claim_13_is_section_5_2s_own():
+    assert load_profile("tiny").claims[13] == ("best(t3/BNR) > t3/MLE",)
+    assert Comparison.parse("best(t3/BNR) > t3/MLE").paper_effect == pytest.approx(0.030)
+
+
+def test_an_interval_may_exclude_the_papers_effect():
+    def excludes(paper, low=-0.01, high=0.05):
+        return Outcome("a > b", "undecided", 0.02, low, high, "", paper).excludes_paper
+
+    assert excludes(0.138) is True and excludes(-0.02) is True
+    assert excludes(0.05) is False and excludes(0.0) is False
+    assert excludes(None) is None
+    assert Outcome("a > b", "not run", paper_effect=0.138).excludes_paper is None
+
+
 def test_a_profile_with_an_unknown_row_in_a_claim_is_refused():
     with pytest.raises(ProfileError, match=r"claims\.1.*t2/ANRR.*Did you mean 't2/ANR'"):
         load_profile("tiny", ["claims.1=[t2/ANRR > t2/MLE1]"])
@@ -52,7 +85,7 @@ def test_a_profile_with_an_unknown_row_in_a_claim_is_refused():
 def test_every_profile_names_comparisons_of_its_own_rows():
     for name in ("smoke", "tiny", "paper"):
         profile = load_profile(name)
-        assert sorted(profile.claims) == list(range(1, 13))
+        assert sorted(profile.claims) == list(range(1, 14))
         for texts in profile.claims.values():
             for text in texts:
                 assert set(Comparison.parse(text).rows) <= set(profile.rows)
@@ -98,13 +131,65 @@ def test_verdicts():
 
 def test_a_claim_holds_only_with_all_its_comparisons():
     def of(*verdicts):
-        return combined([Outcome(str(i), verdict) for i, verdict in enumerate(verdicts)])
+        return combined(verdicts)
 
     assert of("holds", "holds") == "holds"
     assert of("holds", "fails", "undecided") == "fails"
     assert of("holds", "undecided") == "undecided"
     assert of("holds", "not run") == "undecided"
     assert of("not run") == of() == "not run"
+
+
+def test_a_floor_decides_nothing_for_a_claim():
+    assert combined(["uninformative", "uninformative"]) == "uninformative"
+    assert combined(["uninformative", "not run"]) == "uninformative"
+    assert combined(["uninformative", "holds"]) == "undecided"
+    assert combined(["uninformative", "undecided"]) == "undecided"
+    assert combined(["uninformative", "fails"]) == "fails"
+
+
+def test_where_rows_have_no_room_to_differ():
+    assert claims.on_a_floor([0.03, 0.049]).startswith("every row wins below 5%")
+    assert claims.on_a_floor([0.96, 0.99]).startswith("every row wins above 95%")
+    for rates in ([0.03, 0.06], [0.94, 0.99], [0.02, 0.98], [0.05], [0.95], [0.3, 0.6]):
+        assert claims.on_a_floor(rates) == ""
+
+
+class Judged:
+    """As much of a `Suite` as the claims by win rate read: wins in the first prompts of 1,000."""
+
+    profile = SimpleNamespace(
+        name="trial", seeds=1, judge=SimpleNamespace(kind="oracle"),
+        rows=("t2/ANR", "t2/MLE1", "t2/AN", "t3/MLE", "t3/BNR/0.5", "t3/BNR/0.7", "t3/BNR/0.9"),
+        claims={
+            1: ("t2/ANR > t2/MLE1",), 4: ("t2/ANR > t2/AN",), 2: ("t2/ANR > t2/DPO",),
+            13: ("best(t3/BNR) > t3/MLE",),
+        },
+    )  # fmt: skip
+    wins = {
+        "t2/ANR": 40, "t2/MLE1": 0, "t2/AN": 400, "t3/MLE": 980, "t3/BNR/0.5": 1000,
+        "t3/BNR/0.7": 990, "t3/BNR/0.9": 990,
+    }  # fmt: skip
+
+    def verdicts(self, row, decoding, seed, split):
+        return SimpleNamespace(points=(np.arange(1000) < self.wins[row]).astype(float))
+
+
+def test_a_comparison_on_a_floor_is_uninformative_and_never_holds_or_fails():
+    outcomes = claims.judge_claims(Judged())
+    # 4 % against 0 %, and 100 % against 98 %: intervals above 0, but every row loses, or wins.
+    for number in (1, 13):
+        (outcome,) = outcomes[number]
+        assert outcome.low > 0 and decide(outcome.low, outcome.high, ">") == "holds"
+        assert outcome.verdict == "uninformative"
+    assert "every row wins below 5%" in outcomes[1][0].note
+    assert "best(t3/BNR) is t3/BNR/0.5 by validation prompts" in outcomes[13][0].note
+    # One of its rows is off the floor.
+    assert outcomes[4][0].verdict == "fails"
+    verdicts = claims.verdicts_by_claim(claims_frame(outcomes)).set_index("claim")["verdict"]
+    assert verdicts[[1, 2, 4, 13]].tolist() == [
+        "uninformative", "not run", "fails", "uninformative",
+    ]  # fmt: skip
 
 
 def test_bootstrap_against_the_normal_approximation():
@@ -124,10 +209,19 @@ def test_training_seeds_widen_the_interval():
     prompts = generator.normal(0, 0.1, 500)
     alike = np.stack([prompts, prompts, prompts])
     apart = alike + np.array([[-0.1], [0.0], [0.1]])
-    narrow, wide = (bootstrap_difference([one])[1].std() for one in (alike, apart))
-    # The mean of 3 draws with replacement from (-0.1, 0, 0.1) has a standard deviation of
-    # sqrt(2/3) * 0.1 / sqrt(3) = 0.0471.
-    assert wide == pytest.approx(np.hypot(narrow, 0.0471), rel=0.05)
+    one = bootstrap_difference([alike[:1]])[1]
+    narrow, wide = (bootstrap_difference([points])[1] for points in (alike, apart))
+    # Three equal trainings are as sure as one.
+    assert narrow.std() == pytest.approx(one.std(), rel=0.02)
+    # Seeds of -0.1, 0, 0.1 have a standard error of 0.1 / sqrt(3) = 0.0577, beside which that of
+    # the prompts, 0.0045, hardly counts; Student's 97.5 % quantile at 2 degrees of freedom is
+    # 4.303, and 0.0577 * 4.303 = 0.248.
+    ends = np.percentile(wide, [2.5, 97.5]) - prompts.mean()
+    assert ends == pytest.approx([-0.248, 0.248], rel=0.03)
+    # Two independent sets of prompts, whose seeds pull against each other.
+    effect, cancelled = bootstrap_difference([apart, -apart + prompts])
+    assert effect == pytest.approx(prompts.mean())
+    assert cancelled.std() < 0.02
 
 
 def test_p_values():
@@ -138,17 +232,30 @@ def test_p_values():
     assert p_value(np.full(1000, 0.5), "~") == 1.0
 
 
-def test_the_frame_shows_the_comparison_that_decided():
+def test_the_frame_has_a_line_for_every_comparison():
     outcomes = {number: [] for number in claims.CLAIMS} | {
-        1: [Outcome("a > b", "holds", 0.1, 0.05, 0.2), Outcome("c > d", "undecided", 0.01, -1, 1)]
+        1: [
+            Outcome("a > b", "holds", 0.1, 0.05, 0.2, "", 0.3),
+            Outcome("c > d", "undecided", 0.01, -1, 1),
+        ]
     }
     frame = claims_frame(outcomes)
-    assert frame["claim"].tolist() == list(range(1, 13))
-    assert frame.loc[0, ["verdict", "comparison", "effect"]].tolist() == [
+    assert list(frame) == [
+        "claim", "verdict", "comparison", "effect", "low", "high", "paper_effect",
+        "excludes_paper", "note",
+    ]  # fmt: skip
+    assert frame["claim"].tolist() == [1, *range(1, 14)]
+    assert frame.loc[0, ["verdict", "comparison", "effect"]].tolist() == ["holds", "a > b", 0.1]
+    assert frame.loc[1, ["verdict", "comparison", "effect"]].tolist() == [
         "undecided", "c > d", 0.01,
     ]  # fmt: skip
-    assert "a > b: holds +0.100 [+0.050, +0.200]" in frame.loc[0, "note"]
-    assert set(frame["verdict"][1:]) == {"not run"}
+    assert frame.loc[0, ["paper_effect", "excludes_paper"]].tolist() == [0.3, True]
+    assert frame.loc[1:, ["paper_effect", "excludes_paper"]].isna().all(axis=None)
+    assert set(frame["verdict"][2:]) == {"not run"}
+    by_claim = claims.verdicts_by_claim(frame)
+    assert by_claim["claim"].tolist() == list(range(1, 14))
+    assert by_claim["verdict"].tolist() == ["undecided", *["not run"] * 12]
+    assert by_claim.loc[0, "comparisons"] == "1 holds, 1 undecided"
 
 
 def test_rows_without_a_continued_mle_row_do_not_exist():
@@ -184,16 +291,17 @@ class Measured:
 
 def test_a_difference_in_mauve_is_paired_over_halves():
     comparison = Comparison.parse("t4/BNR/0.3 > t4/MLE")
-    effect, drawn, _ = claims._mauve_difference(Measured(), comparison)
+    effect, drawn, *_ = claims._mauve_difference(Measured(), comparison)
     # Values: (0.6 - 0.5 + 0.8 - 0.5) / 2. Halves: the variance of 0.1, 0.2, 0.3 is 0.01; seeds:
     # that of the differences 0.1 and 0.3 is 0.02, over 2 seeds 0.01.
     assert effect == pytest.approx(0.2)
-    assert drawn.mean() == pytest.approx(0.2, abs=0.005)
-    assert drawn.std() == pytest.approx(np.sqrt(0.02), rel=0.02)
+    assert np.median(drawn) == pytest.approx(0.2, abs=0.005)
+    # Student's distribution with (0.02 / 0.01)^2 (2 - 1) = 4 degrees of freedom: 2.776.
+    assert np.percentile(drawn, 97.5) - 0.2 == pytest.approx(2.776 * np.sqrt(0.02), rel=0.02)
 
 
 def test_overhead_is_seconds_over_tokens():
-    effect, drawn, note = claims._overhead(Measured(), "t2/ANR")
+    effect, drawn, note, _ = claims._overhead(Measured(), "t2/ANR")
     # Two steps of two prompts. MLE reads 4 + 4 and 4 + 4 tokens, CPO 4 + 3 + 4 + 5 + 3 = 19 and
     # 7 + 7 = 14; 12 s against 3 s, 33 tokens against 16.
     assert effect == pytest.approx((12 / 3) / (33 / 16))

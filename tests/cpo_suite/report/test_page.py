@@ -130,10 +130,10 @@ def test_samples_page(examples: list[Example]) -> None:
 
 # The cells of notebook 09 that show what is in the folder, and those that they need.
 SHOWING = (
-    "suite", "check", "show-tables", "claims", "claims-figure", "notes", "show-figures",
-    "show-measures", "show-samples", "show-provenance",
+    "suite", "check", "show-tables", "claims", "claims-figure", "head-to-head", "notes",
+    "show-figures", "show-measures", "show-samples", "show-provenance", "told",
 )  # fmt: skip
-OUTCOMES = {1: [Outcome("t1/ANR > t1/MLE", "fails", -0.123, -0.2, -0.1, "a note")]}
+OUTCOMES = {1: [Outcome("t1/ANR > t1/MLE", "fails", -0.123, -0.2, -0.1, "a note", 0.035)]}
 
 Report = Callable[..., str]
 
@@ -186,11 +186,13 @@ def test_report_is_one_self_contained_page(
     assert texts[0].startswith("Every comparison behind the claims")
     assert texts[1:] == [f"Win rate. {NASTY}"]
     order = [
-        "1 training seed", "0.778", "after Holm's", "CPO beats MLE continued for the same steps",
-        "-0.123", "What each claim was judged on", "Settings changed for this run", "Win rate.",
+        "1 training seed", "0.778", "CPO beats MLE continued for the same steps",
+        "What each claim was judged on", "after Holm's", "-0.123", "0.035",
+        "Nobody judged head to head", "Settings changed for this run", "Win rate.",
         "Automatic measures", "truth 25", "torch: 2.13.0", "instructions:",
+        "Whether the contrast is learnt was not measured",
     ]  # fmt: skip
-    assert len(parsed.links) == 8  # the contents
+    assert len(parsed.links) == 9  # the contents
     places = [parsed.text.index(what) for what in order]
     assert places == sorted(places)
     assert "prompt 0 " + NASTY in parsed.text and "0.471" in parsed.text

@@ -97,27 +97,46 @@ def test_a_panel_of_figure_1_without_judged_rows_says_so(suite: FakeSuite) -> No
 
 def test_claims_figure_has_a_line_for_every_comparison() -> None:
     outcomes = {
-        1: [Outcome("t1/ANR > t1/MLE", "holds", 0.1, 0.05, 0.2),
-            Outcome("t2/ANR > t2/MLE1", "fails", -0.1, -0.15, -0.02)],
+        1: [Outcome("t1/ANR > t1/MLE", "holds", 0.1, 0.05, 0.2, "", 0.035),
+            Outcome("t2/ANR > t2/MLE1", "fails", -0.1, -0.15, -0.02, "", 0.138)],
         2: [],
         9: [Outcome("overhead t2/MixNR/0", "holds", 0.93, 0.91, 0.96)],
-        12: [Outcome("t2/ANR > x/small/ANR", "not run", note="no judge")],
+        12: [Outcome("t2/ANR > x/small/ANR", "not run", note="no judge", paper_effect=0.2)],
+        13: [Outcome("t3/BNR > t3/MLE", "uninformative", 0.01, 0.005, 0.02)],
     }  # fmt: skip
     axes = only_axes(plots.claims_figure(outcomes))
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [
         "1   t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "2   no comparison named",
-        "9   overhead t2/MixNR/0", "12   t2/ANR > x/small/ANR",
+        "9   overhead t2/MixNR/0", "12   t2/ANR > x/small/ANR", "13   t3/BNR > t3/MLE",
     ]  # fmt: skip
     drawn = [one.lines for one in axes.containers if len(one.lines[0].get_xdata())]
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line, _, _ in drawn]
-    assert points == [(0.1, 0), (-0.1, 1)]
+    assert points == [(0.1, 0), (-0.1, 1), (0.01, 5)]
     ends = [bars[0].get_segments()[0][:, 0].tolist() for _, _, bars in drawn]
-    assert ends == [pytest.approx([0.05, 0.2]), pytest.approx([-0.15, -0.02])]
+    assert ends == [pytest.approx(one) for one in ([0.05, 0.2], [-0.15, -0.02], [0.005, 0.02])]
+    (paper,) = (one for one in axes.collections if one.get_label() == "paper")
+    assert paper.get_offsets().tolist() == [[0.035, 0], [0.138, 1]]
     assert [text.get_text().strip().split(":")[0] for text in axes.texts] == [
         "not run", "holds", "not run",
     ]  # fmt: skip
     assert "0.93 [0.91, 0.96] times" in axes.texts[1].get_text()
+
+
+def test_head_to_head_has_a_line_for_every_model() -> None:
+    lines = [("t1/ANR", 0.55, 0.52, 0.58), ("t2/AN", 0.45, 0.4, 0.49), ("t2/ANR", 0.51, 0.48, 0.54)]
+    measures = pd.DataFrame(
+        [(row, "win_rate_vs_mle", *numbers, 500) for row, *numbers in lines]
+        + [("t1/ANR", "tokens", 30, 28, 33, 500)],
+        columns=tables.MEASURE_COLUMNS,
+    )
+    axes = only_axes(plots.head_to_head(measures))
+    assert [label.get_text() for label in axes.get_yticklabels()] == [row for row, *_ in lines]
+    assert axes.get_legend_handles_labels()[1] == ["above", "below", "undecided"]
+    points = [one.lines[0].get_xdata().tolist() for one in axes.containers]
+    assert points == [[0.55], [0.45], [0.51]]
+    nothing = only_axes(plots.head_to_head(measures[measures["measure"] == "tokens"]))
+    assert [text.get_text() for text in nothing.texts] == ["nobody judged head to head in this run"]
 
 
 def test_alpha_figure_has_the_mle_end_and_the_papers_marks(suite: FakeSuite) -> None:

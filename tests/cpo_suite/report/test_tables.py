@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -132,3 +133,50 @@ def test_every_row_can_be_shown(tmp_path: Path) -> None:
         tables.write_table(frame, tmp_path, name, profile)
         implemented = [row.id for row in rows_of(name) if row in profile.trained_rows]
         assert frame[frame["ours"].notna()]["row"].tolist() == implemented
+
+
+class Held:
+    """As much of a suite as says what is learnt; t2/AN is not with seed 1."""
+
+    def __init__(self, seeds: int = 2) -> None:
+        self.profile = SimpleNamespace(seeds=seeds)
+
+    def held_out(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
+        if row_id == "t2/MLE1":
+            return []
+        end = 0.02 if (row_id, seed) == ("t2/AN", 1) else -0.3
+        return [
+            {"step": step, "contrast_loss": 2 + change, "accuracy": step / 100, "change": change,
+             "low": change - 0.1 * (step > 0), "high": change + 0.1 * (step > 0)}
+            for step, change in ((0, 0.0), (30, end / 2), (60, end))
+        ]  # fmt: skip
+
+
+def test_a_row_is_learnt_if_every_seed_is() -> None:
+    frame = tables.learnt_frame(Held(), ["t2/ANR", "t2/AN", "t2/MLE1"])  # type: ignore[arg-type]
+    assert list(frame) == tables.LEARNT_COLUMNS
+    # Three moments of two seeds; without negatives there is no contrast to learn.
+    assert frame.groupby("row")["learnt"].agg(["size", "first", "nunique"]).T.to_dict("list") == {
+        "t2/AN": [6, False, 1], "t2/ANR": [6, True, 1],
+    }  # fmt: skip
+    ends = frame[frame["moment"] == "end"]
+    assert ends["step"].tolist() == [60] * 4
+    assert ends["change"].tolist() == [-0.3, -0.3, -0.3, 0.02]
+    assert tables.learnt_frame(Held(1), ["t2/AN"])["learnt"].all()  # type: ignore[arg-type]
+
+
+def test_seeds_widen_the_intervals_of_tables_and_measures(profile: Profile) -> None:
+    one, two = (FakeSuite(profile.model_copy(update={"seeds": seeds})) for seeds in (1, 2))
+    row, rows = (tables.table(suite, "t1").set_index("row").loc["t1/MLE"] for suite in (one, two))
+    # The second seed loses the six prompts that the first wins, so its win rate is 1/9, not 7/9.
+    assert row["high"] - row["low"] < 0.7
+    assert (rows["low"], rows["high"]) == (0, 1)
+    # MAUVE of 0.4 and 0.5 has the variance 0.005 / 2 = 0.0025 over seeds, and over texts below its
+    # mean, 0.45, (0.1 / 1.96)^2 = 0.0026. Both make 0.0714^2, with (0.0051 / 0.0025)^2 = 4.16
+    # degrees of freedom, whose quantile is 2.73. Above it, seeds alone: 0.05 by 12.7.
+    mauve = tables.measures_frame(two, ["t1/MLE"]).set_index("measure").loc["mauve"]
+    assert mauve["value"] == pytest.approx(0.45)
+    assert mauve["low"] == pytest.approx(0.45 - 2.73 * 0.0714, abs=0.002)
+    assert mauve["high"] == pytest.approx(0.45 + 12.7 * 0.05, abs=0.002)
+    text = captions.caption(tables.table(two, "t1"), two.profile)
+    assert "intervals over prompts and training seeds" in text

@@ -1,0 +1,212 @@
+"""The result told: five sentences from the numbers of a run, for README and report.
+
+Is the contrast learnt; what is learnt; do answers improve, and by how much of the paper's effect;
+under which decoding; and is ranking the reason. `python -m cpo_suite.report.told tiny` prints them
+from `figures/tiny/`. What was not run, or decides nothing, is said to be so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cpo_suite.profile import ROOT
+from cpo_suite.report.claims import CLAIM_COLUMNS
+from cpo_suite.report.head_to_head import against_mle
+from cpo_suite.report.tables import LEARNT_COLUMNS, MEASURE_COLUMNS
+
+RANKED, UNRANKED, CONTROL = "t2/ANR", "t2/AN", "x/ANR-oracle"  # control: ranked by the oracle
+# What a verdict says of a gain.
+GAIN = {
+    "holds": "is shown",
+    "fails": "is a loss",
+    "undecided": "is undecided",
+    "uninformative": "cannot be told, since every row nearly always loses or wins,",
+    "not run": "was not measured",
+}
+
+
+def told(claims: pd.DataFrame, learnt: pd.DataFrame, measures: pd.DataFrame) -> list[str]:
+    """Five sentences: is the loss learnt, what is, do answers improve, under which decoding, why.
+
+    Args:
+        claims: as `claims.claims_frame`.
+        learnt: as `tables.learnt_frame`.
+        measures: as `measures.csv`, with the lines of `head_to_head`.
+
+    Intervals of effects and of win rates are those of the frames, adjusted for their number.
+    """
+    by_row = learnt[learnt["moment"] == "end"].groupby("row", sort=False)
+    means = {"learnt": "first", "accuracy": "mean", "change": "mean", "seed": "count"}
+    ends = by_row.agg(means).rename(columns={"seed": "seeds"})
+    models = against_mle(measures).set_index("row")
+    beats_mle, by_decoding, ranking = (claims[claims["claim"] == number] for number in (1, 3, 4))
+    improved = "holds" in {*beats_mle["verdict"], *by_decoding["verdict"]}
+    return [
+        _is_learnt(ends),
+        _what_is_learnt(ends),
+        _improvement(beats_mle, models),
+        _decoding(by_decoding),
+        _reason(ranking, models, improved),
+    ]
+
+
+def told_of(folder: Path) -> list[str]:
+    """The five sentences on a folder of a run's tables; a table that is not there was not made."""
+    frames = {
+        "claims": CLAIM_COLUMNS, "learnt": LEARNT_COLUMNS, "measures": MEASURE_COLUMNS
+    }  # fmt: skip
+    read = {}
+    for name, columns in frames.items():
+        path = folder / f"{name}.csv"
+        read[name] = (pd.read_csv(path) if path.is_file() else pd.DataFrame()).reindex(
+            columns=columns
+        )
+    return told(**read)
+
+
+# --- The sentences --------------------------------------------------------------------------------
+
+
+def _is_learnt(ends: pd.DataFrame) -> str:
+    """Of how many rows the contrast loss fell on held-out prompts."""
+    if ends.empty:
+        return "Whether the contrast is learnt was not measured in this run."
+    learnt, seeds = ends["learnt"].astype(bool), int(ends["seeds"].max())
+    text = f"The contrast is learnt by {learnt.sum() or 'none'} of {len(ends)} contrastive rows"
+    if learnt.any():
+        each = f" with each of {seeds} seeds" if seeds > 1 else ""
+        text += f": on held-out prompts their loss ends below its start{each}"
+    failed = [f"{row} ({change:+.2f})" for row, change in ends["change"][~learnt].items()]
+    return f"{text}{f'; that is not shown for {_and(failed)}' if failed else ''}."
+
+
+def _what_is_learnt(ends: pd.DataFrame) -> str:
+    """The share of held-out prompts on which the response gained more than every negative."""
+    if ends.empty:
+        return "What is learnt was not measured either."
+    accuracy = ends["accuracy"][ends["learnt"].astype(bool)]
+    gained = "the recorded response gained more probability than every negative"
+    if accuracy.empty:
+        most = ends["accuracy"].max()
+        return (
+            f"Nothing is learnt that held-out prompts show: {gained} on {_percent(most)} at most."
+        )
+    shares = f"on {_percent(accuracy.max())} of held-out prompts for {accuracy.idxmax()}"
+    if accuracy.nunique() > 1:
+        least = f"{_percent(accuracy.min())} for {accuracy.idxmin()}"
+        shares += f", the most, and on {least}, the least"
+    return f"What is learnt is to tell the response from its negatives: {gained} {shares}."
+
+
+def _improvement(compared: pd.DataFrame, models: pd.DataFrame) -> str:
+    """Claim 1: the differences to continued MLE beside the paper's, and head to head."""
+    run = compared[compared["verdict"] != "not run"]
+    better, worse = (int((run["verdict"] == verdict).sum()) for verdict in ("holds", "fails"))
+    if run.empty:
+        text = "Whether answers improve on those of continued MLE was not measured in this run"
+    else:
+        of = f"of {len(run)} comparison{'s' if len(run) > 1 else ''}"
+        text = f"None {of} shows answers better than those of continued MLE"
+        if better:
+            text = f"Answers are better than those of continued MLE in {better} {of}"
+        if worse:
+            text = f"Answers are worse than those of continued MLE in {worse} {of}"
+            text += f" and better in {better}" if better else ""
+        text += f": {'; '.join(f'{line.comparison} {_effect(line)}' for line in _lines(run))}"
+    if models.empty:
+        return f"{text}; no judge compared the two head to head."
+    outcomes = models["outcome"].value_counts()
+    above, below, open_ = (outcomes.get(one, 0) for one in ("above", "below", "undecided"))
+    return (
+        f"{text}; head to head, {above} of {len(models)} models beat it, {below} lose to it and "
+        f"{open_} are undecided."
+    )
+
+
+def _decoding(compared: pd.DataFrame) -> str:
+    """Claim 3: the gain over continued MLE, by the verdict under each decoding method."""
+    if compared.empty or set(compared["verdict"]) == {"not run"}:
+        return "The gain over continued MLE was not measured under several decoding methods."
+    parts = []
+    for verdict, words in GAIN.items():
+        lines = _lines(compared[compared["verdict"] == verdict])
+        methods = [f"{_method(line)} {_effect(line)}".rstrip() for line in lines]
+        if methods:
+            parts.append(f"{words} under {_and(methods)}")
+    return f"The gain over continued MLE {'; it '.join(parts)}."
+
+
+def _reason(compared: pd.DataFrame, models: pd.DataFrame, improved: bool) -> str:
+    """Claim 4: ranked against unranked autoregressive negatives, and the control's win rate."""
+    named = {line.comparison: line for line in _lines(compared)}
+    line = named.get(f"{RANKED} > {UNRANKED}")
+    subject = "the reason" if improved else "a help"
+    if line is None or line.verdict == "not run":
+        text = f"Whether ranking is {subject} was not measured"
+    else:
+        text = {
+            "holds": f"Ranking is {subject}",
+            "fails": f"Ranking is not {subject}, it does harm",
+        }.get(line.verdict, f"Whether ranking is {subject} {GAIN[line.verdict]}".rstrip(","))
+        text += f": {line.comparison} {_effect(line)}"
+    if {RANKED, CONTROL} <= set(models.index):
+        control, ranked = (_rate(models.loc[row]) for row in (CONTROL, RANKED))
+        text += f"; head to head against continued MLE, the row wins {ranked}, "
+        text += f"with a perfect ranking, the control {CONTROL}, {control}"
+    return f"{text}."
+
+
+# --- Parts of sentences ---------------------------------------------------------------------------
+
+
+def _lines(frame: pd.DataFrame) -> list[Any]:
+    return list(frame.itertuples(index=False))
+
+
+def _effect(line: Any) -> str:
+    """An effect with its interval, and its share of the paper's where it could have been one."""
+    if pd.isna(line.effect):
+        return ""
+    text = f"{line.effect:+.3f} [{line.low:+.3f}, {line.high:+.3f}]"
+    if pd.isna(line.paper_effect) or line.verdict == "uninformative":
+        return text
+    share = line.effect / line.paper_effect
+    text += f", {_percent(share)} of the paper's" if share > 0 else ", against the paper's"
+    excluded = ", outside the interval" if str(line.excludes_paper) == "True" else ""
+    return f"{text} {line.paper_effect:+.3f}{excluded}"
+
+
+def _method(line: Any) -> str:
+    """The decoding method of a comparison such as `f1a/ANR/top_k > f1a/MLE/top_k`."""
+    return str(line.comparison).split()[0].split("/")[-1].replace("_", "-")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _rate(model: Any) -> str:
+    return f"{model['value']:.3f} [{model['low']:.3f}, {model['high']:.3f}]"
+
+
+def _and(items: Iterable[str]) -> str:
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the sentences on `figures/PROFILE`, or on any folder of tables."""
+    parser = argparse.ArgumentParser(prog="python -m cpo_suite.report.told", description=__doc__)
+    parser.add_argument("run", help="a profile with committed figures, such as tiny, or a folder")
+    run = parser.parse_args(arguments).run
+    committed = ROOT / "figures" / run
+    print("\n".join(told_of(committed if committed.is_dir() else Path(run))))
+
+
+if __name__ == "__main__":
+    main()
