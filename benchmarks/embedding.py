@@ -60,7 +60,8 @@ def run() -> list[Line]:
                 times[name].append(1000 * (time.perf_counter() - began) / len(set(texts)))
     agreement = taus(found[embedder_name()], found["minilm"])
     line = Line(
-        "embedding", f"{len(set(texts))} texts, {embedder_name()}", "sentence-transformers", "ms / text",
+        "embedding", f"{len(set(texts))} texts, {embedder_name()}",
+        "sentence-transformers", "ms / text",
         times[embedder_name()], times["minilm"], target=TARGET,
         notes={"tau": float(np.nanmean(agreement)), "least_tau": float(np.nanmin(agreement))},
     )  # fmt: skip

@@ -78,8 +78,8 @@ def embedded_texts_per_second(profile: Profile, corpora: Corpora, root: Path) ->
         return profile.embedded_texts_per_second
     characters = sorted(corpora.lengths[1])
     median, precision = characters[len(characters) // 2], profile.optimiser.precision
-    embedder = embedder_name()
-    key = f"texts a second, {median} characters, {embedder}, {precision}, {_threads(profile)} threads"
+    encoder = f"{embedder_name()}, {precision}, {_threads(profile)} threads"
+    key = f"texts a second, {median} characters, {encoder}"
     return float(_remembered(profile, root, key, lambda: _embedding(median, precision)))
 
 

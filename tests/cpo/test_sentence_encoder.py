@@ -29,9 +29,18 @@ def test_candidates_have_the_order_of_fp32(int8):
     assert taus(ours, theirs).mean() > 0.95
     assert ((ours * theirs).sum(-1) > 0.99).all()  # cosine of the same text
     torch.testing.assert_close(ours.norm(dim=-1), torch.ones(ours.shape[:2]))
-    # The measure itself: an order against its reverse is -1.
-    reverse = torch.cat([ours[:, :1], ours[:, 1:].flip(1)], 1)
-    assert taus(ours, reverse).mean() < 0.5
+
+
+def test_the_measure_of_order():
+    # Angles to column 0, ours and theirs: of three pairs of candidates two agree and one does not,
+    # (2 - 1) / 3; in the second group all agree.
+    def at(*degrees: float) -> list[list[float]]:
+        angles = torch.tensor([0.0, *degrees]).deg2rad()
+        return torch.stack([angles.cos(), angles.sin()], -1).tolist()
+
+    ours = torch.tensor([at(10, 40, 70), at(10, 40, 70)])
+    theirs = torch.tensor([at(10, 70, 40), at(20, 30, 90)])
+    assert taus(ours, theirs).tolist() == pytest.approx([1 / 3, 1.0])
 
 
 def test_an_embedding_does_not_depend_on_its_batch(int8):
@@ -39,6 +48,17 @@ def test_an_embedding_does_not_depend_on_its_batch(int8):
     for row in (0, 7, 100):
         torch.testing.assert_close(int8([TEXTS[row]])[0], together[row], rtol=0, atol=1e-6)
     torch.testing.assert_close(int8(TEXTS[::-1]).flip(0), together, rtol=0, atol=1e-6)
+
+
+def test_an_embedding_does_not_depend_on_the_threads(int8):
+    before, one = torch.get_num_threads(), int8(TEXTS[:60])
+    torch.set_num_threads(3)
+    try:
+        several = int8(TEXTS[:60])
+        assert torch.get_num_threads() == 3  # as it was
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(several, one, rtol=0, atol=1e-6)
 
 
 def test_equal_texts_tie_and_odd_ones_work(int8):
