@@ -38,6 +38,7 @@ FLOORS = [
 cpo.losses cpo.plan cpo.registry
 cpo.engine cpo.data cpo.models
 cpo.scoring
+cpo.sentence_encoder
 cpo.generation cpo.negatives cpo.ranking cpo.scheduled_sampling cpo.ensembling
 cpo.training cpo.evaluation
 cpo.held_out

@@ -17,7 +17,10 @@ import torch
 from cpo.engine.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "openai", "cpo-reference")
+PACKAGES = (
+    "torch", "transformers", "trl", "accelerate", "openai", "sentence-transformers",
+    "cpo-reference",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cpo.engine import machine
 from cpo.generation import generate
-from cpo.ranking import embed_texts, minilm
+from cpo.ranking import embed_texts, embedder_name, minilm
 from cpo.scoring import Group, GroupScorer, collate_groups
 from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
 from cpo_suite.corpora import Corpora
@@ -78,7 +78,8 @@ def embedded_texts_per_second(profile: Profile, corpora: Corpora, root: Path) ->
         return profile.embedded_texts_per_second
     characters = sorted(corpora.lengths[1])
     median, precision = characters[len(characters) // 2], profile.optimiser.precision
-    key = f"texts a second, {median} characters, {precision}, {_threads(profile)} threads"
+    encoder = f"{embedder_name()}, {precision}, {_threads(profile)} threads"
+    key = f"texts a second, {median} characters, {encoder}"
     return float(_remembered(profile, root, key, lambda: _embedding(median, precision)))
 
 

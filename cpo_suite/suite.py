@@ -23,6 +23,7 @@ from cpo.engine.memory import keep_freed_memory
 from cpo.evaluation import exposure_bias, judging, statistics
 from cpo.models.folders import load_tokenizer
 from cpo.negatives import SAMPLERS
+from cpo.ranking import embedder_name
 from cpo.registry import nearest
 from cpo.training import objective_identity
 from cpo_suite import calibration, precision
@@ -268,7 +269,7 @@ class Suite:
             mixture=self._identities(mixture),
             steps=steps,
             batch=self.profile.continuation.batch,
-            embedder="minilm",
+            embedder=embedder_name("cuda" if self.profile.gpus else None),
             generation_batch=self.profile.generation_batch,
             precision=self.profile.optimiser.precision,
             seed=seed,

@@ -195,7 +195,7 @@ class Negatives(Step):
             for group in drawn.candidates
             for text in tokenizer.batch_decode(group, skip_special_tokens=True)
         ]
-        embeddings = embed_texts(texts, minilm(self.precision)).view(*mask.shape, -1)
+        embeddings = embed_texts(texts, minilm(self.precision, self.embedder)).view(*mask.shape, -1)
         order, similarities = rank_candidates(embeddings, mask)
         groups = [Group(*pair) for pair in zip(planned.prefixes, drawn.candidates, strict=True)]
         flat = [ids for group in drawn.candidates for ids in group]
