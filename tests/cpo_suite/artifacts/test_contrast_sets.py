@@ -13,7 +13,11 @@ from cpo_suite.suite import Suite
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Suite:
     root = tmp_path_factory.mktemp("shared")
-    opened = Suite.open("smoke", [*SMALL, "continuation.held_out_batches=1", "articles.validation_articles=12"], root / "figures")
+    opened = Suite.open(
+        "smoke",
+        [*SMALL, "continuation.held_out_batches=1", "articles.validation_articles=12"],
+        root / "figures",
+    )
     opened.store = Store(root / "artifacts")
     return opened
 
