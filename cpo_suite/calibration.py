@@ -40,15 +40,18 @@ LARGEST_STEP = 4096  # tokens of a timed step or scoring pass; larger batches ar
 STEPS = 4  # per kind of training: the first warms up, the median of the rest counts
 DECODED_ROWS, DECODED_STEPS = 128, 8
 TEXTS = 96  # for the encoder
+BLOCK = 128  # tokens, where no model is pretrained
 END = 0  # EOS id, which occurs in no prompt
 
 
 def measurable(profile: Profile, model: ModelSettings) -> bool:
     """Whether a model's speeds are measured here.
 
-    They are if the suite pretrains it, it is small, and this machine has the GPU the profile needs.
+    They are if its configuration is known without a download, it is small, and this machine has the
+    GPU the profile needs.
     """
-    return model.config is not None and model.parameters <= LARGEST and not _elsewhere(profile)
+    known = model.config is not None or Path(model.pretrained or "", "config.json").is_file()
+    return known and model.parameters <= LARGEST and not _elsewhere(profile)
 
 
 def speeds(profile: Profile, corpora: Corpora, root: Path, name: ModelName) -> Speeds:
@@ -58,8 +61,7 @@ def speeds(profile: Profile, corpora: Corpora, root: Path, name: ModelName) -> S
     if not measurable(profile, model):
         return Speeds.stated(model)
     shapes = _Shapes.of(profile, corpora)
-    assert model.pretraining is not None
-    parts = [VERSION, model.config, model.pretraining.vocabulary, dataclasses.asdict(shapes)]
+    parts = [VERSION, _configuration(model).to_dict(), dataclasses.asdict(shapes)]
     parts.append(_threads(profile))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     measured = _remembered(
@@ -125,7 +127,7 @@ class _Shapes:
             1 + max((sum(mixture.values()) for mixture in mixtures), default=1),
             profile.reference.batch,
             profile.continuation.batch,
-            max(blocks),
+            max(blocks, default=BLOCK),
         )
 
 
@@ -210,15 +212,23 @@ def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
     )
 
 
-def _random_model(model: ModelSettings) -> tuple[Any, int]:
-    """A randomly initialised model of the configuration, and its vocabulary size."""
+def _configuration(model: ModelSettings) -> Any:
+    """The model's configuration, as the profile or its folder states it."""
+    if model.pretrained is not None:
+        return AutoConfig.from_pretrained(model.pretrained)
     assert model.config is not None and model.pretraining is not None
     config = {name: value for name, value in model.config.items() if name != "model_type"}
-    config |= {f"{name}_token_id": END for name in ("bos", "eos", "pad")}
     vocabulary = model.pretraining.vocabulary
-    kind = AutoConfig.for_model(str(model.config["model_type"]), **config, vocab_size=vocabulary)
+    return AutoConfig.for_model(str(model.config["model_type"]), **config, vocab_size=vocabulary)
+
+
+def _random_model(model: ModelSettings) -> tuple[Any, int]:
+    """A randomly initialised model of the configuration, and its vocabulary size."""
+    kind = _configuration(model)
+    for name in ("bos", "eos", "pad"):
+        setattr(kind, f"{name}_token_id", END)
     network: Any = AutoModelForCausalLM.from_config(kind, dtype=torch.float32)
-    return network.to(machine.device()).eval(), vocabulary
+    return network.to(machine.device()).eval(), kind.get_text_config().vocab_size
 
 
 def _step_seconds(
