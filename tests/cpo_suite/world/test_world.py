@@ -37,7 +37,7 @@ from cpo_suite.world.tables import WORDS
 
 GOLDEN = {
     1: "8f28ec50ec576044b84bbbbd60c378f0fac8eb411ff981fcf4a303cf43e48014",
-    2: "720dc6e66c82821d3d94079efe7069892bc2dd88b49c5212054a9f7c3f786ead",
+    2: "e3f507f4d0d5ae8ad8877cf6d4afd3f9b3137b6779bbeb8038d2128463cb547d",
 }
 ENTITIES = {w for kind in ("person", "town", "animal", "thing") for w in WORDS[kind]}
 SAMPLE = 12  # every twelfth example where a test need not see them all
@@ -177,7 +177,7 @@ def test_recorded_articles_vary_as_writers_do(world: World) -> None:
     for split in ("train", "test"):
         articles = [a for a in world.articles if a.split == split]
         grades = [oracle_score(a, a.continuation) for a in articles]
-        assert 0.65 < statistics.mean(grades) < 0.75
+        assert 0.75 < statistics.mean(grades) < 0.85
         faultless = [a.text == a.ideal for a in articles]
         assert 0.08 < statistics.mean(faultless) < 0.16  # a tenth, and those without room
         # Running on about a neighbour is a fault that may cost nothing.
