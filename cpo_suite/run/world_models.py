@@ -57,7 +57,7 @@ CONFIGS: dict[ModelName, dict[str, str | int | float | bool]] = {
     },
 }
 PRETRAINING = Pretraining(
-    steps=1000,
+    steps=2000,
     batch=32,
     block_tokens=128,
     learning_rate=4e-3,
@@ -111,13 +111,14 @@ def card(name: ModelName, suite: Suite, curve: Sequence[dict[str, float]]) -> st
 
 Pretrained by maximum likelihood alone, made by `python -m cpo_suite.run.world_models {name}`.
 
-* Data: the {len(texts):,} training texts (articles and pairs) of world version
-  {world.WORLD_VERSION}, seed {made.seed}, content hash `{made.content_hash}`. No validation or test
-  text.
+* Data: {len(texts):,} training texts, articles and pairs. No validation or test text.
+* World: version {world.WORLD_VERSION}, seed {made.seed}, content hash
+  `{made.content_hash}`
 * Model: {config}. Weights are stored in half precision.
-* Training: {settings.steps:,} steps of {settings.batch} blocks of {settings.block_tokens} tokens,
-  AdamW, rate {settings.learning_rate:g} with a cosine decay, {settings.warmup_steps} warm-up steps,
-  vocabulary of at most {settings.vocabulary:,} entries, {suite.profile.optimiser.precision}.
+* Training: {settings.steps:,} steps of {settings.batch} blocks of {settings.block_tokens} tokens.
+* Optimiser: AdamW, rate {settings.learning_rate:g} with {settings.warmup_steps} warm-up steps and
+  a cosine decay, {suite.profile.optimiser.precision}.
+* Vocabulary: at most {settings.vocabulary:,} entries, byte-level BPE.
 
 Training loss in nats per token, means over {CURVE} steps (all of them: `history.jsonl`):
 
