@@ -22,11 +22,10 @@ from cpo.data import Task
 from cpo.engine.memory import keep_freed_memory
 from cpo.evaluation import exposure_bias, judging, statistics
 from cpo.models.folders import load_tokenizer
-from cpo.negatives import SAMPLERS
 from cpo.ranking import embedder_name
 from cpo.registry import nearest
 from cpo.training import objective_identity
-from cpo_suite import calibration, precision
+from cpo_suite import calibration, draws, precision
 from cpo_suite.artifacts import (
     BaseModel,
     ContrastSets,
@@ -259,14 +258,14 @@ class Suite:
         Raises:
             ValueError: the row trains without negatives.
         """
-        mixture, steps = self._shared_draw(row)
+        mixture, steps = draws.shared_draw(self.profile, row)
         if split == "validation":
-            steps = self._held_out_batches(row.task)
+            steps = draws.held_out_batches(self.profile, row.task)
         examples = self.examples(row.model, split, row.task)
         return Negatives(
             reference=self.reference_artifact(row.model, row.reference, seed),
             examples=examples,
-            mixture=self._identities(mixture),
+            mixture=draws.identities(mixture),
             steps=steps,
             batch=self.profile.continuation.batch,
             embedder=embedder_name("cuda" if self.profile.gpus else None),
@@ -278,45 +277,6 @@ class Suite:
             counts=mixture,
             tokens_at_once=self.profile.optimiser.micro_batch_tokens,
         )
-
-    def _mixture(self, row: Row) -> Mapping[str, int]:
-        if row.negatives is None:
-            raise ValueError(f"{row.id} trains without negatives")
-        return self.profile.negatives[row.negatives]
-
-    def _identities(self, mixture: Mapping[str, int]) -> dict[str, int]:
-        """A mixture by the identities of its samplers, which hold a custom one's source hash."""
-        return {SAMPLERS.identity(kind): count for kind, count in mixture.items()}
-
-    def _shared_draw(self, row: Row) -> tuple[dict[str, int], int]:
-        """Counts and steps of a row's draw: the largest of the trained rows that can share it.
-
-        A custom row never enlarges a draw, which would rebuild the paper's rows.
-        """
-        mine, settings = self._mixture(row), self.profile.continuation
-        kinds, steps = self._identities(mine).keys(), settings.steps[row.steps]
-        sharing = [
-            other
-            for other in self.profile.trained_rows
-            if other.id not in self.profile.own_rows
-            and other.negatives is not None
-            and (other.model, other.reference, other.task) == (row.model, row.reference, row.task)
-            and self._identities(self._mixture(other)).keys() == kinds
-        ]
-        mixtures = [self._mixture(other) for other in sharing]
-        counts = {kind: max((mixture[kind] for mixture in mixtures), default=0) for kind in mine}
-        longest = max((settings.steps[other.steps] for other in sharing), default=0)
-        if longest < steps or any(counts[kind] < count for kind, count in mine.items()):
-            return dict(mine), steps
-        return counts, longest
-
-    def _held_out_batches(self, task: Task) -> int:
-        """Batches of held-out prompts; a quarter of them may be too long for a model."""
-        settings, articles = self.profile.continuation, self.profile.articles
-        prompts = self.profile.instructions.validation_rows
-        if task == "articles":
-            prompts = articles.validation_articles
-        return min(settings.held_out_batches, prompts * 3 // 4 // settings.batch)
 
     def _unhelpful(self, examples: Examples, steps: int, name: str, seed: int) -> Unhelpful:
         """The rejected responses of DPO."""
@@ -357,10 +317,10 @@ class Suite:
             extra = {f"sampling_{name}": value for name, value in settings.scheduled_sampling}
         if row.negatives:
             extra = {
-                "mixture": self._identities(self._mixture(row)),
+                "mixture": draws.identities(draws.mixture_of(self.profile, row)),
                 "ranking": row.ranking,
                 "held_out": self.negatives_artifact(row, seed, "validation")
-                if self._held_out_batches(row.task)
+                if draws.held_out_batches(self.profile, row.task)
                 else None,
             }
         return Model(
