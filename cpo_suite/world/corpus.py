@@ -32,7 +32,7 @@ FAULTY, TWICE = 0.45, 0.25
 _FAULT_WEIGHTS = {"omit": 3, "stop_early": 2, "slip": 3, "ramble": 3, "repeat": 2, "cut": 1}
 #: Share of recorded articles with faults, the most faults in one, and their kinds. The first
 #: `ARTICLE_OPENING` of the words have none: they hold the prefix.
-FAULTY_ARTICLES, ARTICLE_FAULTS, ARTICLE_OPENING = 0.9, 2, 0.25
+FAULTY_ARTICLES, ARTICLE_FAULTS, ARTICLE_OPENING = 0.3, 2, 0.25
 _ARTICLE_FAULT_WEIGHTS = {"slip": 4, "repeat": 1, "ramble": 1}
 
 

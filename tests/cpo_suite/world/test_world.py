@@ -37,7 +37,7 @@ from cpo_suite.world.tables import WORDS
 
 GOLDEN = {
     1: "8f28ec50ec576044b84bbbbd60c378f0fac8eb411ff981fcf4a303cf43e48014",
-    2: "e3f507f4d0d5ae8ad8877cf6d4afd3f9b3137b6779bbeb8038d2128463cb547d",
+    2: "3b77509cbf7428924fff07ccf5f1d053515db8edb4c4e33595564466b8dbac27",
 }
 ENTITIES = {w for kind in ("person", "town", "animal", "thing") for w in WORDS[kind]}
 SAMPLE = 12  # every twelfth example where a test need not see them all
@@ -177,9 +177,9 @@ def test_recorded_articles_vary_as_writers_do(world: World) -> None:
     for split in ("train", "test"):
         articles = [a for a in world.articles if a.split == split]
         grades = [oracle_score(a, a.continuation) for a in articles]
-        assert 0.75 < statistics.mean(grades) < 0.85
+        assert 0.9 < statistics.mean(grades) < 0.96
         faultless = [a.text == a.ideal for a in articles]
-        assert 0.08 < statistics.mean(faultless) < 0.16  # a tenth, and those without room
+        assert 0.66 < statistics.mean(faultless) < 0.74  # as `FAULTY_ARTICLES` has it
         # Running on about a neighbour is a fault that may cost nothing.
         spoilt = [grade for grade, whole in zip(grades, faultless, strict=True) if not whole]
         assert statistics.mean(grade < 1 for grade in spoilt) > 0.9
