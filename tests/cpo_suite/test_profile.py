@@ -403,6 +403,19 @@ def test_what_is_not_beside_the_profile_is_in_the_folder_of_data(tmp_path, monke
     assert load_profile(path).instructions.path == str(beside / "dolly" / "a.jsonl")
 
 
+def test_a_copied_profile_keeps_the_models_of_the_package(tmp_path):
+    text = (ROOT / "profiles" / "tiny.yaml").read_text()
+    copied = write(tmp_path / "mine.yaml", text)
+    assert missing_paths(copied) == {}
+    assert load_profile(copied).models == load_profile("tiny").models
+    # What lies beside the copy comes first.
+    nearer = "pretrained: cpo_suite/world/models/llama\n"
+    text = text.replace("pretrained: ../cpo_suite/world/models/llama\n", nearer)
+    (tmp_path / "cpo_suite" / "world" / "models" / "llama").mkdir(parents=True)
+    models = load_profile(write(tmp_path / "mine.yaml", text)).models
+    assert models["llama"].pretrained == str(tmp_path / "cpo_suite" / "world" / "models" / "llama")
+
+
 def test_data_that_are_nowhere_are_named_with_both_places(tmp_path, monkeypatch):
     monkeypatch.setenv("CPO_DATA", str(tmp_path))
     folder = ROOT / "profiles"
