@@ -485,9 +485,9 @@ def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pro
     """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
 
     Paths become absolute: those of the file are resolved beside it, in CPO_DATA or in `profiles/`,
-    those of overrides in the current folder; `missing_paths` lists those that do not exist. A model is a
-    path if that file or folder exists, if it begins with `./`, `../`, `~` or `/`, or if it ends in
-    `.gguf`. Otherwise it is a hub name.
+    those of overrides in the current folder; `missing_paths` lists those that do not exist. A model
+    is a path if that file or folder exists, if it begins with `./`, `../`, `~` or `/`, or if it
+    ends in `.gguf`. Otherwise it is a hub name.
 
     Raises:
         ProfileError: an unknown profile or key, or a wrong type; the message names the nearest

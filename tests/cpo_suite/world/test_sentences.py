@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from cpo_suite.world import World, WorldArticle, WorldExample, build_world, sentence_grade
