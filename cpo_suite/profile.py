@@ -4,8 +4,9 @@ A profile is a frozen value. It trains the paper's rows (`cpo_suite.paper`), exc
 `leaves_out`, and custom rows. An unknown or misspelt key is an error that names the nearest valid
 one; any key can be overridden with `dotted.key=value`.
 
-A relative path is resolved beside the profile's file, then in the folder CPO_DATA; in an override,
-in the current folder. A loaded `Profile` holds absolute paths.
+A relative path is resolved beside the profile's file, then in the folder CPO_DATA, then in
+`profiles/`, so that a copied profile keeps its models; in an override, in the current folder. A
+loaded `Profile` holds absolute paths.
 """
 
 from __future__ import annotations
@@ -483,10 +484,10 @@ def profile_names() -> list[str]:
 def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
 
-    Paths become absolute: those of the file are resolved beside it or in CPO_DATA, those of
-    overrides in the current folder; `missing_paths` lists those that do not exist. A model is a
-    path if that file or folder exists, if it begins with `./`, `../`, `~` or `/`, or if it ends in
-    `.gguf`. Otherwise it is a hub name.
+    Paths become absolute: those of the file are resolved beside it, in CPO_DATA or in `profiles/`,
+    those of overrides in the current folder; `missing_paths` lists those that do not exist. A model
+    is a path if that file or folder exists, if it begins with `./`, `../`, `~` or `/`, or if it
+    ends in `.gguf`. Otherwise it is a hub name.
 
     Raises:
         ProfileError: an unknown profile or key, or a wrong type; the message names the nearest
@@ -586,7 +587,8 @@ def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
                 )
         group[last] = value
     data = Path(os.environ.get("CPO_DATA") or _UNSET).expanduser()
-    folders = [path.parent.resolve(), data if str(data) == _UNSET else data.absolute()]
+    data = data if str(data) == _UNSET else data.absolute()
+    folders = [path.parent.resolve(), data, ROOT / "profiles"]
     missing: dict[str, str] = {}
     return _absolute(raw, folders, missing), missing
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from browser import (
     Lab,
@@ -195,7 +196,8 @@ def test_the_report_opens_from_a_file_without_a_network(context, watch, screensh
     screenshot("report", page)
     verdict = page.get_by_role("columnheader", name="verdict", exact=True)
     claims = page.locator("table", has=verdict).locator("tbody tr > :first-child")
-    expect(claims).to_have_text([str(number) for number in range(1, 13)])
+    numbers = pd.read_csv(ROOT / "figures" / "tiny" / "claims.csv")["claim"].unique()
+    expect(claims).to_have_text([str(number) for number in numbers])
     for number in range(1, 5):
         heading = page.get_by_role("heading", name=re.compile(rf"^Table {number}\b"))
         expect(heading).to_be_visible()

@@ -363,11 +363,10 @@ def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
     The i-th smallest of m p-values, i from 1, has the level `level / (m - i + 1)`. From the first
     p-value above its level on, all share that level.
     """
-    from statsmodels.stats.multitest import multipletests
-
-    rank = np.argsort(np.argsort(p_values, kind="stable"))
-    stop = multipletests(p_values, level, method="holm")[0].sum()  # the first above its level
-    return (level / (len(p_values) - np.minimum(rank, stop))).tolist()
+    p = np.asarray(p_values, dtype=float)
+    rank = np.argsort(np.argsort(p, kind="stable"))
+    stop = rank[p > level / (len(p) - rank)].min(initial=len(p))  # the first above its level
+    return (level / (len(p) - np.minimum(rank, stop))).tolist()
 
 
 # --- Input ----------------------------------------------------------------------------------------

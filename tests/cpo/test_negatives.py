@@ -236,7 +236,9 @@ def test_bn_never_have_an_equal_prefix(seed, batch):
 
 
 def test_bad_mixtures_are_refused():
-    with pytest.raises(RegistryError, match="unknown kind of negative 'XN'.* Known: AN, BN"):
+    with pytest.raises(
+        RegistryError, match="unknown kind of negative 'XN'.* Known: AN, AN-untruncated, BN"
+    ):
         draw_negatives(planned(), {"XN": 1}, 0)
     with pytest.raises(ValueError, match="raise the batch"):
         draw_negatives(planned(batch=4), {"BN": 4}, 0)

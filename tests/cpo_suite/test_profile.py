@@ -65,7 +65,8 @@ ALL_ROWS = [
     "t4/BNR/0.1", "t4/BNR/0.3", "t4/BNR/0.5", "t4/BNR/0.7", "t4/BNR/0.9", "f1a/MLE/greedy",
     "f1a/ANR/greedy", "f1a/MLE/top_p", "f1a/ANR/top_p", "f1a/MLE/top_k", "f1a/ANR/top_k",
     "f1a/MLE/beam", "f1a/ANR/beam", "f1b/MLE", "f1b/BNR", "f1b/TNR", "f1b/MNR", "f1b/ANR",
-    "f1b/MixNR", "x/MixNR+MLE/0.5", "x/NCE", "x/ANR/K2", "x/ANR/K5", "x/small/MLE", "x/small/ANR",
+    "f1b/MixNR", "x/MixNR+MLE/0.5", "x/NCE", "x/AN-untruncated", "x/ANR-oracle", "x/ANR/K2",
+    "x/ANR/K5", "x/small/MLE", "x/small/ANR",
 ]  # fmt: skip
 CLAIMS = {
     1: ("t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "t2/MixNR/0.1 > t2/MLE2"),
@@ -91,6 +92,7 @@ CLAIMS = {
     10: ("f1b/ANR > f1b/BNR", "f1b/ANR > f1b/TNR", "f1b/ANR > f1b/MNR"),
     11: ("t2/ANR > x/ANR/K5", "x/ANR/K5 > x/ANR/K2"),
     12: ("t2/ANR - t2/MLE1 > x/small/ANR - x/small/MLE",),
+    13: ("best(t3/BNR) > t3/MLE",),
 }  # fmt: skip
 
 
@@ -99,7 +101,7 @@ CLAIMS = {
     [
         ("smoke", (), False),
         ("tiny", (), False),
-        ("paper", ("x/small/",), True),
+        ("paper", ("x/small/", "x/ANR-oracle"), True),
         ("small", ("t1/", "f1a/", "f1b/", "x/"), True),
     ],
 )
@@ -163,8 +165,8 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def tiny() -> dict[str, Any]:
-    raw = yaml.load((ROOT / "profiles" / "tiny.yaml").read_text(), Loader=profiles._Loader)
+def smoke() -> dict[str, Any]:
+    raw = yaml.load((ROOT / "profiles" / "smoke.yaml").read_text(), Loader=profiles._Loader)
     return copy.deepcopy(raw)
 
 
@@ -181,10 +183,10 @@ FREE = {("decoding",), ("negatives",), *CONFIGURATIONS}
 
 
 @pytest.mark.parametrize(
-    "group", [group for group in every_group(tiny()) if group not in FREE], ids=".".join
+    "group", [group for group in every_group(smoke()) if group not in FREE], ids=".".join
 )
 def test_an_unknown_key_anywhere_is_named_with_the_nearest(group, tmp_path):
-    raw = tiny()
+    raw = smoke()
     place: Any = raw
     for key in group:
         place = place[key]
@@ -215,7 +217,7 @@ def test_an_unknown_key_anywhere_is_named_with_the_nearest(group, tmp_path):
         ),
         ("negatives.MixN={ANN: 3}", "unknown kind of negative 'ANN'. Did you mean 'AN'?"),
         ("negatives.MixN={BN: 0}", "negatives.MixN.BN: Input should be greater"),
-        ("negatives.MixN={BN: 16}", "16 BN cannot be drawn from the 15 other rows"),
+        ("negatives.MixN={BN: 4}", "4 BN cannot be drawn from the 3 other rows"),
         ("rows=[t2/ANRR]", "unknown row 't2/ANRR'. Did you mean 't2/ANR'?"),
         ("models.lama={}", "unknown key 'models.lama'. Did you mean 'llama'?"),
         ("models.llama.config={hidden_size: 8}", "`config` needs a `model_type`"),
@@ -223,7 +225,7 @@ def test_an_unknown_key_anywhere_is_named_with_the_nearest(group, tmp_path):
         ("decoding={}", "rows: t1/MLE needs decoding.greedy, which is missing"),
         ("leaves_out=[t2, x/smal]", "leaves_out.1: unknown row 'x/smal'. Did you mean"),
         ("claims.1=[t2/ANR]", "'t2/ANR' is not a comparison: write `ROW > ROW`"),
-        ("claims.13=[]", "claims.13: Input should be less than or equal to 12"),
+        ("claims.14=[]", "claims.14: Input should be less than or equal to 13"),
         ("processes.machines=two", "processes.machines: Input should be a valid integer"),
         ("optimizer.precision=bf16", "unknown key 'optimizer'. Did you mean 'optimiser'?"),
         ("minutes.x=1", "'minutes' is a single value, not a group of keys"),
@@ -235,16 +237,16 @@ def test_an_unknown_key_anywhere_is_named_with_the_nearest(group, tmp_path):
 )
 def test_what_does_not_fit_is_refused_with_its_key(override, message):
     if message is None:  # YAML reads a date; a text is what the key takes
-        assert load_profile("tiny", [override]).name == "2026-01-01"
+        assert load_profile("smoke", [override]).name == "2026-01-01"
         return
     with pytest.raises(ProfileError) as refused:
-        load_profile("tiny", [override])
+        load_profile("smoke", [override])
     assert message in str(refused.value)
 
 
 def test_overrides_reach_every_kind_of_value():
     profile = load_profile(
-        "tiny",
+        "smoke",
         [
             "seeds=3",
             "continuation.beta=1",
@@ -257,7 +259,7 @@ def test_overrides_reach_every_kind_of_value():
     )
     assert profile.seeds == 3
     assert profile.continuation.beta == 1.0
-    rates = load_profile("tiny").continuation.learning_rate
+    rates = load_profile("smoke").continuation.learning_rate
     assert profile.continuation.learning_rate == rates | {"cpo": 1e-5}
     assert profile.negatives["MixN"] == {"BN": 1, "MN": 2, "TN": 1}
     assert profile.models["llama"].config["hidden_size"] == 64
@@ -266,7 +268,7 @@ def test_overrides_reach_every_kind_of_value():
 
 
 def test_an_override_changes_one_place_even_where_the_file_repeats_by_alias():
-    profile = load_profile("tiny", ["models.gpt2.pretraining.steps=7"])
+    profile = load_profile("smoke", ["models.gpt2.pretraining.steps=7"])
     assert profile.models["gpt2"].pretraining.steps == 7
     assert profile.models["llama"].pretraining.steps != 7
 
@@ -291,7 +293,7 @@ def test_a_file_that_is_no_profile_is_refused(content, tmp_path):
 
 
 def test_a_missing_key_is_named(tmp_path):
-    raw = tiny()
+    raw = smoke()
     del raw["continuation"]["beta"]
     with pytest.raises(ProfileError, match="key 'continuation.beta' is missing"):
         load_profile(write(tmp_path / "mine.yaml", raw))
@@ -309,8 +311,9 @@ def test_every_mistake_is_said_at_once():
 
 def with_paths(folder: Path, pair_file: str, model: str) -> Path:
     """A profile of one's own in `folder`, with such paths for its pairs, model and judge."""
-    raw = tiny()
+    raw = smoke()
     raw["instructions"] |= {"source": "jsonl", "path": pair_file}
+    raw["leaves_out"] = ["x/ANR-oracle"]  # the oracle knows the embedded world alone
     del raw["models"]["gpt2"]["config"], raw["models"]["gpt2"]["pretraining"]
     raw["models"]["gpt2"]["pretrained"] = model
     raw["judge"] = {"kind": "local", "model": model}
@@ -398,6 +401,19 @@ def test_what_is_not_beside_the_profile_is_in_the_folder_of_data(tmp_path, monke
     (beside / "dolly").mkdir()
     (beside / "dolly" / "a.jsonl").touch()
     assert load_profile(path).instructions.path == str(beside / "dolly" / "a.jsonl")
+
+
+def test_a_copied_profile_keeps_the_models_of_the_package(tmp_path):
+    text = (ROOT / "profiles" / "tiny.yaml").read_text()
+    copied = write(tmp_path / "mine.yaml", text)
+    assert missing_paths(copied) == {}
+    assert load_profile(copied).models == load_profile("tiny").models
+    # What lies beside the copy comes first.
+    nearer = "pretrained: cpo_suite/world/models/llama\n"
+    text = text.replace("pretrained: ../cpo_suite/world/models/llama\n", nearer)
+    (tmp_path / "cpo_suite" / "world" / "models" / "llama").mkdir(parents=True)
+    models = load_profile(write(tmp_path / "mine.yaml", text)).models
+    assert models["llama"].pretrained == str(tmp_path / "cpo_suite" / "world" / "models" / "llama")
 
 
 def test_data_that_are_nowhere_are_named_with_both_places(tmp_path, monkeypatch):

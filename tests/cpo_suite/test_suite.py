@@ -282,7 +282,8 @@ def test_claims_are_judged_by_the_suite(suite):
     rows = tuple(row for row in suite.profile.rows if not row.startswith("t1"))
     profile = suite.profile.model_copy(update={"claims": named, "rows": rows})
     outcomes = claims.judge_claims(Suite(profile, suite.store, suite.output))
-    assert outcomes[1][0].verdict == "undecided"
+    # After a few steps every answer loses: no room to differ.
+    assert outcomes[1][0].verdict == "uninformative"
     assert (outcomes[1][0].effect, outcomes[1][0].low, outcomes[1][0].high) == (0, 0, 0)
     assert "by validation prompts" in outcomes[6][0].note
     assert outcomes[9][0].effect > 0 and "times the tokens" in outcomes[9][0].note

@@ -110,6 +110,7 @@ def suite_of(tmp_path) -> Callable[..., Suite]:
             "over_long: truncate}",
             "judge={kind: none}",
             "unhelpful={writer: other_response}",
+            "leaves_out=[x/ANR-oracle]",
         ]
         kept = [one for one in SMALL if "instructions." not in one and "models.llama." not in one]
         suite = Suite.open("smoke", [*kept, *given], tmp_path / "figures")

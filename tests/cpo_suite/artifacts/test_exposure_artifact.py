@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -38,15 +37,6 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     root = tmp_path_factory.mktemp("exposure")
     opened = Suite.open("smoke", SMALL, root / "figures")
     opened.store = Store(root / "artifacts")
-    articles = opened.corpora.articles
-    splits = {
-        name: [
-            dataclasses.replace(one, source=dataclasses.replace(one.source, ideal=one.text))
-            for one in getattr(articles, name)
-        ]
-        for name in ("train", "validation", "test")
-    }
-    opened.corpora.__dict__["articles"] = dataclasses.replace(articles, **splits)
     return opened
 
 

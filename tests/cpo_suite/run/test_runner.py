@@ -224,7 +224,9 @@ def test_a_profile_beside_its_data_is_run_from_their_folder(
     own = tmp_path / "own"
     own.mkdir()
     data = "instructions:\n  source: jsonl\n  path: my.jsonl\n"
-    (own / "mine.yaml").write_text(text.replace(world, data).replace("train_rows: 400", ""))
+    text = text.replace(world, data).replace("train_rows: 400", "")
+    # The oracle, which ranks this row, knows the embedded world alone.
+    (own / "mine.yaml").write_text(f"{text}\nleaves_out: [x/ANR-oracle]\n")
     make_notebook(
         "01_reads",
         "from cpo_suite.suite import Suite\n"
