@@ -37,6 +37,7 @@ CELLS = (
 )
 
 SETTINGS = (
+    "optimiser.precision=fp32",  # measured in each store, it might differ
     "continuation.steps.long=30",
     "reference.steps=20",
     "optimiser.checkpoint_minutes=1e-6",  # after each step

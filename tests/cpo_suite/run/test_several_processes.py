@@ -29,6 +29,7 @@ SHARED_OUT = ("model", "negatives", "generations")
 def run(artifacts: Path, processes: int, rows: Sequence[str], notebooks: Sequence[str]) -> Path:
     """Run notebooks at the size of `smoke`; returns the folder of their tables."""
     arguments = [f"rows=[{', '.join(rows)}]", f"processes.count={processes}"]
+    arguments += ["optimiser.precision=fp32"]  # measured in each store, it might differ
     arguments += [f"claims.{number}=[]" for number in COMPARISONS]  # seconds are among them
     command = [part for one in arguments for part in ("--set", one)]
     command += [part for one in notebooks for part in ("--only", one)]
