@@ -614,9 +614,12 @@ def _absolute(value: Any, folders: Sequence[Path], missing: dict[str, str], key:
     if not isinstance(value, str) or not _PATH_KEY.fullmatch(key):
         return value
     text = os.path.expanduser(value)
-    places = list(dict.fromkeys(os.path.normpath(folder / text) for folder in folders))
-    if there := list(filter(os.path.exists, places)):
+    joined = dict.fromkeys(folder / text for folder in folders)
+    # Only places under the placeholder of an unset CPO_DATA are relative: nothing is there.
+    places = [os.path.normpath(place) if place.is_absolute() else str(place) for place in joined]
+    if there := [place for place in places if os.path.isabs(place) and os.path.exists(place)]:
         return there[0]
+    places = list(dict.fromkeys(places))
     if not key.endswith(".path") and not _PATH.search(text):
         return value  # a hub name
     missing[key] = ", nor does ".join([f"{places[0]} does not exist", *places[1:]])

@@ -403,7 +403,12 @@ def test_what_is_not_beside_the_profile_is_in_the_folder_of_data(tmp_path, monke
     assert load_profile(path).instructions.path == str(beside / "dolly" / "a.jsonl")
 
 
-def test_a_copied_profile_keeps_the_models_of_the_package(tmp_path):
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_copied_profile_keeps_the_models_of_the_package(tmp_path, monkeypatch, with_data):
+    monkeypatch.chdir(ROOT)  # where "$CPO_DATA/../cpo_suite" would exist
+    monkeypatch.delenv("CPO_DATA", raising=False)
+    if with_data:
+        monkeypatch.setenv("CPO_DATA", str(tmp_path))
     text = (ROOT / "profiles" / "tiny.yaml").read_text()
     copied = write(tmp_path / "mine.yaml", text)
     assert missing_paths(copied) == {}
