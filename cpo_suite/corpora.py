@@ -91,6 +91,11 @@ class Corpora:
             self._hashes[task, split] = data.content_hash(self.split(task, split))
         return self._hashes[task, split]
 
+    def texts_hash(self, instructions: bool) -> str:
+        """Content hash of the pretraining texts, as `texts`."""
+        splits: list[Task] = ["articles", "instructions"] if instructions else ["articles"]
+        return "".join(self.content_hash(task, "train") for task in splits)
+
     @property
     def lengths(self) -> tuple[list[int], list[int]]:
         """Characters of prefixes and of continuations, for up to 1,000 training pairs."""

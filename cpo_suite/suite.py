@@ -202,12 +202,9 @@ class Suite:
             content = self.corpora.content_of(model.pretrained)
             return ExternalModel(content=content, name=name, pretrained=model.pretrained)
         assert model.pretraining is not None and model.config is not None  # the profile's own check
-        texts = self.corpora.content_hash("articles", "train")
-        if model.pretraining.instructions:
-            texts += self.corpora.content_hash("instructions", "train")
         return BaseModel(
             config=model.config,
-            texts=texts,
+            texts=self.corpora.texts_hash(model.pretraining.instructions),
             seed=0,
             name=name,
             corpora=self.corpora,

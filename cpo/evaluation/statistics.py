@@ -363,6 +363,7 @@ def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
     The i-th smallest of m p-values, i from 1, has the level `level / (m - i + 1)`. From the first
     p-value above its level on, all share that level.
     """
+    # Not by statsmodels, as `holm` is: it collects garbage at each call, of which there are many.
     p = np.asarray(p_values, dtype=float)
     rank = np.argsort(np.argsort(p, kind="stable"))
     stop = rank[p > level / (len(p) - rank)].min(initial=len(p))  # the first above its level

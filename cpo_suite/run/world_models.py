@@ -72,8 +72,7 @@ def pretrain(name: ModelName, suite: Suite, folder: Path) -> None:
     corpora = suite.corpora
     artifact = BaseModel(
         config=CONFIGS[name],
-        texts=corpora.content_hash("articles", "train")
-        + corpora.content_hash("instructions", "train"),
+        texts=corpora.texts_hash(PRETRAINING.instructions),
         seed=0,
         name=name,
         corpora=corpora,

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,12 +34,16 @@ SMALL = [
 ]
 
 
+def opened(root: Path, overrides: list[str]) -> Suite:
+    """A suite of the profile `smoke`, with a store of its own under `root`."""
+    suite = Suite.open("smoke", overrides, root / "figures")
+    suite.store = Store(root / "artifacts")
+    return suite
+
+
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Suite:
-    root = tmp_path_factory.mktemp("suite")
-    opened = Suite.open("smoke", SMALL, root / "figures")
-    opened.store = Store(root / "artifacts")
-    return opened
+    return opened(tmp_path_factory.mktemp("suite"), SMALL)
 
 
 def weights(suite: Suite, row: str) -> dict[str, torch.Tensor]:

@@ -2,24 +2,17 @@
 
 import numpy as np
 import pytest
-from test_suite import SMALL
+from test_suite import SMALL, opened
 
 from cpo_suite import world
 from cpo_suite.profile import ProfileError, load_profile
-from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Suite:
-    root = tmp_path_factory.mktemp("shared")
-    opened = Suite.open(
-        "smoke",
-        [*SMALL, "continuation.held_out_batches=1", "articles.validation_articles=12"],
-        root / "figures",
-    )
-    opened.store = Store(root / "artifacts")
-    return opened
+    held_out = ["continuation.held_out_batches=1", "articles.validation_articles=12"]
+    return opened(tmp_path_factory.mktemp("shared"), [*SMALL, *held_out])
 
 
 def test_rows_of_one_kind_and_reference_share_a_draw(suite):

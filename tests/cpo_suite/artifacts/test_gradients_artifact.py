@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from test_suite import opened
 
 from cpo.losses import cpo_loss, ranked_cpo_loss
 from cpo_suite.artifacts.gradients import UNTRUNCATED
 from cpo_suite.estimate import Speeds
 from cpo_suite.profile import load_profile
-from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
 SMALL = [
@@ -27,10 +27,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> Suite:
-    root = tmp_path_factory.mktemp("suite")
-    opened = Suite.open("smoke", SMALL, root / "figures")
-    opened.store = Store(root / "artifacts")
-    return opened
+    return opened(tmp_path_factory.mktemp("suite"), SMALL)
 
 
 def test_each_kind_is_measured_on_the_prompts_that_all_have(suite):

@@ -58,7 +58,7 @@ def test_models_are_distinct_by_what_is_trained() -> None:
 
 
 def test_every_model_once_with_intervals_of_one_family() -> None:
-    frame = head_to_head(Suite())  # type: ignore[arg-type]
+    frame = head_to_head(Suite())
     assert list(frame) == MEASURE_COLUMNS
     # Of x/small/ANR the profile has no continued MLE; MLE itself has no opponent.
     assert frame["row"].tolist() == ["t2/DPO", "t2/ANR", "t2/AN", "t3/BNR/0", "x/ANR/K2"]
@@ -76,8 +76,8 @@ def test_every_model_once_with_intervals_of_one_family() -> None:
 
 
 def test_seeds_widen_the_intervals() -> None:
-    one = head_to_head(Suite()).set_index("row")  # type: ignore[arg-type]
-    two = head_to_head(Suite(seeds=2)).set_index("row")  # type: ignore[arg-type]
+    one = head_to_head(Suite()).set_index("row")
+    two = head_to_head(Suite(seeds=2)).set_index("row")
     # Of the 40 prompts that the second seed wins beside the first's, half were ties and half
     # losses: 0.75 of 40 points in 400 more, and half of that in the mean.
     assert (two["value"] - one["value"]).tolist() == pytest.approx([0.0375] * 5)
@@ -88,7 +88,7 @@ def test_seeds_widen_the_intervals() -> None:
 def test_nobody_is_paid_to_judge_head_to_head() -> None:
     server = {"model": "m", "base_url": "http://127.0.0.1:1", "api_key_variable": "KEY"}
     for judge in ({"kind": "none"}, {"kind": "openai", "server": server}):
-        frame = head_to_head(Suite(**judge))  # type: ignore[arg-type]
+        frame = head_to_head(Suite(**judge))
         assert frame.empty and list(frame) == MEASURE_COLUMNS
         assert against_mle(frame).empty
 

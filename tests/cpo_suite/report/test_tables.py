@@ -153,7 +153,7 @@ class Held:
 
 
 def test_a_row_is_learnt_if_every_seed_is() -> None:
-    frame = tables.learnt_frame(Held(), ["t2/ANR", "t2/AN", "t2/MLE1"])  # type: ignore[arg-type]
+    frame = tables.learnt_frame(Held(), ["t2/ANR", "t2/AN", "t2/MLE1"])
     assert list(frame) == tables.LEARNT_COLUMNS
     # Three moments of two seeds; without negatives there is no contrast to learn.
     assert frame.groupby("row")["learnt"].agg(["size", "first", "nunique"]).T.to_dict("list") == {
@@ -162,7 +162,7 @@ def test_a_row_is_learnt_if_every_seed_is() -> None:
     ends = frame[frame["moment"] == "end"]
     assert ends["step"].tolist() == [60] * 4
     assert ends["change"].tolist() == [-0.3, -0.3, -0.3, 0.02]
-    assert tables.learnt_frame(Held(1), ["t2/AN"])["learnt"].all()  # type: ignore[arg-type]
+    assert tables.learnt_frame(Held(1), ["t2/AN"])["learnt"].all()
 
 
 def test_seeds_widen_the_intervals_of_tables_and_measures(profile: Profile) -> None:

@@ -85,10 +85,8 @@ def test_all_models_are_one_family_whatever_their_table() -> None:
     suite.profile.trained_rows = [ROWS[name] for name in names]
     suite.profile.rows = names
     said = suite.verdicts
-    suite.verdicts = lambda row, *rest: said(  # type: ignore[method-assign]
-        "t2/MLE1" if "MLE" in row else "t2/ANR", *rest
-    )
-    frame = verdicts_frame(suite).set_index("row")  # type: ignore[arg-type]
+    suite.verdicts = lambda row, *rest: said("t2/MLE1" if "MLE" in row else "t2/ANR", *rest)
+    frame = verdicts_frame(suite).set_index("row")
     # Three rows have p = 0.25, two of them the same model under the same name of a table: of two
     # models, the smaller p counts twice, and the other no less.
     assert frame["mcnemar_p"].dropna().tolist() == pytest.approx([0.25] * 3)
@@ -99,13 +97,10 @@ def test_seeds_add_their_variance_and_leave_no_exact_test() -> None:
     one, two = Suite(), Suite()
     two.profile.seeds = 2
     said = two.verdicts
-    two.verdicts = lambda row, decoding, seed: said(  # type: ignore[method-assign]
+    two.verdicts = lambda row, decoding, seed: said(
         "t2/ANR" if seed == 0 else "t2/MLE1", decoding, seed
     )
-    single, both = (
-        verdicts_frame(suite).set_index("row").loc["t2/ANR"]  # type: ignore[arg-type]
-        for suite in (one, two)
-    )
+    single, both = (verdicts_frame(suite).set_index("row").loc["t2/ANR"] for suite in (one, two))
     assert np.isnan(both["mcnemar_p"]) and np.isnan(both["holm_p"])
     assert both["win_rate_high"] - both["win_rate_low"] > (
         single["win_rate_high"] - single["win_rate_low"]
