@@ -33,7 +33,7 @@ def shared_draw(profile: Profile, row: Row) -> tuple[dict[str, int], int]:
     A custom row never enlarges a draw, which would rebuild the paper's rows.
     """
     mine, settings = mixture_of(profile, row), profile.continuation
-    kinds, steps = identities(mine).keys(), settings.steps[row.steps]
+    kinds, steps = identities(mine).keys(), settings.steps_per_pass(row.steps)
     sharing = [
         other
         for other in profile.trained_rows
@@ -44,7 +44,7 @@ def shared_draw(profile: Profile, row: Row) -> tuple[dict[str, int], int]:
     ]
     mixtures = [mixture_of(profile, other) for other in sharing]
     counts = {kind: max((mixture[kind] for mixture in mixtures), default=0) for kind in mine}
-    longest = max((settings.steps[other.steps] for other in sharing), default=0)
+    longest = max((settings.steps_per_pass(other.steps) for other in sharing), default=0)
     if longest < steps or any(counts[kind] < count for kind, count in mine.items()):
         return dict(mine), steps
     return counts, longest

@@ -207,13 +207,15 @@ class ScheduledSampling(_Settings):
 class Continuation(_Settings):
     """The continued MLE and CPO rows, trained on the same schedule from the same reference.
 
-    `batch` is the global batch, from which BN are drawn. By default DPO uses CPO's beta and rate,
-    and PSS the rate of MLE. Contrastive objectives are also measured on negatives of
+    `batch` is the global batch, from which BN are drawn. A schedule goes over its prompts, and the
+    negatives drawn for them once, in `passes` passes. By default DPO uses CPO's beta and rate, and
+    PSS the rate of MLE. Contrastive objectives are also measured on negatives of
     `held_out_batches` batches of validation prompts, 0 for none.
     """
 
     batch: int = Field(ge=2)
     steps: dict[Steps, Count]
+    passes: Count = 1
     beta: Positive
     dpo_beta: Positive | None = None
     learning_rate: dict[Literal["mle", "cpo", "pss", "dpo"], Positive]
@@ -221,6 +223,10 @@ class Continuation(_Settings):
     warmup_steps: int = Field(0, ge=0)
     held_out_batches: int = Field(4, ge=0)
     scheduled_sampling: ScheduledSampling = ScheduledSampling()
+
+    def steps_per_pass(self, steps: Steps) -> int:
+        """The steps of a schedule's first pass, which sees each of its prompts."""
+        return -(-self.steps[steps] // self.passes)
 
     def rate_of(self, objective: Objective) -> float:
         """The learning rate of an objective."""

@@ -327,6 +327,7 @@ class Suite:
             objective=objective_identity(row.objective),
             beta=settings.beta_of(row.objective),
             steps=settings.steps[row.steps],
+            steps_per_pass=settings.steps_per_pass(row.steps),
             batch=settings.batch,
             learning_rate=settings.rate_of(row.objective),
             schedule=settings.schedule,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 from cpo.ensembling import interpolate
@@ -23,6 +24,7 @@ class Model(Trained):
     """A model trained from another on a training schedule; no `negatives` for MLE and PSS.
 
     Of each kind in a draw of negatives, which rows share, it takes as many as its `mixture` says.
+    It repeats the first `steps_per_pass` batches, by default all, until it has made its steps.
     `held_out` are negatives of validation prompts, on which its objective is measured.
     """
 
@@ -38,6 +40,7 @@ class Model(Trained):
     mixture: dict[str, int] = dataclasses.field(default_factory=dict)
     ranking: str = "minilm"
     held_out: Negatives | None = None
+    steps_per_pass: int | None = None
     schedule: str = "constant"
     warmup_steps: int = 0
     mle_weight: float = 0.0
@@ -56,7 +59,7 @@ class Model(Trained):
         if self.negatives is None:
             examples: Sequence[TrainingExample] = [
                 TrainingExample(Group(row.prefix_ids, [row.continuation_ids]))
-                for row in self.examples.planned(self.steps, self.batch, self.seed)
+                for row in self.examples.planned(self._distinct_steps, self.batch, self.seed)
             ]
         else:
             ranked = objective in RANKED_OBJECTIVES
@@ -65,7 +68,7 @@ class Model(Trained):
                 held_out = self._selected(store, self.held_out).training_examples(ranked)
         self.train(
             self.start.load(self.start.folder(store)),
-            examples,
+            list(islice(cycle(examples), self.steps * self.batch)),
             folder,
             store,
             held_out,
@@ -74,10 +77,14 @@ class Model(Trained):
         )
         self.examples.tokenizer().save_pretrained(folder)
 
+    @property
+    def _distinct_steps(self) -> int:
+        return self.steps_per_pass or self.steps
+
     def contrast_sets(self, store: Store) -> ContrastSets:
-        """Its candidates on its training schedule."""
+        """Its candidates on one pass over its training schedule."""
         assert self.negatives is not None
-        return self._selected(store, self.negatives, self.steps * self.batch)
+        return self._selected(store, self.negatives, self._distinct_steps * self.batch)
 
     def _selected(self, store: Store, draw: Negatives, rows: int | None = None) -> ContrastSets:
         counts = {kind.split(":")[0]: count for kind, count in self.mixture.items()}

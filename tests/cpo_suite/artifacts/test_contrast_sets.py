@@ -5,6 +5,7 @@ import pytest
 from test_suite import SMALL, opened
 
 from cpo_suite import world
+from cpo_suite.artifacts.base_models import Trained
 from cpo_suite.profile import ProfileError, load_profile
 from cpo_suite.suite import Suite
 
@@ -32,6 +33,28 @@ def test_a_row_takes_the_first_columns_and_steps_of_the_draw(suite):
         assert two.candidates(row) == whole.candidates(row)[:2]
         assert sorted(whole.order[row]) == [0, 1, 2, 3] and sorted(two.order[row]) == [0, 1]
     assert (two.reference_logps == whole.reference_logps[:, :2]).all()
+
+
+def test_a_schedule_of_several_passes_repeats_its_batches_and_their_negatives(
+    tmp_path, monkeypatch
+):
+    passes = ["continuation.passes=2", "continuation.held_out_batches=0"]
+    suite = opened(tmp_path, [*SMALL, *passes])
+    trained: dict[str, list] = {}
+
+    def record(self, network, examples, *others, **settings):
+        trained[self.name] = [example.group for example in examples]
+        network.save_pretrained(others[0])
+
+    assert suite.reference_artifact("llama").steps_per_pass is None
+    suite.reference("llama")
+    monkeypatch.setattr(Trained, "train", record)
+    suite.model("t2/MLE2"), suite.model("t2/MixN")
+    # Three steps of 8 rows in two passes: two batches, then the first of them again.
+    for groups in trained.values():
+        assert len(groups) == 24 and groups[16:] == groups[:8] != groups[8:16]
+    prefixes = [[group.prefix_ids for group in groups] for groups in trained.values()]
+    assert prefixes[0] == prefixes[1] and len(suite.negatives("t2/MixN")) == 16
 
 
 def test_selected_columns_keep_their_order(suite):
