@@ -1,4 +1,4 @@
-"""Measures of texts without a judge: repetition, word overlap, MAUVE."""
+"""Measures of texts without a judge: repetition, diversity, overlap with a recorded text, MAUVE."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -19,7 +19,9 @@ from cpo.evaluation.statistics import Estimate, MetricError
 from cpo.scoring import padded
 
 Features = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 SAME_DIRECTION = 1e-5  # largest difference between unit features of equal texts
+HALVES = 100  # random halves of the texts, for the interval of what no single text has
 
 # --- Texts ----------------------------------------------------------------------------------------
 
@@ -27,7 +29,8 @@ SAME_DIRECTION = 1e-5  # largest difference between unit features of equal texts
 def repeated_ngrams(tokens: Sequence[Hashable], n: int = 4) -> float:
     """Share of repeated n-grams in a text: 1 - distinct / total; 0 for fewer than n tokens.
 
-    `tokens` are words or token ids.
+    This is seq-rep-n of Welleck et al. 2020 (unlikelihood training). `tokens` are words or token
+    ids.
     """
     grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
@@ -42,6 +45,92 @@ def word_f1(response: str, recorded: str) -> float:
     counts = [Counter(re.findall(r"\w+", text.lower())) for text in (response, recorded)]
     common = sum((counts[0] & counts[1]).values())
     return 2 * common / (counts[0].total() + counts[1].total()) if common else 0.0
+
+
+def rouge_l(response: str, recorded: str) -> float:
+    """ROUGE-L in [0, 1]: F1 of the longest common subsequence of words, ignoring case and endings.
+
+    Of the package rouge-score with Porter's stemmer, as MiniLLM (Gu et al. 2024) reports it on
+    Dolly. Its tokenizer drops whatever is no letter a-z or digit: texts in other scripts score 0.
+
+    Raises:
+        MetricError: rouge-score is missing.
+    """
+    return float(_rouge_scorer().score(recorded, response)["rougeL"].fmeasure)
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        remedy = "pip install rouge-score"
+        raise MetricError(f"ROUGE-L needs the package rouge-score: {remedy}") from error
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def distinct_ngrams(
+    texts: Sequence[Sequence[int]], n: int = 1, share: bool = True, halves: int = HALVES
+) -> Estimate:
+    """Diversity of a set of texts: the distinct n-grams in all of them together.
+
+    As a share of all n-grams this is distinct-n (Li et al. 2016); their number for n = 1 is `uniq`
+    of Welleck et al. 2020. Either depends on how many texts there are, and how long they are:
+    compare sets of equal number, and read it beside the lengths.
+
+    The interval is `value` +- 1.96 standard deviations over random halves, as for MAUVE. Half the
+    texts have another level of distinct n-grams, so the halves' values are scaled to a mean of
+    `value`.
+
+    Args:
+        texts: token ids of at least two texts.
+        n: length of the n-grams.
+        share: the share of all n-grams, or their number.
+        halves: number of random halves.
+
+    Raises:
+        MetricError: no text has n tokens, or there are fewer than two texts.
+    """
+    grams = [tuple(text[at : at + n]) for text in texts for at in range(len(text) - n + 1)]
+    if not grams or len(texts) < 2:
+        raise MetricError(f"{len(texts)} texts with {len(grams)} {n}-grams: at least 2, and 1")
+    numbers: dict[tuple[int, ...], int] = {}
+    ids = np.array([numbers.setdefault(gram, len(numbers)) for gram in grams])
+    owner = np.repeat(np.arange(len(texts)), [max(0, len(text) - n + 1) for text in texts])
+
+    def distinct(rows: Rows) -> float:
+        used = ids[np.isin(owner, rows)]
+        found = np.count_nonzero(np.bincount(used, minlength=1))
+        return found / max(1, len(used)) if share else float(found)
+
+    value = distinct(np.arange(len(texts)))
+    drawn = over_halves(distinct, len(texts), halves)
+    mean = float(np.mean(drawn)) if drawn else 0.0
+    replicates = tuple(one * value / mean for one in drawn) if mean else ()
+    return _around_halves(value, len(texts), replicates, 1.0 if share else math.inf)
+
+
+# --- Random halves --------------------------------------------------------------------------------
+
+
+def over_halves(statistic: Callable[[Rows], float], n: int, halves: int) -> tuple[float, ...]:
+    """A statistic of random halves of n texts, drawn without replacement.
+
+    Args:
+        statistic: of the texts with the given numbers, `[n // 2]`.
+        n: number of texts; the halves depend on it alone, so that models are paired.
+        halves: how many of them.
+    """
+    draw = np.random.default_rng(0)
+    return tuple(statistic(draw.permutation(n)[: n // 2]) for _ in range(halves))
+
+
+def _around_halves(
+    value: float, n: int, replicates: tuple[float, ...], most: float = 1.0
+) -> Estimate:
+    """An estimate in [0, `most`] with the interval that its values on random halves give."""
+    margin = 1.96 * float(np.std(replicates, ddof=1)) if len(replicates) > 1 else math.nan
+    return Estimate(value, max(0.0, value - margin), min(most, value + margin), n, replicates)
 
 
 # --- MAUVE ----------------------------------------------------------------------------------------
@@ -90,7 +179,7 @@ def mauve_score(
     reference_features: npt.ArrayLike,
     generated_features: npt.ArrayLike,
     seeds: Sequence[int] = (0, 1, 2),
-    halves: int = 100,
+    halves: int = HALVES,
     buckets: int | None = None,
 ) -> Estimate:
     """MAUVE (Pillutla et al. 2021): near 1 for equal distributions, near 0 for disjoint ones.
@@ -136,7 +225,7 @@ def mauve_score(
 
     both = _without_rounding(np.concatenate([reference, generated]))
 
-    def run(texts: npt.NDArray[np.int64], buckets: int, seed: int) -> float:
+    def run(texts: Rows, buckets: int, seed: int) -> float:
         score = compute_mauve(
             p_features=both[texts],
             q_features=both[n + texts],
@@ -146,20 +235,17 @@ def mauve_score(
         )
         return 1.0 if np.array_equal(score.p_hist, score.q_hist) else float(score.mauve)
 
-    def mean_score(texts: npt.NDArray[np.int64], buckets: int) -> float:
+    def mean_score(texts: Rows, buckets: int) -> float:
         return float(np.mean([run(texts, buckets, seed) for seed in seeds]))
 
-    draw = np.random.default_rng(0)  # equal halves for every model with n texts
+    fewer = max(2, clusters // 2)
     # faiss warns below 39 points per cluster; MAUVE has 20.
     quiet = functools.partial(faiss.Kmeans, min_points_per_centroid=1)
     # This small clustering is five times as fast on one thread as on two.
     with mock.patch.object(faiss, "Kmeans", quiet), threadpool_limits(1):
         value = mean_score(np.arange(n), clusters)
-        replicates = tuple(
-            mean_score(draw.permutation(n)[: n // 2], max(2, clusters // 2)) for _ in range(halves)
-        )
-    margin = 1.96 * float(np.std(replicates, ddof=1)) if halves > 1 else math.nan
-    return Estimate(value, max(0.0, value - margin), min(1.0, value + margin), n, replicates)
+        replicates = over_halves(lambda texts: mean_score(texts, fewer), n, halves)
+    return _around_halves(value, n, replicates)
 
 
 def _check_comparable(reference: Features, generated: Features, clusters: int) -> None:

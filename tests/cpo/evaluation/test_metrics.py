@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from cpo.evaluation import metrics
@@ -29,6 +32,74 @@ def test_word_f1_by_hand() -> None:
     assert metrics.word_f1("The cat, the sat.", "the CAT ran") == pytest.approx(4 / 7)
     assert metrics.word_f1("same words", "words same") == 1
     assert metrics.word_f1("", "something") == 0
+
+
+def test_rouge_l_by_hand() -> None:
+    # The longest common subsequence is "the cat sat": P = 3/4, R = 3/5, F1 = 2 P R / (P + R) = 2/3.
+    assert metrics.rouge_l("The cat sat up", "the big cat sat down!") == pytest.approx(2 / 3)
+    assert metrics.rouge_l("walked dogs", "Walking dog") == 1  # stems
+    assert metrics.rouge_l("b a", "a b") == pytest.approx(1 / 2)  # order counts
+    assert metrics.rouge_l("", "words") == metrics.rouge_l("words", "") == 0
+
+
+WORDS = st.lists(st.sampled_from(["aa", "bb", "cc", "dd"]), min_size=1, max_size=9)
+
+
+@given(WORDS, WORDS)
+def test_rouge_l_is_the_longest_common_subsequence(first: list[str], second: list[str]) -> None:
+    """Parity with the definition: of all subsequences of one text, the longest in the other."""
+
+    def is_within(part: tuple[str, ...], whole: list[str]) -> bool:
+        rest = iter(whole)
+        return all(word in rest for word in part)
+
+    longest = max(
+        length
+        for length in range(len(first) + 1)
+        for part in itertools.combinations(first, length)
+        if is_within(part, second)
+    )
+    expected = 2 * longest / (len(first) + len(second))
+    score = metrics.rouge_l(" ".join(first), " ".join(second))
+    assert score == pytest.approx(expected)
+    assert score == pytest.approx(metrics.rouge_l(" ".join(second), " ".join(first)))
+
+
+def test_distinct_ngrams_by_hand() -> None:
+    texts = [[1, 2, 1, 2], [2, 1], [3], []]
+    # Seven tokens, three of them distinct; bigrams 12 21 12 | 21, two distinct of four.
+    assert metrics.distinct_ngrams(texts, 1).value == pytest.approx(3 / 7)
+    assert metrics.distinct_ngrams(texts, 1, share=False).value == 3
+    assert metrics.distinct_ngrams(texts, 2).value == pytest.approx(2 / 4)
+    with pytest.raises(MetricError, match="2 texts with 0 4-grams"):
+        metrics.distinct_ngrams([[1, 2], [3]], 4)
+    with pytest.raises(MetricError, match="1 texts"):
+        metrics.distinct_ngrams([[1, 2]], 1)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=8), min_size=2, max_size=8))
+def test_distinct_ngrams_of_one_text_are_what_it_does_not_repeat(texts: list[list[int]]) -> None:
+    whole = [token for text in texts for token in text]
+    if len(whole) >= 2:
+        of_all = metrics.distinct_ngrams([whole, []], 2, halves=0).value
+        assert of_all == pytest.approx(1 - metrics.repeated_ngrams(whole, 2))
+
+
+@pytest.mark.parametrize(("n", "share"), [(1, False), (1, True), (2, True)])
+def test_distinct_ngrams_interval_is_as_wide_as_new_samples_scatter(n: int, share: bool) -> None:
+    draw = np.random.default_rng(0)
+    frequencies = 1 / np.arange(1, 1001)  # Zipf's
+    frequencies /= frequencies.sum()
+
+    def sample() -> list[list[int]]:
+        return [draw.choice(1000, 30, p=frequencies).tolist() for _ in range(150)]
+
+    values = [metrics.distinct_ngrams(sample(), n, share, halves=0).value for _ in range(80)]
+    found = [metrics.distinct_ngrams(sample(), n, share) for _ in range(6)]
+    widths = [one.high - one.low for one in found]
+    assert np.mean(widths) / (2 * 1.96) == pytest.approx(np.std(values), rel=0.4)
+    # Half the texts have another level: the replicates are scaled to that of all.
+    assert np.mean(found[0].replicates) == pytest.approx(found[0].value)
 
 
 # --- MAUVE ----------------------------------------------------------------------------------------
