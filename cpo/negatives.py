@@ -26,6 +26,8 @@ Continuation = tuple[int, ...]
 MEANFIELD_SHARE = 0.15  # section 4: "we always randomly swap 15% tokens"
 AUTOREGRESSIVE_TOP_K = 50  # section 3
 MAX_DRAWS = 4  # the first, and three to replace degenerate negatives
+# Sequences that a deterministic decoder gives per prefix; another draw would be the same.
+MOST_SEQUENCES = {"AN-greedy": 1, "AN-beam": 4}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class PlannedRows:
             (`eos_token_id`) unless it was capped.
         batch: rows `[i * batch, (i + 1) * batch)` are one global batch.
         model: the reference, a causal language model.
-        max_continuation_tokens: bounds the length of AN.
+        max_continuation_tokens: bounds the length of AN, however decoded.
         unhelpful: DPO's rejected response of each row, None where there is none.
         precision: the model's, fp32 or bf16.
         micro_batch, generation_batch: rows scored, and sequences sampled, at once.
@@ -85,18 +87,35 @@ def autoregressive(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
 
     EOS appears only where the model emitted it.
     """
-    return _sampled(planned, wanted, seed, AUTOREGRESSIVE_TOP_K)
+    return _decoded(planned, wanted, seed, do_sample=True, top_k=AUTOREGRESSIVE_TOP_K)
 
 
 @register("AN-untruncated")
 def autoregressive_untruncated(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
     """AN without top-k: from pi_ref itself, under which a score has mean zero, so that the expected
     gradient of equation 1 at the reference is that of MLE."""
-    return _sampled(planned, wanted, seed, planned.model.config.get_text_config().vocab_size)
+    entries = planned.model.config.get_text_config().vocab_size
+    return _decoded(planned, wanted, seed, do_sample=True, top_k=entries)
 
 
-def _sampled(planned: PlannedRows, wanted: Wanted, seed: int, top_k: int) -> Drawn:
-    """Samples from the reference; rows that need the same number are decoded together."""
+@register("AN-greedy")
+def autoregressive_greedy(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
+    """AN by greedy decoding: what pi_ref says at test, its mode as far as greedy search finds it.
+
+    One per prefix. Training against what a model is decoded to is known to lessen its repetition
+    (sequence-level unlikelihood, Welleck et al. 2020).
+    """
+    return _decoded(planned, wanted, seed)
+
+
+@register("AN-beam")
+def autoregressive_beam(planned: PlannedRows, wanted: Wanted, seed: int) -> Drawn:
+    """AN by beam search: the most probable of the sequences that 4 beams end with, at most 4."""
+    return _decoded(planned, wanted, seed, num_beams=MOST_SEQUENCES["AN-beam"])
+
+
+def _decoded(planned: PlannedRows, wanted: Wanted, seed: int, **decoding: Any) -> Drawn:
+    """Continuations by the reference; rows that need the same number are decoded together."""
     never = planned.ids_without_token()
     drawn: Drawn = {}
     for count in sorted(set(wanted.values())):
@@ -107,15 +126,14 @@ def _sampled(planned: PlannedRows, wanted: Wanted, seed: int, top_k: int) -> Dra
             eos_token_id=planned.eos_token_id,
             max_new_tokens=planned.max_continuation_tokens,
             per_prefix=count,
-            batch=planned.generation_batch,
+            # A beam is as large as a sequence.
+            batch=planned.generation_batch * count // decoding.get("num_beams", count),
             seed=seed,
             precision=planned.precision,
             lengths=[len(planned.continuations[row]) for row in rows],
             never=never,
-            description=f"sampling {count} AN",
-            do_sample=True,
-            top_k=top_k,
-            temperature=1.0,
+            description=f"decoding {count} AN",
+            **decoding,
         )
         for row, group in zip(rows, continuations, strict=True):
             drawn[row] = [tuple(ids) for ids in group]
@@ -255,7 +273,8 @@ def draw_negatives(
     """Fill the columns of a mixture such as `{"BN": 3, "MN": 5, "TN": 3}` for every row.
 
     A candidate equal to the ground truth, or to an earlier negative of its prefix, is degenerate.
-    It is redrawn up to three times; then its column is masked and holds an empty continuation.
+    It is redrawn up to three times, unless its decoder is deterministic; then its column is masked
+    and holds an empty continuation.
 
     Args:
         planned: the rows of the training schedule, or the fields of `PlannedRows` by name.
@@ -264,7 +283,8 @@ def draw_negatives(
 
     Raises:
         RegistryError: a kind that is not registered.
-        ValueError: a count below 1, or more BN than a global batch has other rows.
+        ValueError: a count below 1, more BN than a global batch has other rows, or more sequences
+            than a deterministic decoder gives.
     """
     if not isinstance(planned, PlannedRows):
         planned = PlannedRows(**planned)
@@ -272,6 +292,8 @@ def draw_negatives(
         SAMPLERS.check(kind)
         if count < 1:
             raise ValueError(f"{kind}: {count} negatives requested; leave the kind out instead")
+        if count > MOST_SEQUENCES.get(kind, count):
+            raise ValueError(f"{kind}: {count} requested, decoding gives {MOST_SEQUENCES[kind]}")
     if mixture.get("BN", 0) >= planned.batch:
         raise ValueError(
             f"{mixture['BN']} BN need a global batch of more than {planned.batch}: raise the batch"
@@ -285,7 +307,8 @@ def draw_negatives(
     for kind, count in mixture.items():
         report = result.reports[kind] = DrawReport(asked=count * len(known))
         # One stream per kind and draw: the counts of other kinds change nothing.
-        streams = [stream_seed(seed, kind, draw) for draw in range(MAX_DRAWS)]
+        draws = 1 if kind in MOST_SEQUENCES else MAX_DRAWS
+        streams = [stream_seed(seed, kind, draw) for draw in range(draws)]
         drawn = _distinct(planned, SAMPLERS[kind], count, streams, known, report)
         for row, negatives in enumerate(drawn):
             missing = count - len(negatives)

@@ -11,7 +11,8 @@ from models import EOS, VOCABULARY, tiny_model
 from scipy.stats import chisquare
 
 from cpo import negatives
-from cpo.negatives import SAMPLERS, PlannedRows, draw_negatives, register
+from cpo.generation import generate
+from cpo.negatives import MOST_SEQUENCES, SAMPLERS, PlannedRows, draw_negatives, register
 from cpo.registry import RegistryError
 
 
@@ -49,6 +50,45 @@ def test_an_stays_within_the_top_k_and_ends_only_in_its_own_eos(monkeypatch):
                 assert token in logits[before + position].topk(3).indices.tolist()
 
 
+def test_negatives_of_the_test_decoder_are_what_it_says():
+    plan = planned(rows=6, batch=2)
+    arguments = {"eos_token_id": EOS, "max_new_tokens": plan.max_continuation_tokens}
+    greedy = SAMPLERS["AN-greedy"](plan, dict.fromkeys(range(6), 1), seed=0)
+    said = generate(plan.model, plan.prefixes, **arguments)
+    assert [greedy[row] for row in range(6)] == [[tuple(ids) for ids in one] for one in said]
+    # Greedy by hand: each token is the most probable one after what stands before.
+    ids = [*plan.prefixes[0]]
+    for token in greedy[0][0]:
+        assert token == int(plan.model(torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token)
+    # Four beams end in four sequences, the first of which is what is said at test.
+    beam = SAMPLERS["AN-beam"](plan, dict.fromkeys(range(6), 4), seed=0)
+    said = generate(plan.model, plan.prefixes, num_beams=4, **arguments)
+    assert all(len(set(beam[row])) == 4 for row in range(6))
+    assert [beam[row][0] for row in range(6)] == [tuple(ids) for (ids,) in said]
+
+
+def test_a_deterministic_decoder_is_asked_once(monkeypatch):
+    plan = planned(rows=4, batch=2)
+    said = [tuple(ids) for (ids,) in generate(
+        plan.model, plan.prefixes, eos_token_id=EOS, max_new_tokens=12
+    )]  # fmt: skip
+    plan.continuations[1] = said[1]  # the recorded response is just what greedy decoding says
+    asked = []
+
+    def counted(*arguments, **named):
+        asked.append(len(arguments[1]))
+        return generate(*arguments, **named)
+
+    monkeypatch.setattr(negatives, "generate", counted)
+    drawn = draw_negatives(plan, {"AN-greedy": 1}, seed=0)
+    assert asked == [4]
+    assert [row[1] for row in drawn.mask] == [True, False, True, True]
+    assert drawn.reports["AN-greedy"].equal_to_truth == drawn.reports["AN-greedy"].masked == 1
+    with pytest.raises(ValueError, match="AN-greedy: 2 requested, decoding gives 1"):
+        draw_negatives(plan, {"AN-greedy": 2}, seed=0)
+
+
 class Tokens:
     """A tokenizer of fewer entries than its model, as where an embedding is padded."""
 
@@ -56,11 +96,12 @@ class Tokens:
         return {str(token): token for token in range(40)}
 
 
-@pytest.mark.parametrize("kind", ["AN", "MN"])
+@pytest.mark.parametrize("kind", ["AN", "MN", "AN-greedy", "AN-beam"])
 def test_negatives_hold_no_id_that_the_tokenizer_does_not_know(kind):
     plan = planned(continuations=[(5, 6, 7, 8, EOS)] * 8, tokenizer=Tokens())
     plan.model.lm_head.weight.data *= 0.01  # nearly uniform over 64 ids, 24 of them unknown
-    draws = SAMPLERS[kind](plan, dict.fromkeys(range(8), 20), 0)
+    count = MOST_SEQUENCES.get(kind, 20)
+    draws = SAMPLERS[kind](plan, dict.fromkeys(range(8), count), 0)
     assert all(token < 40 for group in draws.values() for ids in group for token in ids)
 
 
