@@ -57,13 +57,15 @@ class Row:
 
     @property
     def table(self) -> str:
-        """The row's table or figure panel: `t1`, `t2`, `f1b`, ...; `x` for additional rows."""
-        return self.id.split("/")[0]
+        """The row's table or figure panel: `t1`, `t2`, `f1b`, ...; `x` for additional rows, and
+        `mode` for those of them that are about degeneration at the mode."""
+        first, *rest = self.id.split("/")
+        return "mode" if first == "x" and rest[0] == "mode" else first
 
     @property
     def measure(self) -> str:
-        """The measure of its table: win rate, or MAUVE (table 4)."""
-        return "mauve" if self.table == "t4" else "win_rate"
+        """The measure of its table: win rate, MAUVE (table 4), or repetition at the mode."""
+        return {"t4": "mauve", "mode": "seq_rep_4"}.get(self.table, "win_rate")
 
 
 # One line per trained model: id, model, objective, steps and negatives, then further fields, or the
@@ -78,6 +80,9 @@ class Row:
 # noise; ANR ranked by the oracle, the positive control: what a perfect ranking would give; fewer
 # negatives (K = 2 and 5, against ANR's 12); and a smaller model, for the claim that the gain grows
 # with model size.
+# Degeneration at the mode (x/mode): articles continued greedily and with 4 beams, where training on
+# sequences is known to act. Beside MLE and the paper's negatives stand those that the decoder of
+# the test itself draws.
 _TABLE = """\
 t1/MLE          gpt2        mle         long     -             0.471
 t1/PSS          gpt2        pss         long     -             0.086
@@ -118,6 +123,14 @@ x/ANR/K2        llama       ranked_cpo  short    AN-1
 x/ANR/K5        llama       ranked_cpo  short    AN-4
 x/small/MLE     llama_small mle         short    -
 x/small/ANR     llama_small ranked_cpo  short    AN
+x/mode/MLE/greedy        llama mle        articles -
+x/mode/BNR/greedy        llama ranked_cpo articles BN-articles
+x/mode/ANR/greedy        llama ranked_cpo articles AN-articles
+x/mode/ANR-greedy/greedy llama ranked_cpo articles greedy-articles
+x/mode/MLE/beam          llama mle        articles -               decoding=beam
+x/mode/BNR/beam          llama ranked_cpo articles BN-articles     decoding=beam
+x/mode/ANR/beam          llama ranked_cpo articles AN-articles     decoding=beam
+x/mode/ANR-beam/beam     llama ranked_cpo articles beam-articles   decoding=beam
 """
 _COLUMNS = ("id", "model", "objective", "steps", "negatives")
 # By the count of printed numbers.
@@ -167,8 +180,20 @@ COMPARISONS: dict[int, tuple[str, ...]] = {
     13: ("best(t3/BNR) > t3/MLE",),
 }  # fmt: skip
 
+# Beyond the paper, and named before any run as well: negatives drawn by the decoder used at test
+# lessen repetition (seq_rep_4) under it. The left side is what should repeat more.
+MODE_COMPARISONS = tuple(
+    f"x/mode/MLE/{decoding} > x/mode/ANR-{decoding}/{decoding}" for decoding in ("greedy", "beam")
+)
+
 # Rows whose exposure bias is measured, each with its reference, where the true texts are known.
 EXPOSURE_ROWS = ("t2/MLE1", "t2/ANR", "t2/MixNR/0", "t2/PSS", "t3/MLE", "t3/BNR/0")
+
+# The most examples, the fewest sentences of a true text, the last sentence.
+EXPOSURE_LIMITS: dict[Task, tuple[int, int, int]] = {
+    "instructions": (300, 3, 5),
+    "articles": (200, 2, 6),
+}
 
 JUDGED_BY = "GPT-3.5"
 
@@ -202,10 +227,11 @@ def cpo_end(row: Row) -> Row:
 
 def distinct_models(rows: Iterable[Row]) -> list[Row]:
     """The first row of each trained model or ensemble, in order: decodings and tables may share
-    one, as table 4 does with table 3."""
+    one, as table 4 does with table 3. An ensemble at alpha = 0 is the trained model."""
     first: dict[Row, Row] = {}
     for row in rows:
-        first.setdefault(replace(row, id="", paper=None, decoding="greedy"), row)
+        bare = replace(row, id="", paper=None, decoding="greedy", alpha=row.alpha or None)
+        first.setdefault(bare, row)
     return list(first.values())
 
 
@@ -279,6 +305,12 @@ class Comparison:
                 return None
             effect += weight * max(numbers)
         return round(effect, 4)  # the paper prints three digits
+
+
+def chosen_among(comparisons: Iterable[str]) -> set[str]:
+    """All rows among which the `best` and `ends` of some comparisons choose."""
+    parsed = map(Comparison.parse, comparisons)
+    return {row for one in parsed for choice in one.choices.values() for row in choice}
 
 
 def _choice(which: str, trained: str) -> tuple[str, ...]:

@@ -24,10 +24,20 @@ from pydantic.functional_validators import AfterValidator, field_validator, mode
 
 from cpo.data import ArticleColumn, PairColumn, Task
 from cpo.evaluation.chat import secret_in
-from cpo.negatives import SAMPLERS
+from cpo.negatives import MOST_SEQUENCES, SAMPLERS
 from cpo.registry import nearest, unknown
 from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
-from cpo_suite.paper import COMPARISONS, ROWS, Comparison, ModelName, Objective, Row, Steps, rows_of
+from cpo_suite.paper import (
+    COMPARISONS,
+    ROWS,
+    Comparison,
+    ModelName,
+    Objective,
+    Row,
+    Steps,
+    distinct_models,
+    rows_of,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -286,6 +296,9 @@ class Decoding(_Settings):
     num_beams: int = 1
 
 
+SAMPLING = Decoding(do_sample=True)  # from the model itself: temperature 1, nothing cut off
+
+
 class JudgeSettings(_Settings):
     """The judge that compares a response with the recorded one.
 
@@ -370,11 +383,14 @@ class Profile(_Settings):
     judge: JudgeSettings
     mauve: Mauve
     generation_batch: Count = 128
+    # Responses sampled for each prompt (temperature 1), measured beside the decoded one.
+    sampling_seeds: int = Field(0, ge=0)
     # Rows of the paper, by id or prefix of ids, such as `t3` and `x/small`.
     leaves_out: tuple[PaperRows, ...] = ()
     # Custom rows by id; a notebook adds them with `Suite.add_row`.
     own_rows: dict[str, Row] = {}
-    # Rows that are trained; by default all of both, except those left out.
+    # Rows that are trained; by default all of both, except those left out, and except `x/mode`
+    # where the profile has none of the mixtures that are theirs alone.
     rows: tuple[str, ...] = Field(None, validate_default=True, strict=False)
     # Comparisons that replace the paper's for a claim; see `cpo_suite.report.claims`.
     claims: dict[Annotated[int, Field(ge=1, le=len(COMPARISONS))], tuple[Claim, ...]] = Field(
@@ -401,6 +417,14 @@ class Profile(_Settings):
         if rows is not None:
             return rows
         left_out = {row.id for name in settings.data.get("leaves_out", ()) for row in rows_of(name)}
+        others = {row.negatives for row in ROWS.values() if row.table != "mode"}
+        mode = [row for row in ROWS.values() if row.table == "mode"]
+        if (
+            settings.data.get("negatives", {})
+            .keys()
+            .isdisjoint({r.negatives for r in mode} - others)
+        ):
+            left_out |= {row.id for row in mode}  # the rest of them is of no use alone
         return (*(row for row in ROWS if row not in left_out), *settings.data.get("own_rows", ()))
 
     @field_validator("claims")
@@ -450,6 +474,9 @@ class Profile(_Settings):
                     f"negatives.{name}: {count} BN cannot be drawn from the {others} other rows of "
                     "a global batch: raise continuation.batch or lower the count"
                 )
+            for kind, most in MOST_SEQUENCES.items():
+                if (count := mixture.get(kind, 0)) > most:
+                    raise ValueError(f"negatives.{name}: {count} {kind}, but decoding gives {most}")
         return self
 
     @property
@@ -461,6 +488,21 @@ class Profile(_Settings):
     def trained_rows(self) -> list[Row]:
         """The rows that are trained, in the paper's order, then custom rows."""
         return [row for row in self.every_row.values() if row.id in self.rows]
+
+    @property
+    def samplings(self) -> list[str]:
+        """Decoding methods `sampling/SEED`: from the model itself, once for each sampling seed."""
+        return [f"sampling/{seed}" for seed in range(self.sampling_seeds)]
+
+    @property
+    def sampled_rows(self) -> list[Row]:
+        """Rows whose responses are sampled, too: every distinct model on instructions."""
+        return distinct_models(row for row in self.trained_rows if row.task == "instructions")
+
+    def decoding_of(self, name: str, seed: int) -> tuple[Decoding, int]:
+        """A decoding method of the profile with its `seed`, or sampling with a seed of its own."""
+        method, _, sampling_seed = name.partition("/")
+        return (SAMPLING, int(sampling_seed)) if sampling_seed else (self.decoding[method], seed)
 
     def with_row(self, row: Row, mixture: Mapping[str, int] | None = None) -> Profile:
         """This profile with a custom row, which replaces any row of the same id.

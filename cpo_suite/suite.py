@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -49,22 +50,18 @@ from cpo_suite.estimate import CostModel, Planned
 from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.launching import launch
 from cpo_suite.paper import (
+    EXPOSURE_LIMITS,
     EXPOSURE_ROWS,
-    Comparison,
     ModelName,
     ReferenceName,
     Row,
+    chosen_among,
     continued_mle,
     cpo_end,
 )
 from cpo_suite.profile import JudgeSettings, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, artifacts_folder, walk
 
-# For exposure bias: the most examples, the fewest sentences of a true text, the last sentence.
-EXPOSURE_LIMITS: dict[Task, tuple[int, int, int]] = {
-    "instructions": (300, 3, 5),
-    "articles": (200, 2, 6),
-}
 # Of `gradients`: rows with negatives AN, AN without truncation, and mixed; and the batch.
 GRADIENT_ROWS = ("t2/ANR", "x/AN-untruncated", "t2/MixNR/0")
 GRADIENT_PROMPTS, GRADIENT_CHUNKS = 512, 8
@@ -343,7 +340,7 @@ class Suite:
         self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
     ) -> Generations:
         """Responses of a row's model, or of a reference such as `reference/llama`, to the judged
-        prompts; `decoding` replaces the row's decoding method."""
+        prompts; `decoding` replaces the row's decoding method, also by `sampling/SEED`."""
         if decoding is None:
             decoding = "greedy" if self._reference(row_id) else self.row(row_id).decoding
         return self._generations(self.model_artifact(row_id, seed), decoding, seed, split)
@@ -355,11 +352,12 @@ class Suite:
         examples = self.examples(model.model_name, split, task)
         names = profile.models if task == "instructions" else ()
         readers = {reader.key: reader for reader in (self.examples(name, split) for name in names)}
+        method, seed = profile.decoding_of(decoding, seed)
         return Generations(
             model=model,
             prompts=self.corpora.content_hash(task, split),
             read_by=tuple(readers[key] for key in sorted(readers)),  # independent of model names
-            decoding=profile.decoding[decoding].model_dump(exclude_none=True),
+            decoding=method.model_dump(exclude_none=True),
             max_new_tokens=examples.max_continuation_tokens,
             batch=profile.generation_batch,
             precision=profile.optimiser.precision,
@@ -377,9 +375,11 @@ class Suite:
             generations=generations, judge=judge, seed=seed, settings=self.profile.judge
         )
 
-    def measures_artifact(self, row_id: str, seed: int = 0) -> Measures:
-        """The automatic measures of a row."""
-        generations = self.generations_artifact(row_id, None, seed)
+    def measures_artifact(
+        self, row_id: str, seed: int = 0, decoding: str | None = None
+    ) -> Measures:
+        """The automatic measures of a row's generations."""
+        generations = self.generations_artifact(row_id, decoding, seed)
         return Measures(
             generations=generations,
             examples=generations.examples,
@@ -444,14 +444,10 @@ class Suite:
 
     def _roots(self) -> Iterator[Artifact]:
         judged = self.profile.judge.kind != "none"
-        chosen = {
-            row
-            for texts in self.profile.claims.values()
-            for text in texts
-            for choice in Comparison.parse(text).choices.values()
-            for row in choice
-        }
+        chosen = chosen_among(chain(*self.profile.claims.values()))
         for seed in range(self.profile.seeds):
+            for row, sampling in product(self.profile.sampled_rows, self.profile.samplings):
+                yield self.measures_artifact(row.id, seed, sampling)
             for row in self.profile.trained_rows:
                 reference = f"{row.reference}/{row.model}"
                 yield self.measures_artifact(reference, seed)
@@ -602,9 +598,18 @@ class Suite:
             return None
         return self.store.load(self.verdicts_artifact(row_id, decoding, seed, split))
 
-    def measures(self, row_id: str, seed: int = 0) -> dict[str, statistics.Estimate]:
+    def measures(
+        self, row_id: str, seed: int = 0, decoding: str | None = None
+    ) -> dict[str, statistics.Estimate]:
         """The automatic measures of a row, with 95 % intervals."""
-        return self.store.load(self.measures_artifact(row_id, seed))
+        return self.store.load(self.measures_artifact(row_id, seed, decoding))
+
+    def responses(
+        self, row_id: str, seed: int = 0, decoding: str | None = None
+    ) -> dict[str, statistics.Array]:
+        """The measures of each response of a row, aligned with the prompts: name -> [n]."""
+        artifact = self.measures_artifact(row_id, seed, decoding)
+        return artifact.responses(self.store.get(artifact))
 
     def exposure_bias(self, row_id: str, seed: int = 0) -> exposure_bias.SentenceGrades:
         """Grades of a row's sentences after true text and after its own; of the embedded world

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,13 @@ from cpo_suite.artifacts.base_models import BaseModel, ExternalModel
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.models import Ensemble, Model
 from cpo_suite.artifacts.step import Step
-from cpo_suite.estimate import MAUVE_SECONDS, Cost, CostModel
+from cpo_suite.estimate import MAUVE_SECONDS, ROUGE_SECONDS, Cost, CostModel
 from cpo_suite.judges import judge_of
-from cpo_suite.profile import JudgeSettings
+from cpo_suite.profile import SAMPLING, JudgeSettings
 from cpo_suite.store import Store, how
 
 SCORING_BATCH = 64
+RESPONSES = "responses.npz"  # what `Measures` has of each response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,14 @@ class Generations(Step):
 
     @property
     def label(self) -> str:
-        """The row, and the split unless it is the test split."""
+        """The row, the split unless it is the test split, and the seed if it is sampled."""
         split = self.examples.split
-        return self.model.name + (f", {split}" if split != "test" else "")
+        sampled = self.decoding == SAMPLING.model_dump(exclude_none=True)
+        return (
+            self.model.name
+            + (f", {split}" if split != "test" else "")
+            + (f", sampled with seed {self.seed}" if sampled else "")
+        )
 
     def rows(self) -> list[TokenizedExample]:
         """The judged prompts as token ids."""
@@ -146,7 +152,8 @@ class Generations(Step):
         continuation = costs.tokens(self.examples.task)[1]
         beams = self.decoding["num_beams"]
         # We decode greedy and top-k ourselves; the rest uses transformers' `generate`.
-        own = beams == 1 and not (self.decoding["do_sample"] and "top_p" in self.decoding)
+        top_k = "top_k" in self.decoding and "top_p" not in self.decoding
+        own = beams == 1 and (top_k or not self.decoding["do_sample"])
         speed = (speeds.decoding if own else speeds.generate) / beams
         return Cost(self.prompt_count(costs) * continuation / speed)
 
@@ -196,11 +203,11 @@ class StoredVerdicts(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class Measures(Step):
-    """Automatic measures of a model and its generations."""
+    """Automatic measures of a model and its generations: of each response, and of all together."""
 
     stage = "measures"
     called = "measures of {}"
-    version = 3
+    version = 4
 
     generations: Generations
     examples: Examples
@@ -213,8 +220,18 @@ class Measures(Step):
         return self.generations.label
 
     def build(self, folder: Path, store: Store) -> None:
-        measures = {name: dataclasses.asdict(value) for name, value in self._measure(store).items()}
-        (folder / "measures.json").write_text(json.dumps(measures, indent=1), encoding="utf-8")
+        lines = store.load(self.generations)
+        eos = self.examples.tokenizer().eos_token_id
+        generated = [[token for token in line["ids"] if token != eos] for line in lines]
+        values = self._of_responses(lines, generated)
+        losses, tokens = self._held_out(store)
+        stored = {**values, "held_out_loss": losses, "recorded_tokens": tokens}
+        np.savez(folder / RESPONSES, **stored)
+        measured = {"held_out_loss": statistics.token_mean_loss(-losses * tokens, tokens)}
+        measured |= {name: statistics.mean_estimate(of) for name, of in values.items()}
+        measured |= self._of_all(store, generated, eos)
+        fields = {name: dataclasses.asdict(value) for name, value in measured.items()}
+        (folder / "measures.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
     def load(self, folder: Path) -> dict[str, statistics.Estimate]:
         """The measures, with 95 % intervals."""
@@ -224,11 +241,37 @@ class Measures(Step):
             for name, fields in measures.items()
         }
 
-    def _measure(self, store: Store) -> dict[str, statistics.Estimate]:
-        lines, prompts = store.load(self.generations), self.generations.judged()
-        answered = list(zip(lines, prompts, strict=True))
-        eos = self.examples.tokenizer().eos_token_id
-        generated = [[token for token in line["ids"] if token != eos] for line in lines]
+    def responses(self, folder: Path) -> dict[str, statistics.Array]:
+        """What there is of each response, aligned with the prompts, `[n]`.
+
+        `held_out_loss` is the mean loss per token of the recorded response, in nats, and
+        `recorded_tokens` their number, its weight in the mean over prompts.
+        """
+        with np.load(folder / RESPONSES) as arrays:
+            return {name: arrays[name].astype(float) for name in arrays.files}
+
+    def _of_responses(
+        self, lines: Sequence[dict[str, Any]], generated: Sequence[Sequence[int]]
+    ) -> dict[str, Any]:
+        """Measures of each response: name -> [n]; `generated` are its tokens without EOS."""
+        answered = [
+            (line["text"], prompt)
+            for line, prompt in zip(lines, self.generations.judged(), strict=True)
+        ]
+        values: dict[str, Any] = {
+            "tokens": [len(ids) for ids in generated],
+            "seq_rep_4": [metrics.repeated_ngrams(ids, 4) for ids in generated],
+            "rouge_l": [metrics.rouge_l(text, one.continuation) for text, one in answered],
+            "word_f1": [metrics.word_f1(text, one.continuation) for text, one in answered],
+        }
+        if self.judge == "oracle":
+            values["oracle_grade"] = [
+                world.oracle_score(one.source, text, one.prefix) for text, one in answered
+            ]
+        return values
+
+    def _held_out(self, store: Store) -> tuple[statistics.Array, statistics.Array]:
+        """The loss of each recorded response per token, and its number of tokens, `[n]` each."""
         truths = self.generations.rows()
         scores = score_groups(
             store.load(self.generations.model),
@@ -237,39 +280,41 @@ class Measures(Step):
             SCORING_BATCH,
             "held-out loss",
         )[:, 0].numpy()
-        tokens = np.array([len(row.continuation_ids) for row in truths])
-        mean = statistics.mean_estimate
-        measured = {
-            "held_out_loss": statistics.token_mean_loss(scores, tokens),
-            "tokens": mean([len(ids) for ids in generated]),
-            "repeated_4grams": mean([metrics.repeated_ngrams(ids, 4) for ids in generated]),
-            "word_f1": mean(
-                [metrics.word_f1(line["text"], prompt.continuation) for line, prompt in answered]
-            ),
+        tokens = np.array([len(row.continuation_ids) for row in truths], dtype=float)
+        return -scores / tokens, tokens
+
+    def _of_all(
+        self, store: Store, generated: Sequence[list[int]], eos: int
+    ) -> dict[str, statistics.Estimate]:
+        """Measures of all responses together, each unless the responses are too degenerate."""
+        measured: dict[str, Callable[[], statistics.Estimate]] = {
+            "distinct_pieces": lambda: metrics.distinct_ngrams(generated, 1, share=False),
+            "distinct_2": lambda: metrics.distinct_ngrams(generated, 2),
         }
-        if self.judge == "oracle":
-            measured["oracle_grade"] = mean(
-                [
-                    world.oracle_score(prompt.source, line["text"], prompt.prefix)
-                    for line, prompt in answered
-                ]
-            )
         if self._with_mauve:
-            recorded = [[token for token in row.continuation_ids if token != eos] for row in truths]
-            encoder = self.base.load(self.base.folder(store))
-            width = self.mauve["max_text_tokens"]
-            # All texts count: an empty generation becomes a single EOS.
-            p, q = (
-                metrics.last_token_features(encoder, [(ids or [eos])[:width] for ids in texts])
-                for texts in (recorded, generated)
-            )
+            measured["mauve"] = lambda: self._mauve(store, generated, eos)
+        found = {}
+        for name, measure in measured.items():
             try:
-                seeds = tuple(range(self.mauve["seeds"]))
-                measured["mauve"] = metrics.mauve_score(p, q, seeds=seeds)
+                found[name] = measure()
             except statistics.MetricError as error:  # degenerate texts must not stop other rows
-                name = self.generations.model.name
-                warnings.warn(f"{name} has no MAUVE: {error}", stacklevel=2)
-        return measured
+                row = self.generations.model.name
+                warnings.warn(f"{row} has no {name}: {error}", stacklevel=2)
+        return found
+
+    def _mauve(self, store: Store, generated: Sequence[list[int]], eos: int) -> statistics.Estimate:
+        recorded = [
+            [token for token in row.continuation_ids if token != eos]
+            for row in self.generations.rows()
+        ]
+        encoder = self.base.load(self.base.folder(store))
+        width = self.mauve["max_text_tokens"]
+        # All texts count: an empty generation becomes a single EOS.
+        p, q = (
+            metrics.last_token_features(encoder, [(ids or [eos])[:width] for ids in texts])
+            for texts in (recorded, generated)
+        )
+        return metrics.mauve_score(p, q, seeds=tuple(range(self.mauve["seeds"])))
 
     @property
     def _with_mauve(self) -> bool:
@@ -279,5 +324,7 @@ class Measures(Step):
     def cost(self, costs: CostModel) -> Cost:
         prompts = self.generations.prompt_count(costs)
         tokens = prompts * sum(costs.tokens(self.examples.task))
-        clustering = prompts * self.mauve["seeds"] * MAUVE_SECONDS if self._with_mauve else 0.0
-        return Cost(tokens / costs.speeds(self.model_name).scoring, fixed=clustering)
+        fixed = prompts * costs.tokens(self.examples.task)[1] ** 2 * ROUGE_SECONDS
+        if self._with_mauve:
+            fixed += prompts * self.mauve["seeds"] * MAUVE_SECONDS
+        return Cost(tokens / costs.speeds(self.model_name).scoring, fixed=fixed)

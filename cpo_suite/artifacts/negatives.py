@@ -17,7 +17,7 @@ from cpo import data
 from cpo.data import TokenizedExample
 from cpo.evaluation.reply_store import STORE
 from cpo.evaluation.unhelpful import write_unhelpful
-from cpo.negatives import PlannedRows, draw_negatives
+from cpo.negatives import MOST_SEQUENCES, PlannedRows, draw_negatives
 from cpo.ranking import best_first, embed_texts, minilm, rank_candidates
 from cpo.scoring import Group, order_by_length, score_groups
 from cpo.training import TrainingExample
@@ -261,5 +261,8 @@ class Negatives(Step):
         prefix, continuation = costs.tokens(self.examples.task)
         rows, k = self.steps * self.batch, 1 + sum(self.counts.values())
         scoring = rows * (prefix + k * continuation) / speeds.scoring
-        sampling = rows * self.counts.get("AN", 0) * continuation / speeds.decoding
+        decoded = self.counts.get("AN", 0) + self.counts.get("AN-greedy", 0)
+        sampling = rows * decoded * continuation / speeds.decoding
+        if "AN-beam" in self.counts:
+            sampling += rows * MOST_SEQUENCES["AN-beam"] * continuation / speeds.generate
         return Cost(scoring + sampling + rows * k / costs.embedded_texts_per_second())

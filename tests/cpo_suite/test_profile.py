@@ -66,7 +66,9 @@ ALL_ROWS = [
     "f1a/ANR/greedy", "f1a/MLE/top_p", "f1a/ANR/top_p", "f1a/MLE/top_k", "f1a/ANR/top_k",
     "f1a/MLE/beam", "f1a/ANR/beam", "f1b/MLE", "f1b/BNR", "f1b/TNR", "f1b/MNR", "f1b/ANR",
     "f1b/MixNR", "x/MixNR+MLE/0.5", "x/NCE", "x/AN-untruncated", "x/ANR-oracle", "x/ANR/K2",
-    "x/ANR/K5", "x/small/MLE", "x/small/ANR",
+    "x/ANR/K5", "x/small/MLE", "x/small/ANR", "x/mode/MLE/greedy", "x/mode/BNR/greedy",
+    "x/mode/ANR/greedy", "x/mode/ANR-greedy/greedy", "x/mode/MLE/beam", "x/mode/BNR/beam",
+    "x/mode/ANR/beam", "x/mode/ANR-beam/beam",
 ]  # fmt: skip
 CLAIMS = {
     1: ("t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "t2/MixNR/0.1 > t2/MLE2"),
@@ -100,7 +102,7 @@ CLAIMS = {
     ("name", "left_out", "by_gpt2"),
     [
         ("smoke", (), False),
-        ("tiny", (), False),
+        ("tiny", ("x/mode/",), False),
         ("paper", ("x/small/", "x/ANR-oracle"), True),
         ("small", ("t1/", "f1a/", "f1b/", "x/"), True),
     ],
@@ -124,6 +126,34 @@ def test_rows_and_claims_are_left_out_and_added_by_override():
     # What is named is trained, and nothing else.
     named = load_profile("small", ["rows=[t2/MLE2, t2/AN]"])
     assert [row.id for row in named.trained_rows] == ["t2/AN", "t2/MLE2"]
+
+
+def test_a_profile_without_negatives_of_the_mode_loads_without_its_rows(tmp_path):
+    raw = smoke()
+    own = ("AN-articles", "greedy-articles", "beam-articles")
+    kept = raw["negatives"].pop(own[0]), raw["negatives"].pop(own[1]), raw["negatives"].pop(own[2])
+    rows = load_profile(write(tmp_path / "mine.yaml", raw)).rows
+    assert list(rows) == [row for row in ALL_ROWS if not row.startswith("x/mode/")]
+    # With one of them the others are missed, by name, unless their rows are left out.
+    raw["negatives"][own[0]] = kept[0]
+    with pytest.raises(ProfileError, match=r"x/mode/ANR-greedy/greedy needs negatives.greedy-arti"):
+        load_profile(write(tmp_path / "mine.yaml", raw))
+    raw["leaves_out"] = ["x/mode/ANR-greedy", "x/mode/ANR-beam"]
+    rows = load_profile(write(tmp_path / "mine.yaml", raw)).rows
+    assert [row for row in rows if row.startswith("x/mode/ANR")] == [
+        "x/mode/ANR/greedy", "x/mode/ANR/beam",
+    ]  # fmt: skip
+
+
+def test_sampling_has_seeds_of_its_own():
+    profile = load_profile("smoke", ["sampling_seeds=2", "rows=[t2/MLE1, t2/ANR, t3/MLE]"])
+    assert profile.samplings == ["sampling/0", "sampling/1"]
+    assert [row.id for row in profile.sampled_rows] == ["t2/MLE1", "t2/ANR"]  # no articles
+    method, seed = profile.decoding_of("sampling/1", 7)
+    assert method.model_dump(exclude_none=True) == {"do_sample": True, "num_beams": 1}
+    assert seed == 1
+    assert profile.decoding_of("beam", 7) == (profile.decoding["beam"], 7)
+    assert load_profile("tiny").samplings == load_profile("smoke").samplings == []
 
 
 @pytest.mark.parametrize(
@@ -218,6 +248,8 @@ def test_an_unknown_key_anywhere_is_named_with_the_nearest(group, tmp_path):
         ("negatives.MixN={ANN: 3}", "unknown kind of negative 'ANN'. Did you mean 'AN'?"),
         ("negatives.MixN={BN: 0}", "negatives.MixN.BN: Input should be greater"),
         ("negatives.MixN={BN: 4}", "4 BN cannot be drawn from the 3 other rows"),
+        ("negatives.A={AN-greedy: 2}", "negatives.A: 2 AN-greedy, but decoding gives 1"),
+        ("sampling_seeds=-1", "sampling_seeds: Input should be greater than or equal to 0"),
         ("rows=[t2/ANRR]", "unknown row 't2/ANRR'. Did you mean 't2/ANR'?"),
         ("models.lama={}", "unknown key 'models.lama'. Did you mean 'llama'?"),
         ("models.llama.config={hidden_size: 8}", "`config` needs a `model_type`"),

@@ -14,8 +14,9 @@ from cpo.data import DataError
 from cpo.evaluation.reply_store import STORE, ReplyStore
 from cpo.evaluation.statistics import Estimate
 from cpo.scoring import Group, score_groups
-from cpo_suite.paper import ROWS
-from cpo_suite.report import claims
+from cpo_suite.paper import MODE_COMPARISONS, ROWS, rows_of
+from cpo_suite.report import claims, tables
+from cpo_suite.report.paired_measures import degeneration_frame
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
@@ -108,10 +109,63 @@ def test_generations_verdicts_and_measures_align_with_the_judged_prompts(suite):
     measures = suite.measures("t2/MixNR/0")
     assert len(texts) == len(verdicts) == len(suite.test_examples) == 12
     assert verdicts.ids == tuple(example.id for example in suite.test_examples)
-    expected = {"held_out_loss", "tokens", "repeated_4grams", "word_f1", "oracle_grade"}
-    assert expected <= set(measures)
+    expected = {"held_out_loss", "tokens", "seq_rep_4", "rouge_l", "word_f1", "oracle_grade"}
+    assert set(measures) - {"mauve"} == expected | {"distinct_2", "distinct_pieces"}
     assert all(isinstance(one, Estimate) and one.n == 12 for one in measures.values())
     assert len(suite.generations("reference/llama")) == 12
+
+
+def test_measures_of_all_prompts_are_means_of_those_of_each(suite):
+    measures, each = suite.measures("t2/MixNR/0"), suite.responses("t2/MixNR/0")
+    assert set(each) == (set(measures) - {"distinct_2", "distinct_pieces"}) | {"recorded_tokens"}
+    weights = each.pop("recorded_tokens")
+    assert weights.tolist() == [
+        len(row.continuation_ids) for row in suite.generations_artifact("t2/MixNR/0").rows()
+    ]
+    loss = each.pop("held_out_loss")
+    assert measures["held_out_loss"].value == pytest.approx((loss * weights).sum() / weights.sum())
+    for name, values in each.items():
+        assert measures[name].value == pytest.approx(values.mean()), name
+
+
+def test_sampled_responses_have_seeds_of_their_own(suite):
+    greedy, first, second = (
+        suite.generations("t2/MLE2", method) for method in (None, "sampling/0", "sampling/1")
+    )
+    assert len(first) == len(greedy) and first != greedy and first != second
+    assert suite.responses("t2/MLE2", 0, "sampling/1")["rouge_l"].shape == (12,)
+    sampled = Suite.open("smoke", [*SMALL, "sampling_seeds=2"], suite.output)
+    sampled.store = suite.store
+    planned = {one.name: one for one in sampled.plan()}
+    assert planned["generations of t2/MLE2, sampled with seed 1"].cached
+    assert "generations of t2/MLE2, sampled with seed 1" not in {one.name for one in suite.plan()}
+    lines = tables.measures_frame(sampled, ["t2/MLE2"], sampled.profile.samplings)
+    by_seed = [
+        sampled.measures("t2/MLE2", 0, one)["rouge_l"] for one in ("sampling/0", "sampling/1")
+    ]
+    found = lines.set_index("measure").loc["sampled_rouge_l", "value"]
+    assert found == pytest.approx((by_seed[0].value + by_seed[1].value) / 2)
+    assert "sampled_held_out_loss" not in set(lines["measure"])  # nothing of it is sampled
+
+
+def test_degeneration_at_the_mode_from_rows_to_the_comparisons_named_beforehand(suite):
+    negatives = suite.negatives("x/mode/ANR-beam/beam")
+    assert negatives.kinds == ["truth", "AN-beam", "AN-beam"]
+    assert suite.negatives("x/mode/ANR-greedy/greedy").kinds == ["truth", "AN-greedy"]
+    # Continued MLE is that of tables 3 and 4, decoded by two methods.
+    assert suite.model("x/mode/MLE/beam").path == suite.model("t3/MLE").path
+    assert suite.model("x/mode/BNR/greedy").path == suite.model("t3/BNR/0").path
+    frame = degeneration_frame(suite)
+    assert set(frame["row"]) == {"recorded", *(row.id for row in rows_of("x/mode"))}
+    assert set(frame["decoding"]) == {"", "greedy", "beam"}
+    paired = frame[frame["against_mle"].notna()]
+    assert set(paired["row"]) == {row.id for row in rows_of("x/mode") if row.objective != "mle"}
+    outcomes = claims.judge_comparisons(suite, MODE_COMPARISONS)
+    for text, outcome in outcomes.items():
+        mle, own = text.split(" > ")
+        repeated = [suite.responses(row)["seq_rep_4"].mean() for row in (mle, own)]
+        assert outcome.effect == pytest.approx(repeated[0] - repeated[1])
+        assert outcome.verdict in ("holds", "fails", "undecided")
 
 
 def test_profiles_with_other_models_share_a_store_and_never_an_answer_to_other_prompts(suite):
