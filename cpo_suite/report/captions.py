@@ -32,8 +32,13 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
     elif {"low", "high"} <= set(frame):
         seeds = " and training seeds" if profile.seeds > 1 else ""
         text += f" Brackets are 95 % intervals over prompts{seeds}."
-        if "measure" in frame and (frame["measure"].str.lower() == "mauve").any():
+        if "measure" in frame and frame["measure"].str.contains("mauve", case=False).any():
             text += " For MAUVE they come from random halves of the texts."
+        if "against" in frame:
+            text += (
+                " Values are differences to continued MLE, paired by prompt, and their intervals"
+            )
+            text += " adjusted after Holm for the rows of each measure."
         if "measure" in frame and (frame["measure"] == "win_rate_vs_mle").any():
             text += " Those of win_rate_vs_mle are adjusted after Holm for the number of its rows."
     return text
@@ -48,7 +53,7 @@ def _provenance(frame: pd.DataFrame) -> str:
     prompts = ", ".join(f"{n:,}" for n in sorted(filled["n"].unique()))
     seeds = int(filled["seeds"].max())
     trained = f"{seeds} training seed{'s' if seeds > 1 else ''}"
-    if set(filled["measure"]) == {"mauve"}:
+    if not set(filled["measure"]) & {"win_rate"}:
         text = f" {judges}; {prompts} articles; {trained}."
     else:
         text = f" Win rate against the recorded response, judge: {judges}; {prompts} prompts; "

@@ -107,9 +107,15 @@ def judge_claims(suite: Suite) -> dict[int, list[Outcome]]:
     validation prompts.
     """
     named = {number: suite.profile.claims.get(number, ()) for number in CLAIMS}
+    outcomes = judge_comparisons(suite, chain(*named.values()))
+    return {number: [outcomes[text] for text in texts] for number, texts in named.items()}
+
+
+def judge_comparisons(suite: Suite, texts: Iterable[str]) -> dict[str, Outcome]:
+    """Comparisons, which are one family, with their outcomes; each once."""
     outcomes: dict[str, Outcome] = {}
     tested: dict[str, tuple[Comparison, Evidence]] = {}
-    for text in chain(*named.values()):
+    for text in texts:
         comparison = Comparison.parse(text)
         evidence = _evidence(suite, comparison)
         if isinstance(evidence, str):
@@ -128,7 +134,7 @@ def judge_claims(suite: Suite) -> dict[int, list[Outcome]]:
         outcomes[text] = Outcome(
             text, verdict, evidence.effect, low, high, evidence.note, comparison.paper_effect
         )
-    return {number: [outcomes[text] for text in texts] for number, texts in named.items()}
+    return outcomes
 
 
 def adjusted_intervals(family: Sequence[tuple[Array, Relation]]) -> list[tuple[float, float]]:
@@ -188,12 +194,17 @@ def claims_frame(outcomes: Mapping[int, Sequence[Outcome]]) -> pd.DataFrame:
     A claim without comparisons has a line without one, which was not run.
     """
     unnamed = [Outcome("", "not run", note="the profile names no comparison")]
-    records = [
-        vars(outcome) | {"claim": number, "excludes_paper": outcome.excludes_paper}
+    parts = [
+        comparisons_frame(compared or unnamed).assign(claim=number)
         for number, compared in outcomes.items()
-        for outcome in compared or unnamed
     ]
-    return pd.DataFrame(records, columns=CLAIM_COLUMNS)
+    return pd.concat(parts, ignore_index=True)[CLAIM_COLUMNS]
+
+
+def comparisons_frame(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+    """One line for each comparison: the columns of `claims_frame` without the claim."""
+    records = [vars(one) | {"excludes_paper": one.excludes_paper} for one in outcomes]
+    return pd.DataFrame(records, columns=CLAIM_COLUMNS[1:])
 
 
 def verdicts_by_claim(frame: pd.DataFrame) -> pd.DataFrame:
@@ -218,17 +229,19 @@ def verdicts_by_claim(frame: pd.DataFrame) -> pd.DataFrame:
 def _evidence(suite: Suite, comparison: Comparison) -> Evidence | str:
     """The evidence for a comparison, or why it was not run."""
     missing = [row for row in comparison.rows if row not in suite.profile.rows]
-    by_mauve = any(ROWS[row].measure == "mauve" for row in comparison.rows)
-    by_judge = comparison.relation != "overhead" and not by_mauve
+    measures = {ROWS[row].measure for row in comparison.rows}
+    by_judge = comparison.relation != "overhead" and measures == {"win_rate"}
     if by_judge and suite.profile.judge.kind == "none":
         return "there is no judge to compare responses"
     if missing:
         return f"the profile {suite.profile.name} leaves out {', '.join(missing)}"
     if by_judge:
         return _win_rate_difference(suite, comparison)
-    if by_mauve:
+    if comparison.relation == "overhead":
+        return _overhead(suite, comparison.rows[0])
+    if "mauve" in measures:
         return _mauve_difference(suite, comparison)
-    return _overhead(suite, comparison.rows[0])
+    return _response_difference(suite, comparison)
 
 
 def _win_rate_difference(suite: Suite, comparison: Comparison) -> Evidence:
@@ -284,7 +297,7 @@ def bootstrap_difference(groups: Sequence[Array], seed: int = 0) -> tuple[float,
     means = [values.mean(0) for values in groups]  # [n] each
     if len(by_seed) > 1:
         over_prompts = sum(mean.var(ddof=1) / len(mean) for mean in means)
-        return _students(float(by_seed.mean()), float(over_prompts), by_seed)
+        return students(float(by_seed.mean()), float(over_prompts), by_seed)
     random = np.random.default_rng(seed)
     drawn = np.zeros(DRAWS)
     for mean in means:
@@ -293,8 +306,11 @@ def bootstrap_difference(groups: Sequence[Array], seed: int = 0) -> tuple[float,
     return float(by_seed[0]), drawn
 
 
-def _students(effect: float, over_prompts: float, by_seed: Array) -> tuple[float, Array]:
-    """An effect and the quantiles of its distribution `[DRAWS]`, over prompts and seeds `[S]`."""
+def students(effect: float, over_prompts: float, by_seed: Array) -> tuple[float, Array]:
+    """An effect and the quantiles of its distribution `[DRAWS]`, over prompts and seeds `[S]`.
+
+    With one seed the distribution is normal, with the variance `over_prompts`.
+    """
     from scipy.stats import t
 
     error, freedom = standard_error(over_prompts, by_seed.tolist())
@@ -316,8 +332,18 @@ def _mauve_difference(suite: Suite, comparison: Comparison) -> Evidence | str:
             return "the profile gives MAUVE no features, or a row's texts have no MAUVE"
         difference += weight * np.array(scores)
     by_seed = difference[:, 0]
-    found = _students(float(by_seed.mean()), float(difference.mean(0)[1:].var(ddof=1)), by_seed)
+    found = students(float(by_seed.mean()), float(difference.mean(0)[1:].var(ddof=1)), by_seed)
     return Evidence(*found, "MAUVE, paired over halves of the articles")
+
+
+def _response_difference(suite: Suite, comparison: Comparison) -> Evidence:
+    """Difference in a measure of single responses, such as repetition, paired by prompt."""
+    measure = ROWS[comparison.rows[0]].measure
+    difference: Any = 0.0  # [S, n]
+    for row, weight in comparison.weights.items():
+        per_seed = [suite.responses(row, seed)[measure] for seed in range(suite.profile.seeds)]
+        difference += weight * np.array(per_seed)
+    return Evidence(*bootstrap_difference([difference]), f"{measure}, paired by prompt")
 
 
 def _overhead(suite: Suite, row_id: str) -> Evidence:

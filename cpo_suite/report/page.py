@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -87,18 +88,41 @@ def page(title: str, body: str, sections: Iterable[str] = ()) -> str:
     return template.render(title=title, body=Markup(body), sections=list(map(Markup, sections)))
 
 
+def chosen_by_rule(
+    gains: Sequence[float], best: int = 3, worst: int = 3, drawn: int = 4, seed: int = 0
+) -> dict[int, str]:
+    """Prompts to show, each with the reason: the largest gains, the largest losses, and a draw.
+
+    Args:
+        gains: `[n]`, by prompt, of one model over another; equal ones stay in the prompts' order.
+            No prompt counts as a gain below or at 0, or as a loss above it.
+        best, worst: of gains and losses shown, at most.
+        drawn: of prompts drawn from all others, at most.
+        seed: of the draw.
+    """
+    order = sorted(range(len(gains)), key=lambda at: -gains[at])
+    better = {at: f"{gains[at]:+.2f}, most better" for at in order[:best] if gains[at] > 0}
+    order = sorted(range(len(gains)), key=lambda at: gains[at])
+    worse = {at: f"{gains[at]:+.2f}, most worse" for at in order[:worst] if gains[at] < 0}
+    others = [at for at in range(len(gains)) if at not in better and at not in worse]
+    some = random.Random(seed).sample(others, min(drawn, len(others)))
+    return better | worse | {at: f"{gains[at]:+.2f}, drawn" for at in sorted(some)}
+
+
 def samples(
     examples: Sequence[Judged], texts: Mapping[str, Sequence[str]], attribution: str,
-    count: int = 20, level: int = 2,
+    count: int = 20, level: int = 2, chosen: Mapping[int, str] | None = None, rule: str = "",
 ) -> str:  # fmt: skip
     """Prompts (HTML), each with its recorded response and every model's, side by side.
 
     Args:
-        examples: prompts; those shown are spread evenly over them, not chosen.
+        examples: prompts; those shown are `chosen`, or else spread evenly over them.
         texts: for each name of a model its responses, aligned with `examples`.
         attribution: whose the prompts and recorded responses are, and under what licence.
         count: of prompts shown, at most.
         level: of a prompt's heading; a response's is one lower.
+        chosen: numbers of the prompts shown, each with the reason, as from `chosen_by_rule`.
+        rule: how they were chosen, in words.
 
     Raises:
         ValueError: a list of responses that is not aligned.
@@ -106,11 +130,16 @@ def samples(
     for name, responses in texts.items():
         if len(responses) != len(examples):
             raise ValueError(f"{name}: {len(responses)} responses to {len(examples)} prompts")
-    shown = min(count, len(examples))
-    chosen = [number * len(examples) // shown for number in range(shown)]
+    if chosen is None:
+        shown = min(count, len(examples))
+        chosen = {number * len(examples) // shown: "" for number in range(shown)}
     every = {"recorded": [example.continuation for example in examples], **texts}
     return _HTML.get_template("samples.html").render(
-        samples=[(examples[at], {name: every[name][at] for name in every}) for at in chosen],
+        samples=[
+            (examples[at], why, {name: every[name][at] for name in every})
+            for at, why in chosen.items()
+        ],
+        rule=rule or "evenly spaced, none chosen",
         total=len(examples),
         attribution=attribution,
         level=level,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +14,6 @@ import pandas as pd
 from cpo.evaluation.judging import Verdicts
 from cpo.evaluation.seeds import over_seeds, win_rate_over_seeds
 from cpo.evaluation.statistics import Estimate
-from cpo_suite.paper import rows_of
 from cpo_suite.profile import Profile
 from cpo_suite.report.captions import caption
 from cpo_suite.suite import Suite
@@ -25,6 +25,11 @@ TABLE_COLUMNS = [
     "valid", "invalid", "ties",
 ]  # fmt: skip
 MEASURE_COLUMNS = ["row", "measure", "value", "low", "high", "n"]
+# What stands in a judge's place, by a table's measure.
+SCORED_BY = {
+    "mauve": "MAUVE, features of the base model",
+    "seq_rep_4": "no judge, the share of repeated 4-grams",
+}
 LEARNT_COLUMNS = [
     "row", "seed", "moment", "step", "contrast_loss", "accuracy", "change", "low", "high", "learnt",
 ]  # fmt: skip
@@ -38,8 +43,8 @@ NEGATIVES_COLUMNS = [
 
 
 def table(suite: Suite, name: str) -> pd.DataFrame:
-    """A table's rows (`t1` to `t4`, a figure's panel, ours, `x`, or those of your
-    own, `own`), beside the paper's numbers: win rates, and MAUVE for `t4`.
+    """A table's rows (`t1` to `t4`, a figure's panel, ours, `x` and `mode`, or those of your own,
+    `own`), beside the paper's numbers: win rates, MAUVE for `t4`, repetition for `mode`.
 
     Every row is there. `ours` and what goes with it are empty where the profile leaves the row out,
     and where there is no judge, or no features for MAUVE. `n` is prompts planned; `valid`,
@@ -51,7 +56,7 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
         KeyError: no such table.
     """
     profile = suite.profile
-    rows = [*rows_of(name), *(row for row in profile.own_rows.values() if row.table == name)]
+    rows = [row for row in profile.every_row.values() if row.table == name]
     if not rows:
         known = ", ".join(sorted({row.table for row in profile.every_row.values()}))
         raise KeyError(f"no table '{name}'; there are {known}")
@@ -61,9 +66,10 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
         record = {name: getattr(row, name) for name in ("model", "alpha", "measure", "paper")}
         if row.id not in profile.rows:
             pass
-        elif row.measure == "mauve":
+        elif row.measure in SCORED_BY:
             measures = [suite.measures(row.id, seed) for seed in range(profile.seeds)]
-            record |= _scored([scores["mauve"] for scores in measures if "mauve" in scores])
+            found = [scores[row.measure] for scores in measures if row.measure in scores]
+            record |= _scored(found, SCORED_BY[row.measure])
         else:
             per_seed = verdicts_of(suite, row.id)
             record |= _win_rate(per_seed)
@@ -96,14 +102,14 @@ def _win_rate(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
     return columns
 
 
-def _scored(per_seed: Sequence[Estimate]) -> dict[str, Any]:
+def _scored(per_seed: Sequence[Estimate], by: str) -> dict[str, Any]:
     """The columns that a measure without a judge fills; none without estimates."""
     if not per_seed:
         return {}
     mean = _mean(per_seed)
     counts = {"seeds": len(per_seed), "n": mean.n, "valid": mean.n, "invalid": 0, "ties": 0}
     estimate = {"ours": mean.value, "low": mean.low, "high": mean.high}
-    return {"judge": "MAUVE, features of the base model"} | counts | estimate
+    return {"judge": by} | counts | estimate
 
 
 def _mean(per_seed: Sequence[Estimate]) -> Estimate:
@@ -117,15 +123,28 @@ def _mean(per_seed: Sequence[Estimate]) -> Estimate:
     return over_seeds(mean, [score.value for score in per_seed])
 
 
-def measures_frame(suite: Suite, row_ids: Iterable[str]) -> pd.DataFrame:
+def measures_frame(
+    suite: Suite, row_ids: Iterable[str], samplings: Sequence[str] = ()
+) -> pd.DataFrame:
     """The automatic measures of some rows, averaged over training seeds: one line for each row and
-    measure."""
+    measure that every seed has.
+
+    With `samplings`, such as `Profile.samplings`, those of sampled responses: averaged over these
+    seeds as well, and named `sampled_...`.
+    """
+    seeds = range(suite.profile.seeds)
+    runs: list[Any] = [*product(seeds, samplings)] or [(seed,) for seed in seeds]
     records: list[dict[str, Any]] = []
     for row_id in row_ids:
-        per_seed = [suite.measures(row_id, seed) for seed in range(suite.profile.seeds)]
-        for measure in per_seed[0]:
-            mean = _mean([measures[measure] for measures in per_seed])
-            records.append({"row": row_id, "measure": measure} | vars(mean))
+        per_run = [suite.measures(row_id, *run) for run in runs]
+        for measure in per_run[0]:
+            # The loss of the recorded responses is that of greedy decoding: nothing is decoded.
+            if all(measure in one for one in per_run) and not (
+                samplings and measure == "held_out_loss"
+            ):
+                name = f"sampled_{measure}" if samplings else measure
+                mean = _mean([measures[measure] for measures in per_run])
+                records.append({"row": row_id, "measure": name} | vars(mean))
     return pd.DataFrame(records, columns=MEASURE_COLUMNS)
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from cpo_suite.profile import ROOT
 from cpo_suite.report.claims import CLAIM_COLUMNS
 from cpo_suite.report.head_to_head import against_mle
+from cpo_suite.report.paired_measures import AGAINST_COLUMNS
 from cpo_suite.report.tables import LEARNT_COLUMNS, MEASURE_COLUMNS
 
 RANKED, UNRANKED, CONTROL = "t2/ANR", "t2/AN", "x/ANR-oracle"  # control: ranked by the oracle
@@ -30,13 +31,18 @@ GAIN = {
 }
 
 
-def told(claims: pd.DataFrame, learnt: pd.DataFrame, measures: pd.DataFrame) -> list[str]:
+def told(
+    claims: pd.DataFrame, learnt: pd.DataFrame, measures: pd.DataFrame,
+    paired: pd.DataFrame | None = None, mode: pd.DataFrame | None = None,
+) -> list[str]:  # fmt: skip
     """Five sentences: is the loss learnt, what is, do answers improve, under which decoding, why.
 
     Args:
         claims: as `claims.claims_frame`.
         learnt: as `tables.learnt_frame`.
         measures: as `measures.csv`, with the lines of `head_to_head`.
+        paired: as `paired_measures.measures_against_mle`.
+        mode: as `claims.comparisons_frame` of `paper.MODE_COMPARISONS`.
 
     Intervals of effects and of win rates are those of the frames, adjusted for their number.
     """
@@ -49,8 +55,8 @@ def told(claims: pd.DataFrame, learnt: pd.DataFrame, measures: pd.DataFrame) -> 
     return [
         _is_learnt(ends),
         _what_is_learnt(ends),
-        _improvement(beats_mle, models),
-        _decoding(by_decoding),
+        _improvement(beats_mle, models) + _overlap(paired) + ".",
+        _decoding(by_decoding) + _at_the_mode(mode) + ".",
         _reason(ranking, models, improved),
     ]
 
@@ -58,11 +64,13 @@ def told(claims: pd.DataFrame, learnt: pd.DataFrame, measures: pd.DataFrame) -> 
 def told_of(folder: Path) -> list[str]:
     """The five sentences on a folder of a run's tables; a table that is not there was not made."""
     frames = {
-        "claims": CLAIM_COLUMNS, "learnt": LEARNT_COLUMNS, "measures": MEASURE_COLUMNS
+        "claims": CLAIM_COLUMNS, "learnt": LEARNT_COLUMNS, "measures": MEASURE_COLUMNS,
+        "paired": AGAINST_COLUMNS, "mode": CLAIM_COLUMNS[1:],
     }  # fmt: skip
+    files = {"paired": "measures_against_mle", "mode": "mode_verdicts"}
     read = {}
     for name, columns in frames.items():
-        path = folder / f"{name}.csv"
+        path = folder / f"{files.get(name, name)}.csv"
         read[name] = (pd.read_csv(path) if path.is_file() else pd.DataFrame()).reindex(
             columns=columns
         )
@@ -119,26 +127,51 @@ def _improvement(compared: pd.DataFrame, models: pd.DataFrame) -> str:
             text += f" and better in {better}" if better else ""
         text += f": {'; '.join(f'{line.comparison} {_effect(line)}' for line in _lines(run))}"
     if models.empty:
-        return f"{text}; no judge compared the two head to head."
+        return f"{text}; no judge compared the two head to head"
     outcomes = models["outcome"].value_counts()
     above, below, open_ = (outcomes.get(one, 0) for one in ("above", "below", "undecided"))
     return (
         f"{text}; head to head, {above} of {len(models)} models beat it, {below} lose to it and "
-        f"{open_} are undecided."
+        f"{open_} are undecided"
+    )
+
+
+def _overlap(paired: pd.DataFrame | None) -> str:
+    """Of how many models the responses overlap more with the recorded ones, by ROUGE-L."""
+    lines = pd.DataFrame() if paired is None else paired[paired["measure"] == "rouge_l"]
+    if lines.empty:
+        return ""
+    above, below = int((lines["low"] > 0).sum()), int((lines["high"] < 0).sum())
+    return (
+        f"; by ROUGE-L, {above} of {len(lines)} models are above it, {below} below and "
+        f"{len(lines) - above - below} undecided"
     )
 
 
 def _decoding(compared: pd.DataFrame) -> str:
     """Claim 3: the gain over continued MLE, by the verdict under each decoding method."""
     if compared.empty or set(compared["verdict"]) == {"not run"}:
-        return "The gain over continued MLE was not measured under several decoding methods."
+        return "The gain over continued MLE was not measured under several decoding methods"
     parts = []
     for verdict, words in GAIN.items():
         lines = _lines(compared[compared["verdict"] == verdict])
         methods = [f"{_method(line)} {_effect(line)}".rstrip() for line in lines]
         if methods:
             parts.append(f"{words} under {_and(methods)}")
-    return f"The gain over continued MLE {'; it '.join(parts)}."
+    return f"The gain over continued MLE {'; it '.join(parts)}"
+
+
+def _at_the_mode(compared: pd.DataFrame | None) -> str:
+    """Whether negatives drawn by the decoder used at test lessen repetition under it."""
+    run = pd.DataFrame() if compared is None else compared[compared["verdict"] != "not run"]
+    if run.empty:
+        return ""
+    words = {"holds": "less", "fails": "more", "undecided": "neither more nor less for sure"}
+    parts = [
+        f"{words[line.verdict]} under {_method(line)} ({_effect(line)})" for line in _lines(run)
+    ]
+    text = "after negatives drawn by the decoder itself, articles repeat themselves"
+    return f"; {text} {_and(parts)}"
 
 
 def _reason(compared: pd.DataFrame, models: pd.DataFrame, improved: bool) -> str:

@@ -126,6 +126,33 @@ def test_samples_page(examples: list[Example]) -> None:
         page.samples(examples, {"MLE": ["a"] * 3}, "Own.")
 
 
+def test_samples_are_chosen_by_a_rule() -> None:
+    gains = [0.0, -0.5, 0.3, 0.1, -0.1, 0.0, 0.3, 0.9, 0.0, 0.0, -0.2, 0.0, 0.0, -0.5]
+    chosen = page.chosen_by_rule(gains)
+    # Best first, equal ones in the prompts' order; then worst first; then four of the others.
+    assert list(chosen)[:6] == [7, 2, 6, 1, 13, 10]
+    drawn = list(chosen)[6:]
+    assert len(drawn) == 4 and drawn == sorted(drawn) and not {7, 2, 6, 1, 13, 10} & set(drawn)
+    assert chosen[7] == "+0.90, most better" and chosen[1] == "-0.50, most worse"
+    assert all(chosen[at].endswith("drawn") for at in drawn)
+    assert (
+        chosen == page.chosen_by_rule(gains)
+        and drawn != list(page.chosen_by_rule(gains, seed=1))[6:]
+    )
+    # Nothing is better where nothing gained, and a few prompts are all shown.
+    assert set(page.chosen_by_rule([0.0, -0.1]).values()) == {"-0.10, most worse", "+0.00, drawn"}
+
+
+def test_chosen_samples_say_why(examples: list[Example]) -> None:
+    texts = {"MLE": ["text"] * 50}
+    body = page.samples(
+        examples, texts, "Own.", chosen={7: "+0.90, most better", 3: "drawn"}, rule="by <rule>"
+    )
+    parsed = check_alone(page.page("Samples", body))
+    assert "2 of 50 held-out prompts, by <rule>." in parsed.text
+    assert parsed.text.index("item-7 (+0.90, most better)") < parsed.text.index("item-3 (drawn)")
+
+
 # --- The report -----------------------------------------------------------------------------------
 
 # The cells of notebook 09 that show what is in the folder, and those that they need.

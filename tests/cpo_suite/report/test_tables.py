@@ -74,7 +74,7 @@ def test_table_without_a_judge_is_empty_but_for_the_paper(profile: Profile) -> N
 
 
 def test_unknown_table(suite: FakeSuite) -> None:
-    with pytest.raises(KeyError, match="there are f1a, f1b, t1, t2, t3, t4, x"):
+    with pytest.raises(KeyError, match="there are f1a, f1b, mode, t1, t2, t3, t4, x"):
         tables.table(suite, "t9")
 
 

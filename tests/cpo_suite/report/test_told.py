@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cpo_suite.paper import Comparison
+from cpo_suite.paper import MODE_COMPARISONS, Comparison
 from cpo_suite.report import told
-from cpo_suite.report.claims import ClaimVerdict, Outcome, claims_frame
+from cpo_suite.report.claims import ClaimVerdict, Outcome, claims_frame, comparisons_frame
+from cpo_suite.report.paired_measures import AGAINST_COLUMNS
 from cpo_suite.report.tables import LEARNT_COLUMNS, MEASURE_COLUMNS
 
 GREEDY, TOP_K = "f1a/ANR/greedy > f1a/MLE/greedy", "f1a/ANR/top_k > f1a/MLE/top_k"
@@ -55,6 +56,33 @@ def measures(**rows: float) -> pd.DataFrame:
 
 
 NO_ROWS, NOBODY = learnt(), measures()
+
+
+def test_overlap_and_repetition_are_told_where_they_were_measured() -> None:
+    lines = [
+        ("t2/ANR", "t2/MLE1", "rouge_l", 0.03, 0.01, 0.05, 500),
+        ("t2/AN", "t2/MLE1", "rouge_l", 0.0, -0.02, 0.02, 500),
+        ("t2/DPO", "t2/MLE2", "rouge_l", -0.03, -0.05, -0.01, 500),
+        ("t2/PSS", "t2/MLE2", "rouge_l", -0.04, -0.06, -0.02, 500),
+        ("t2/PSS", "t2/MLE2", "tokens", 9.0, 8.0, 10.0, 500),
+    ]
+    paired = pd.DataFrame(lines, columns=AGAINST_COLUMNS)
+    greedy, beam = MODE_COMPARISONS
+    mode = comparisons_frame([outcome(greedy, "holds", 0.1), outcome(beam, "undecided", 0.01)])
+    sentences = told.told(claims(), NO_ROWS, NOBODY, paired, mode)
+    assert len(sentences) == 5
+    assert sentences[2].endswith(
+        "; by ROUGE-L, 1 of 4 models are above it, 2 below and 1 undecided."
+    )
+    assert sentences[3].endswith(
+        "; after negatives drawn by the decoder itself, articles repeat themselves less under "
+        "greedy (+0.100 [+0.080, +0.120]) and neither more nor less for sure under beam "
+        "(+0.010 [-0.010, +0.030])."
+    )
+    # What was not run is not told.
+    not_run = comparisons_frame([outcome(greedy, "not run", 0.0)])
+    plain = told.told(claims(), NO_ROWS, NOBODY)
+    assert told.told(claims(), NO_ROWS, NOBODY, paired[:0], not_run) == plain
 
 
 def test_what_is_learnt_is_of_held_out_prompts() -> None:
