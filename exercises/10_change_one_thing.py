@@ -56,7 +56,7 @@ assert any(few[0] != other for other in few[2:]), "another seed draws others"
 # %% note
 # To see its row: `@register("RN")` above the function, `suite.add_row("own/RNR", like="f1b/TNR",
 # negatives={"RN": 4})`, and `tables.table(suite, "own")`. Would you expect more of it than of SN?
-# The measure `repeated_4grams` of the reference says how much there is to gain.
+# The measure `seq_rep_4` of the reference says how much there is to gain.
 
 # %% exercise: The squared link | medium | 15 minutes
 # The hinge lets go once a negative lies 1 below the ground truth. The *squared* loss (IPO's link)
