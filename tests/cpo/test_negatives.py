@@ -278,7 +278,8 @@ def test_bn_never_have_an_equal_prefix(seed, batch):
 
 def test_bad_mixtures_are_refused():
     with pytest.raises(
-        RegistryError, match="unknown kind of negative 'XN'.* Known: AN, AN-untruncated, BN"
+        RegistryError,
+        match="unknown kind of negative 'XN'.* Known: AN, AN-untruncated, AN-greedy, AN-beam, BN",
     ):
         draw_negatives(planned(), {"XN": 1}, 0)
     with pytest.raises(ValueError, match="raise the batch"):
