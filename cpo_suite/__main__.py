@@ -52,6 +52,12 @@ def _dispatch(options: argparse.Namespace) -> int:
             from cpo_suite.report import verdict_tables
 
             return verdict_tables.print_verdicts(options.model, options.export, options.forget)
+        case "judge-quality":
+            from cpo_suite.run import judge_quality
+
+            return judge_quality.print_quality(
+                options.profile, options.settings, options.judge, options.model, options.pairs
+            )
         case "diff":
             from cpo_suite.run import run_diff
 

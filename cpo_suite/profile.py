@@ -24,6 +24,7 @@ from pydantic.functional_validators import AfterValidator, field_validator, mode
 
 from cpo.data import ArticleColumn, PairColumn, Task
 from cpo.evaluation.chat import secret_in
+from cpo.evaluation.model_judges import MINIMUM_MASS
 from cpo.negatives import SAMPLERS
 from cpo.registry import nearest, unknown
 from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
@@ -292,7 +293,9 @@ class JudgeSettings(_Settings):
     `none` leaves win rates empty; `openai` is a chat model behind a `server`; `local` is a causal
     language model, with `model` its folder or hub name. Any other kind is a registered rule: the
     embedded world's `oracle`, or the controls `longest` and `random`. `orders: 2` judges each pair
-    in both orders.
+    in both orders. `minimum_mass` is the probability of "A" and "B" together that a local model's
+    verdict needs. `corrected` adds win rates corrected for the judge's errors to `verdicts.csv`,
+    where its agreement with people was measured (`judge-quality`).
     """
 
     kind: str
@@ -300,6 +303,8 @@ class JudgeSettings(_Settings):
     model: str | None = None
     batch: Count = 16
     orders: Literal[1, 2] = 1
+    minimum_mass: float = Field(MINIMUM_MASS, ge=0, le=1)
+    corrected: bool = False
 
     @property
     def label(self) -> str:

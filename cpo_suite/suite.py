@@ -42,6 +42,7 @@ from cpo_suite.artifacts import (
     Step,
     StoredVerdicts,
     Unhelpful,
+    measured_quality,
     planned_artifact,
 )
 from cpo_suite.corpora import Corpora, StatedCorpora
@@ -616,6 +617,12 @@ class Suite:
         None where the profile trains no row with such negatives."""
         artifact = self.gradients_artifact(seed)
         return None if artifact is None else self.store.load(artifact)
+
+    def judge_quality(self) -> list[dict[str, Any]]:
+        """The measured agreement of the profile's judge with people, then that of the baselines;
+        empty where `judge-quality` has not measured it."""
+        judge = self.profile.judge
+        return [] if judge.kind == "none" else measured_quality(judge, self._store)
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
         """The profile's judge for a task, or None. Replies of a server are stored in
