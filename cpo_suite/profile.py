@@ -2,7 +2,8 @@
 
 A profile is a frozen value. It trains the paper's rows (`cpo_suite.paper`), except those it
 `leaves_out`, and custom rows. An unknown or misspelt key is an error that names the nearest valid
-one; any key can be overridden with `dotted.key=value`.
+one; any key can be overridden with `dotted.key=value`. With `extends`, a profile states only what
+differs from another, by its name or the path of its file.
 
 A relative path is resolved beside the profile's file, then in the folder CPO_DATA, then in
 `profiles/`, so that a copied profile keeps its models; in an override, in the current folder. A
@@ -25,6 +26,7 @@ from pydantic.functional_validators import AfterValidator, field_validator, mode
 from cpo.data import ArticleColumn, PairColumn, Task
 from cpo.evaluation.chat import secret_in
 from cpo.evaluation.model_judges import MINIMUM_MASS
+from cpo.models.packages import is_packaged, packaged_model
 from cpo.negatives import SAMPLERS
 from cpo.registry import nearest, unknown
 from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
@@ -573,16 +575,12 @@ def _key_and_value(override: str) -> tuple[str, Any]:
 
 def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """A profile's raw values, with overrides and absolute paths; and the missing paths."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = ROOT / "profiles" / f"{name}.yaml"
-        if not path.is_file():
-            raise ProfileError(unknown("profile", str(name), profile_names()))
-    elif not path.is_file():
-        raise ProfileError(f"no profile file {path}")
-    raw = parse_value(path.read_bytes(), str(path))
-    if not isinstance(raw, dict):
-        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    path, raw = _file(name)
+    if base := raw.pop("extends", None):
+        extended, settings = _file(path.parent / base if Path(base).suffix else base)
+        if "extends" in settings:
+            raise ProfileError(f"{path} extends {extended}, which extends another: name that one")
+        raw = _merged(settings, raw)
     for override in overrides:
         key, value = _key_and_value(with_absolute_paths(override))
         *groups, last = key.split(".")
@@ -602,6 +600,30 @@ def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
     folders = [path.parent.resolve(), data, ROOT / "profiles"]
     missing: dict[str, str] = {}
     return _absolute(raw, folders, missing), missing
+
+
+def _file(name: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a profile, by name or path, and its keys and values."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = ROOT / "profiles" / f"{name}.yaml"
+        if not path.is_file():
+            raise ProfileError(unknown("profile", str(name), profile_names()))
+    elif not path.is_file():
+        raise ProfileError(f"no profile file {path}")
+    raw = parse_value(path.read_bytes(), str(path))
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    return path, raw
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The base with groups of settings merged key by key, and any other value replaced."""
+    merged = base | changes
+    for key in base.keys() & changes.keys():
+        if isinstance(base[key], dict) and isinstance(changes[key], dict):
+            merged[key] = _merged(base[key], changes[key])
+    return merged
 
 
 # --- Paths ----------------------------------------------------------------------------------------
@@ -624,6 +646,12 @@ def _absolute(value: Any, folders: Sequence[Path], missing: dict[str, str], key:
         }
     if not isinstance(value, str) or not _PATH_KEY.fullmatch(key):
         return value
+    if is_packaged(value):
+        try:
+            return str(packaged_model(value))
+        except FileNotFoundError as error:
+            missing[key] = str(error)
+            return value
     text = os.path.expanduser(value)
     joined = dict.fromkeys(folder / text for folder in folders)
     # Only places under the placeholder of an unset CPO_DATA are relative: nothing is there.
