@@ -7,7 +7,6 @@ saw tell the two apart.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from transformers import TrainerCallback
 
 from cpo.engine.files import write_atomically
 from cpo.engine.processes import is_main_process
-from cpo.evaluation.statistics import Z
+from cpo.evaluation.statistics import mean_estimate
 from cpo.scoring import order_by_length
 from cpo.training import OBJECTIVES, TrainingExample, TrainingSettings, collate, reward_means
 
@@ -102,13 +101,12 @@ def contrast_on(
 
     at_policy = losses(policy_logps)
     change = at_policy - losses(reference_logps)
-    error = Z * float(change.std()) / math.sqrt(len(change)) if len(change) > 1 else math.inf
-    mean = float(change.mean())
+    changed = mean_estimate(change.numpy())
     accuracy = reward_means(policy_logps, reference_logps, beta, mask)["accuracy"]
     return {
         "contrast_loss": float(at_policy.mean()),
         "accuracy": float(accuracy),
-        "change": mean,
-        "low": mean - error,
-        "high": mean + error,
+        "change": changed.value,
+        "low": changed.low,
+        "high": changed.high,
     }

@@ -7,7 +7,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from cpo_suite.profile import ROOT, ProfileError, load_profile, profile_names
+from cpo_suite.profile import ROOT, ProfileError, load_profile
+from cpo_suite.profile_files import profile_names
 from cpo_suite.run.command_line import parse
 from cpo_suite.store import artifacts_folder
 
@@ -52,6 +53,12 @@ def _dispatch(options: argparse.Namespace) -> int:
             from cpo_suite.report import verdict_tables
 
             return verdict_tables.print_verdicts(options.model, options.export, options.forget)
+        case "judge-quality":
+            from cpo_suite.run import judge_quality
+
+            return judge_quality.print_quality(
+                options.profile, options.settings, options.judge, options.model, options.pairs
+            )
         case "diff":
             from cpo_suite.run import run_diff
 

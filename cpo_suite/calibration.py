@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cpo.engine import machine
 from cpo.generation import generate
+from cpo.models.gguf import gguf_file, location
 from cpo.ranking import embed_texts, embedder_name, minilm
 from cpo.scoring import Group, GroupScorer, collate_groups
 from cpo.training import WATCHERS, TrainingExample, TrainingSettings, train
@@ -35,8 +36,11 @@ from cpo_suite.paper import ModelName
 from cpo_suite.profile import ModelSettings, Profile
 
 VERSION = 2  # raised when the measurement changes
-LARGEST = 2e7  # parameters; measuring a larger model takes too long
-LARGEST_STEP = 4096  # tokens of a timed step or scoring pass; larger batches are cut
+LARGEST = 3e8  # parameters; measuring a larger model takes too long
+SMALL = 2e7  # parameters
+# Tokens of a timed step or scoring pass: of a small model, and of a larger one, which needs fewer.
+# Larger batches are cut.
+LARGEST_STEP, LARGEST_STEP_OF_LARGE = 4096, 512
 STEPS = 4  # per kind of training: the first warms up, the median of the rest counts
 DECODED_ROWS, DECODED_STEPS = 128, 8
 TEXTS = 96  # for the encoder
@@ -50,8 +54,9 @@ def measurable(profile: Profile, model: ModelSettings) -> bool:
     They are if its configuration is known without a download, it is small, and this machine has the
     GPU the profile needs.
     """
-    known = model.config is not None or Path(model.pretrained or "", "config.json").is_file()
-    return known and model.parameters <= LARGEST and not _elsewhere(profile)
+    place = Path(model.pretrained or "")
+    known = model.config is not None or gguf_file(place) or (place / "config.json").is_file()
+    return bool(known) and model.parameters <= LARGEST and not _elsewhere(profile)
 
 
 def speeds(profile: Profile, corpora: Corpora, root: Path, name: ModelName) -> Speeds:
@@ -165,6 +170,7 @@ def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
     """Time every kind of work with a randomly initialised model of this configuration."""
     network, vocabulary = _random_model(model)
     draw = random.Random(0)
+    most = LARGEST_STEP if model.parameters <= SMALL else LARGEST_STEP_OF_LARGE
 
     def row(length: int) -> list[int]:
         return [draw.randrange(1, vocabulary) for _ in range(length)]
@@ -175,7 +181,7 @@ def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
         """A batch per step, each of different rows: CPU kernels prepare for every new matrix shape,
         and training constantly meets new shapes."""
         mean = sum(prefix + k * continuation for prefix, continuation in lengths) / len(lengths)
-        count = max(1, min(batch, round(LARGEST_STEP / mean)))
+        count = max(1, min(batch, round(most / mean)))
         rows = draw.choices(lengths, k=STEPS * count)
         groups = [Group(row(prefix), [row(length) for _ in range(k)]) for prefix, length in rows]
         return [groups[start : start + count] for start in range(0, len(groups), count)]
@@ -183,7 +189,7 @@ def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
     def training(steps: list[list[Group]], objective: str, fp32_head: bool = True) -> float:
         return _step_seconds(network, steps, objective, fp32_head, shapes.precision)
 
-    blocks = [row(shapes.block) for _ in range(max(1, LARGEST_STEP // 2 // shapes.block))]
+    blocks = [row(shapes.block) for _ in range(max(1, most // 2 // shapes.block))]
     packed = [[Group(block[:1], [block[1:]]) for block in blocks]] * STEPS
     pairs, contrasts = batches(1, shapes.pairs), batches(shapes.k, shapes.contrasts)
     step = training([[Group(row(2), [row(2)])]] * STEPS, "mle")
@@ -215,7 +221,8 @@ def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
 def _configuration(model: ModelSettings) -> Any:
     """The model's configuration, as the profile or its folder states it."""
     if model.pretrained is not None:
-        return AutoConfig.from_pretrained(model.pretrained)
+        folder, file = location(Path(model.pretrained))
+        return AutoConfig.from_pretrained(folder, **file)
     assert model.config is not None and model.pretraining is not None
     config = {name: value for name, value in model.config.items() if name != "model_type"}
     vocabulary = model.pretraining.vocabulary

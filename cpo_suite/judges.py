@@ -12,7 +12,7 @@ from cpo.engine.files import hash_file, hash_folder
 from cpo.evaluation.chat import ChatServer
 from cpo.evaluation.judge_prompts import PARSER_VERSION, template_hash
 from cpo.evaluation.judging import Judge, judge_named, rule_identity
-from cpo.evaluation.model_judges import MINIMUM_MASS, ChatJudge, LocalJudge
+from cpo.evaluation.model_judges import ChatJudge, LocalJudge
 from cpo.evaluation.reply_store import STORE
 from cpo.models.folders import fetched, load_model, load_tokenizer
 from cpo_suite.profile import JudgeSettings, Server
@@ -33,7 +33,7 @@ def judge_of(settings: JudgeSettings, task: Task, folder: Path) -> Judge | None:
         server = chat_server(settings.server, "judge.server")
         return ChatJudge(server, folder / STORE, task)
     if settings.model is not None and settings.kind == "local":
-        return _local_judge(settings.model, settings.batch, task)
+        return _local_judge(settings.model, settings.batch, settings.minimum_mass, task)
     return judge_named(settings.kind)
 
 
@@ -45,7 +45,8 @@ def judge_identity(settings: JudgeSettings, task: Task) -> dict[str, Any]:
         return identity | server | {"prompt": template_hash(task), "parser": PARSER_VERSION}
     if settings.kind == "local":
         model = _content(str(settings.model))
-        identity |= {"model": model, "minimum_mass": MINIMUM_MASS, "prompt": template_hash(task)}
+        identity |= {"model": model, "minimum_mass": settings.minimum_mass}
+        identity["prompt"] = template_hash(task)
     elif settings.kind != "none":
         identity["kind"] = rule_identity(settings.kind)
     return identity
@@ -66,7 +67,7 @@ def chat_server(settings: Server, setting: str) -> ChatServer:
 
 
 @cache
-def _local_judge(name: str, batch: int, task: Task) -> LocalJudge:
+def _local_judge(name: str, batch: int, minimum_mass: float, task: Task) -> LocalJudge:
     """A local judge, loaded once.
 
     Raises:
@@ -75,4 +76,4 @@ def _local_judge(name: str, batch: int, task: Task) -> LocalJudge:
     path = fetched(name)
     tokenizer, model = load_tokenizer(path), load_model(path, "auto", may_be_quantised=True)
     model.to(machine.device()).eval()
-    return LocalJudge(model, tokenizer, Path(name).name, task, batch)
+    return LocalJudge(model, tokenizer, Path(name).name, task, batch, minimum_mass)

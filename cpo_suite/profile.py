@@ -2,11 +2,10 @@
 
 A profile is a frozen value. It trains the paper's rows (`cpo_suite.paper`), except those it
 `leaves_out`, and custom rows. An unknown or misspelt key is an error that names the nearest valid
-one; any key can be overridden with `dotted.key=value`.
+one; any key can be overridden with `dotted.key=value`. With `extends`, a profile states only what
+differs from another, by its name or the path of its file.
 
-A relative path is resolved beside the profile's file, then in the folder CPO_DATA, then in
-`profiles/`, so that a copied profile keeps its models; in an override, in the current folder. A
-loaded `Profile` holds absolute paths.
+A loaded `Profile` holds absolute paths; `cpo_suite.profile_files` says how they are found.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic.functional_validators import AfterValidator, field_validator, model_validator
 
 from cpo.data import ArticleColumn, PairColumn, Task
 from cpo.evaluation.chat import secret_in
+from cpo.evaluation.model_judges import MINIMUM_MASS
 from cpo.negatives import MOST_SEQUENCES, SAMPLERS
 from cpo.registry import nearest, unknown
 from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
@@ -38,16 +37,12 @@ from cpo_suite.paper import (
     distinct_models,
     rows_of,
 )
-
-ROOT = Path(__file__).resolve().parent.parent
+from cpo_suite.profile_files import ROOT as ROOT
+from cpo_suite.profile_files import UNSET, ProfileError, read_profile
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-
-
-class ProfileError(ValueError):
-    """An invalid profile; the message names the key and what is valid."""
 
 
 def _checked(check: Callable[[str], object]) -> AfterValidator:
@@ -305,7 +300,9 @@ class JudgeSettings(_Settings):
     `none` leaves win rates empty; `openai` is a chat model behind a `server`; `local` is a causal
     language model, with `model` its folder or hub name. Any other kind is a registered rule: the
     embedded world's `oracle`, or the controls `longest` and `random`. `orders: 2` judges each pair
-    in both orders.
+    in both orders. `minimum_mass` is the probability of "A" and "B" together that a local model's
+    verdict needs. `corrected` adds win rates corrected for the judge's errors to `verdicts.csv`,
+    where its agreement with people was measured (`judge-quality`).
     """
 
     kind: str
@@ -313,6 +310,8 @@ class JudgeSettings(_Settings):
     model: str | None = None
     batch: Count = 16
     orders: Literal[1, 2] = 1
+    minimum_mass: float = Field(MINIMUM_MASS, ge=0, le=1)
+    corrected: bool = False
 
     @property
     def label(self) -> str:
@@ -524,11 +523,6 @@ class Profile(_Settings):
         return _validated(self.model_copy(update=changed).model_dump_json(), row.id)
 
 
-def profile_names() -> list[str]:
-    """Names of the profiles in `profiles/`."""
-    return sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
-
-
 def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     """Read a profile by name (`tiny`) or from a YAML file, with `dotted.key=value` overrides.
 
@@ -541,7 +535,7 @@ def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pro
         ProfileError: an unknown profile or key, or a wrong type; the message names the nearest
             valid key.
     """
-    raw, _ = _read(name_or_path, overrides)
+    raw, _ = read_profile(name_or_path, overrides)
     return _validated(json.dumps(raw), Path(name_or_path).name)
 
 
@@ -551,127 +545,10 @@ def missing_paths(name_or_path: str | Path, overrides: Sequence[str] = ()) -> di
     Raises:
         ProfileError: the profile does not exist or cannot be read.
     """
-    _, missing = _read(name_or_path, overrides)
+    _, missing = read_profile(name_or_path, overrides)
     command = f"`CPO_DATA=/path ./run_all.sh --profile {name_or_path}`"
     hint = f". CPO_DATA, the data folder, is not set: {command}"
-    return {key: text + (hint if _UNSET in text else "") for key, text in missing.items()}
-
-
-# --- Reading --------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.2 floats: YAML 1.1 takes `1e-5` for a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?((\d+(\.\d*)?|\.\d+)[eE][-+]?\d+|\.\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def parse_value(text: str | bytes, name: str = "") -> Any:
-    """Parse a value as in a profile: `1e-5` is a float, `true` a bool, `[a]` a list.
-
-    The result has JSON types, with dates as strings. YAML aliases become copies, so that an
-    override changes a single place.
-
-    Raises:
-        ProfileError: the text is not valid YAML; the message contains `name`.
-    """
-    try:
-        return json.loads(json.dumps(yaml.load(text, Loader=_Loader), default=str))
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ProfileError(f"{name or repr(text)} is not valid YAML: {problem}") from None
-
-
-def with_absolute_paths(override: str) -> str:
-    """The override with absolute paths, independent of the current folder."""
-    key, _ = _key_and_value(override)
-    return map_override(override, lambda value: _absolute(value, [Path.cwd()], {}, key))
-
-
-def map_override(override: str, change: Callable[[Any], Any]) -> str:
-    """The override with its value changed, or verbatim if the change has no effect."""
-    key, value = _key_and_value(override)
-    changed = change(value)
-    # As JSON, which is also YAML: a path may contain special characters.
-    return override if changed == value else f"{key}={json.dumps(changed, ensure_ascii=False)}"
-
-
-def _key_and_value(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ProfileError(f"an override is dotted.key=value, not '{override}'")
-    return key.strip(), parse_value(text)
-
-
-def _read(name: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A profile's raw values, with overrides and absolute paths; and the missing paths."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = ROOT / "profiles" / f"{name}.yaml"
-        if not path.is_file():
-            raise ProfileError(unknown("profile", str(name), profile_names()))
-    elif not path.is_file():
-        raise ProfileError(f"no profile file {path}")
-    raw = parse_value(path.read_bytes(), str(path))
-    if not isinstance(raw, dict):
-        raise ProfileError(f"{path} must hold keys and values, not a {type(raw).__name__}")
-    for override in overrides:
-        key, value = _key_and_value(with_absolute_paths(override))
-        *groups, last = key.split(".")
-        group = raw
-        for outer in groups:
-            # Create a group that the file omits; validation rejects unknown ones.
-            if group.get(outer) is None:
-                group[outer] = {}
-            group = group[outer]
-            if not isinstance(group, dict):
-                raise ProfileError(
-                    f"unknown key '{key}': '{outer}' is a single value, not a group of keys"
-                )
-        group[last] = value
-    data = Path(os.environ.get("CPO_DATA") or _UNSET).expanduser()
-    data = data if str(data) == _UNSET else data.absolute()
-    folders = [path.parent.resolve(), data, ROOT / "profiles"]
-    missing: dict[str, str] = {}
-    return _absolute(raw, folders, missing), missing
-
-
-# --- Paths ----------------------------------------------------------------------------------------
-
-_UNSET = "$CPO_DATA"
-_PATH_KEY = re.compile(r"(instructions|articles)\.path|judge\.model|models\.\w+\.pretrained")
-_PATH = re.compile(r"^(\.{0,2}/|~)|\.gguf$")  # a model that is a path, not a hub name
-
-
-def _absolute(value: Any, folders: Sequence[Path], missing: dict[str, str], key: str = "") -> Any:
-    """The value of a key, with its paths resolved in the first folder that contains them.
-
-    Paths that no folder contains are added to `missing`, with the places searched.
-    """
-    if isinstance(value, dict):
-        prefix = f"{key}." if key else ""
-        return {
-            name: _absolute(item, folders, missing, f"{prefix}{name}")
-            for name, item in value.items()
-        }
-    if not isinstance(value, str) or not _PATH_KEY.fullmatch(key):
-        return value
-    text = os.path.expanduser(value)
-    joined = dict.fromkeys(folder / text for folder in folders)
-    # Only places under the placeholder of an unset CPO_DATA are relative: nothing is there.
-    places = [os.path.normpath(place) if place.is_absolute() else str(place) for place in joined]
-    if there := [place for place in places if os.path.isabs(place) and os.path.exists(place)]:
-        return there[0]
-    places = list(dict.fromkeys(places))
-    if not key.endswith(".path") and not _PATH.search(text):
-        return value  # a hub name
-    missing[key] = ", nor does ".join([f"{places[0]} does not exist", *places[1:]])
-    return places[0]
+    return {key: text + (hint if UNSET in text else "") for key, text in missing.items()}
 
 
 # --- Validation -----------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from cpo_suite.artifacts import (
     Step,
     StoredVerdicts,
     Unhelpful,
+    measured_quality,
     planned_artifact,
 )
 from cpo_suite.corpora import Corpora, StatedCorpora
@@ -449,16 +450,14 @@ class Suite:
             for row, sampling in product(self.profile.sampled_rows, self.profile.samplings):
                 yield self.measures_artifact(row.id, seed, sampling)
             for row in self.profile.trained_rows:
-                reference = f"{row.reference}/{row.model}"
-                yield self.measures_artifact(reference, seed)
+                both = (f"{row.reference}/{row.model}", row.id)
+                yield from (self.measures_artifact(row_id, seed) for row_id in both)
                 if judged and row.measure == "win_rate":
                     yield self.verdicts_artifact(row.id, None, seed)
-                yield self.measures_artifact(row.id, seed)
                 if judged and row.id in chosen:
                     yield self.verdicts_artifact(row.id, None, seed, "validation")
                 if row.id in EXPOSURE_ROWS and self.profile.judge.kind == "oracle":
-                    yield self.exposure_bias_artifact(reference, seed)
-                    yield self.exposure_bias_artifact(row.id, seed)
+                    yield from (self.exposure_bias_artifact(row_id, seed) for row_id in both)
         if gradients := self.gradients_artifact():
             yield gradients
 
@@ -621,6 +620,12 @@ class Suite:
         None where the profile trains no row with such negatives."""
         artifact = self.gradients_artifact(seed)
         return None if artifact is None else self.store.load(artifact)
+
+    def judge_quality(self) -> list[dict[str, Any]]:
+        """The measured agreement of the profile's judge with people, then that of the baselines;
+        empty where `judge-quality` has not measured it."""
+        judge = self.profile.judge
+        return [] if judge.kind == "none" else measured_quality(judge, self._store)
 
     def judge(self, task: Task = "instructions") -> judging.Judge | None:
         """The profile's judge for a task, or None. Replies of a server are stored in

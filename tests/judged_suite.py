@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from cpo.evaluation.judging import Side, Verdict, Verdicts
 from cpo.evaluation.statistics import Estimate
@@ -22,6 +23,7 @@ class FakeSuite:
         self.profile = profile
         self.judged = judged
         self.asked: list[tuple[str, str | None, int]] = []
+        self.quality: list[dict[str, Any]] = []  # of the judge: not measured
 
     def verdicts(self, row_id: str, decoding: str | None = None, seed: int = 0) -> Verdicts | None:
         self.asked.append((row_id, decoding, seed))
@@ -32,6 +34,9 @@ class FakeSuite:
         sides: list[Side] = ["A"] * 10
         ids = tuple(str(number) for number in range(10))
         return Verdicts("oracle", ids, tuple(sides), tuple(said))
+
+    def judge_quality(self) -> list[dict[str, Any]]:
+        return self.quality
 
     def measures(self, row_id: str, seed: int = 0) -> Mapping[str, Estimate]:
         return {

@@ -35,7 +35,7 @@ from cpo.evaluation.replies import Reply
 from cpo.evaluation.reply_store import Question, replies_to
 
 VERDICT_TOKENS = 8  # reply length for cost estimates
-MINIMUM_MASS = 0.5  # of P("A") + P("B") for a valid verdict of a local model
+MINIMUM_MASS = 0.5  # of P("A") + P("B") for a valid verdict of a local model, by default
 
 
 def _filled_prompt(pair: Pair, task: Task) -> str:
@@ -99,13 +99,15 @@ class LocalJudge:
     """A local causal language model; its verdict is the more probable next token, "A" or "B".
 
     Nothing is sampled or parsed. Equal probabilities are a tie. A verdict is invalid if both labels
-    together are less probable than `MINIMUM_MASS`, or if the prompt exceeds the model's context.
+    together are less probable than `minimum_mass`, or if the prompt exceeds the model's context.
     The tokenizer's chat template is used if it has one.
 
     Args:
         model, tokenizer: from transformers; training or evaluation mode is restored.
         name: shown in tables.
         batch: prompts per forward pass.
+        minimum_mass: of P("A") + P("B") for a valid verdict. A small model may need less than the
+            default to give any; then only its measured agreement says what they are worth.
     """
 
     model: Any
@@ -113,6 +115,7 @@ class LocalJudge:
     name: str
     task: Task
     batch: int = 16
+    minimum_mass: float = MINIMUM_MASS
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
@@ -124,7 +127,7 @@ class LocalJudge:
         """The verdicts; warns once of long prompts and once of many improbable labels."""
         probabilities = self.probabilities(pairs)
         mass = probabilities.sum(axis=1)
-        too_long, improbable = np.isnan(mass), mass < MINIMUM_MASS
+        too_long, improbable = np.isnan(mass), mass < self.minimum_mass
         if too_long.any():
             self._warn_once(
                 "too long",
@@ -137,11 +140,17 @@ class LocalJudge:
                 "improbable",
                 f"{improbable.sum()} of {len(pairs)} verdicts of {self.name} are invalid: its next "
                 f"token is A or B with a mean probability of {np.nanmean(mass):.2g}, and a verdict "
-                f"needs {MINIMUM_MASS:g}. A reasoning model thinks first, and a base model is not "
-                "trained to answer. Use an instruction-tuned model without reasoning.",
+                f"needs {self.minimum_mass:g}. A reasoning model thinks first, and a base model is "
+                "not trained to answer. Use an instruction-tuned model without reasoning.",
             )
         return [
-            "invalid" if not a + b >= MINIMUM_MASS else "tie" if a == b else "A" if a > b else "B"
+            "invalid"
+            if not a + b >= self.minimum_mass
+            else "tie"
+            if a == b
+            else "A"
+            if a > b
+            else "B"
             for a, b in probabilities.tolist()
         ]
 

@@ -10,6 +10,7 @@ from .evaluations import Generations, Measures, StoredVerdicts
 from .examples import Examples
 from .exposure_bias import ExposureBias
 from .gradients import Gradients, MeasuredGradients
+from .judge_quality import JudgeQuality, measured_quality
 from .models import Ensemble, Model
 from .negatives import ContrastSets, Negatives, Unhelpful
 from .step import Step, planned_artifact

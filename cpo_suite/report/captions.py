@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pandas as pd
 
 from cpo_suite.paper import JUDGED_BY
@@ -21,6 +24,8 @@ def caption(frame: pd.DataFrame, profile: Profile) -> str:
     text = f"Profile {profile.name}."
     if "paper" in frame:
         text += _provenance(frame)
+        if (frame["measure"] == "win_rate").any() and frame["n"].notna().any():
+            text += _agreement(frame.attrs.get("judge_quality"), profile)
         if frame["row"].str.endswith("/DPO").any():
             text += f" DPO's rejected responses: {WRITERS[profile.unhelpful.writer]}."
         text += (
@@ -63,3 +68,42 @@ def _provenance(frame: pd.DataFrame) -> str:
         text += f" Judged {' to '.join(sorted({days[0], days[-1]}))}"
         text += f", prompt {', '.join(templates)}." if templates else "."
     return text
+
+
+def _agreement(quality: Sequence[Mapping[str, Any]] | None, profile: Profile) -> str:
+    """What is known of the judge's agreement with people; of a rule that nobody measured, nothing.
+
+    Args:
+        quality: as `quality_in_words`.
+    """
+    if quality:
+        return f" {quality_in_words(quality)}"
+    if profile.judge.kind in ("local", "openai"):
+        return " The judge's agreement with people has not been measured (judge-quality)."
+    return ""
+
+
+def quality_in_words(quality: Sequence[Mapping[str, Any]]) -> str:
+    """A judge's agreement with people beside the baselines, and whether to believe it.
+
+    Args:
+        quality: records of the judge, then of the baselines (`artifacts.judge_quality`).
+    """
+    judge, *baselines = quality
+    interval = f"[{judge['agreement_low']:.3f}, {judge['agreement_high']:.3f}]"
+    text = (
+        f"{judge['judge']} agrees with a person on {judge['agreement']:.3f} {interval} of "
+        f"{judge['pairs']:,} pairs of {judge['labelled']} (kappa {judge['kappa']:.2f})"
+    )
+    if judge["invalid"]:
+        verdicts = judge["pairs"] * judge["orders"]
+        text += f", {judge['invalid']:,} of {verdicts:,} verdicts invalid and left out"
+    if baselines:
+        others = (f"{baseline['judge']} {baseline['agreement']:.3f}" for baseline in baselines)
+        text += f"; beside it: {', '.join(others)}"
+    if judge["beats_longest"]:
+        return f"{text}. It beats the rule “the longer response”."
+    return (
+        f"{text}. It does not beat the rule “the longer response”: the length-controlled win "
+        "rate stands first."
+    )

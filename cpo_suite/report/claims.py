@@ -358,14 +358,16 @@ def _overhead(suite: Suite, row_id: str) -> Evidence:
     for row, prefix in enumerate(negatives.prefixes):
         lengths = [len(prefix) + len(ids) for ids in negatives.candidates(row) if ids]
         per_prompt.append((lengths[0], sum(lengths)))
-    tokens = np.array(per_prompt, dtype=float).T.reshape(2, seconds.shape[1], -1).sum(-1)
+    batch, steps = suite.profile.continuation.batch, seconds.shape[1]
+    per_batch = np.array(per_prompt, dtype=float).T.reshape(2, -1, batch).sum(-1)
+    tokens = per_batch[:, np.arange(steps) % per_batch.shape[1]]  # in each pass again
 
     def ratio(values: Array) -> Array:
         """The row's sum over MLE's, of `[2, ..., steps]`."""
         return values[1].sum(-1) / values[0].sum(-1)
 
-    samples = resamples(seconds.shape[1], DRAWS, np.random.default_rng(0))
-    drawn = [ratio(seconds[:, steps]) / ratio(tokens[:, steps]) for steps in samples]
+    samples = resamples(steps, DRAWS, np.random.default_rng(0))
+    drawn = [ratio(seconds[:, those]) / ratio(tokens[:, those]) for those in samples]
     (mle_time, time), slower, more = seconds.sum(1), ratio(seconds), ratio(tokens)
     note = (
         f"{time:.0f} against {mle_time:.0f} s of training, {slower:.1f} times the time "

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cpo.evaluation.judging import Verdicts
 from cpo.evaluation.seeds import over_seeds, win_rate_over_seeds
-from cpo.evaluation.statistics import Estimate
+from cpo.evaluation.statistics import (
+    Estimate,
+    MetricError,
+    length_controlled_win_rate,
+    mean_over_seeds,
+)
+from cpo_suite.paper import Row
 from cpo_suite.profile import Profile
 from cpo_suite.report.captions import caption
 from cpo_suite.suite import Suite
@@ -24,6 +32,9 @@ TABLE_COLUMNS = [
     "row", "model", "alpha", "measure", "judge", "seeds", "paper", "ours", "low", "high", "n",
     "valid", "invalid", "ties",
 ]  # fmt: skip
+# Before `ours`, where the judge does not beat the rule "the longer response".
+LENGTH_CONTROLLED = ["length_controlled", "length_controlled_low", "length_controlled_high"]
+QUALITY_FILE = "judge_quality.json"  # beside the tables: what is known of their judge
 MEASURE_COLUMNS = ["row", "measure", "value", "low", "high", "n"]
 # What stands in a judge's place, by a table's measure.
 SCORED_BY = {
@@ -52,6 +63,10 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
     prompt. Over training seeds, MAUVE and the ends of its interval are averaged. Intervals include
     the seeds' variance.
 
+    `frame.attrs["judge_quality"]` of judged rows is as `Suite.judge_quality`. Where the judge
+    does not beat the rule "the longer response", the columns `LENGTH_CONTROLLED` stand before
+    `ours`; their interval is over prompts.
+
     Raises:
         KeyError: no such table.
     """
@@ -62,6 +77,10 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
         raise KeyError(f"no table '{name}'; there are {known}")
     records: list[dict[str, Any]] = []
     verdicts: list[Verdicts] = []
+    quality = suite.judge_quality()
+    columns = list(TABLE_COLUMNS)
+    if quality and not quality[0]["beats_longest"]:
+        columns[columns.index("ours") : columns.index("ours")] = LENGTH_CONTROLLED
     for row in rows:
         record = {name: getattr(row, name) for name in ("model", "alpha", "measure", "paper")}
         if row.id not in profile.rows:
@@ -73,13 +92,17 @@ def table(suite: Suite, name: str) -> pd.DataFrame:
         else:
             per_seed = verdicts_of(suite, row.id)
             record |= _win_rate(per_seed)
+            if per_seed and LENGTH_CONTROLLED[0] in columns:
+                record |= _length_controlled(suite, row, per_seed)
             verdicts += per_seed
         records.append({"row": row.id} | record)
-    types = dict.fromkeys(TABLE_COLUMNS, "float64") | dict.fromkeys(TABLE_COUNTS, "Int64")
+    types = dict.fromkeys(columns, "float64") | dict.fromkeys(TABLE_COUNTS, "Int64")
     types |= dict.fromkeys(("row", "model", "measure", "judge"), "object")
-    frame = pd.DataFrame(records, columns=TABLE_COLUMNS).astype(types)
+    frame = pd.DataFrame(records, columns=columns).astype(types)
     judged, prompts = {of_row.judged for of_row in verdicts}, {of_row.prompt for of_row in verdicts}
     frame.attrs |= {"judged": sorted(judged), "prompt": sorted(prompts - {""})}  # for the caption
+    if verdicts:
+        frame.attrs["judge_quality"] = quality
     return frame
 
 
@@ -100,6 +123,23 @@ def _win_rate(per_seed: Sequence[Verdicts]) -> dict[str, Any]:
         rate = win_rate_over_seeds([verdicts.points for verdicts in per_seed])
         columns |= {"ours": rate.value, "low": rate.low, "high": rate.high}
     return columns
+
+
+def length_arguments(suite: Suite, row: Row) -> tuple[Any, list[int]]:
+    """Characters of a row's responses, `[n]`, the mean over seeds, and of the recorded ones."""
+    texts = [suite.generations(row.id, None, seed) for seed in range(suite.profile.seeds)]
+    lengths = np.mean([[len(text) for text in of_seed] for of_seed in texts], axis=0)
+    return lengths, [len(example.continuation) for example in suite.prompts(row.model, row.task)]
+
+
+def _length_controlled(suite: Suite, row: Row, per_seed: Sequence[Verdicts]) -> dict[str, float]:
+    """The columns `LENGTH_CONTROLLED`; none where no fit is determined."""
+    points = mean_over_seeds([verdicts.points for verdicts in per_seed])
+    try:
+        rate = length_controlled_win_rate(points, *length_arguments(suite, row))
+    except MetricError:
+        return {}
+    return dict(zip(LENGTH_CONTROLLED, (rate.value, rate.low, rate.high), strict=True))
 
 
 def _scored(per_seed: Sequence[Estimate], by: str) -> dict[str, Any]:
@@ -202,8 +242,16 @@ def negatives_frame(reports: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def write_table(frame: pd.DataFrame, folder: Path, stem: str, profile: Profile) -> None:
-    """Write `stem.csv`, and `stem.md` with a caption and the paper's numbers beside ours."""
+    """Write `stem.csv`, and `stem.md` with a caption and the paper's numbers beside ours.
+
+    What is known of the judge goes into `QUALITY_FILE`, for `read_table`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if quality := frame.attrs.get("judge_quality"):
+        text = json.dumps(quality, indent=1)
+        (folder / QUALITY_FILE).write_text(text, encoding="utf-8")
+    elif "judge_quality" in frame.attrs:  # what is there would be of another judge
+        (folder / QUALITY_FILE).unlink(missing_ok=True)
     frame.to_csv(folder / f"{stem}.csv", index=False, float_format="%.6g")
     shown = readable(frame).replace(r"\|", "&#124;", regex=True)
     markdown = shown.to_markdown(index=False, disable_numparse=True)
@@ -212,9 +260,14 @@ def write_table(frame: pd.DataFrame, folder: Path, stem: str, profile: Profile) 
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table as it was written: counts stay whole numbers where some of them are empty."""
+    """A table as it was written: counts stay whole numbers where some of them are empty, and what
+    was known of the judge is there for the caption."""
     frame = pd.read_csv(path)
-    return frame.astype({name: "Int64" for name in COUNTS if name in frame})
+    frame = frame.astype({name: "Int64" for name in COUNTS if name in frame})
+    quality = path.with_name(QUALITY_FILE)
+    if quality.is_file():
+        frame.attrs["judge_quality"] = json.loads(quality.read_text(encoding="utf-8"))
+    return frame
 
 
 def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
@@ -238,6 +291,13 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.copy()
     if "alpha" in frame:
         frame["alpha"] = frame["alpha"].map("{:g}".format, na_action="ignore").astype(object)
+    if LENGTH_CONTROLLED[0] in frame:
+        ends = zip(*(frame.pop(name) for name in LENGTH_CONTROLLED), strict=True)
+        estimates = [
+            str(Estimate(value, low, high, 0)) if pd.notna(value) else ""
+            for value, low, high in ends
+        ]
+        frame.insert(list(frame).index("ours"), "at equal length", estimates)
     if {"low", "high"} <= set(frame):
         interval = [
             f"[{_number(low)}, {_number(high)}]" if pd.notna(low) else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -19,19 +20,28 @@ import pandas as pd
 from tabulate import tabulate
 
 from cpo.evaluation import seeds, statistics
+from cpo.evaluation.agreement import corrected_win_rate
 from cpo.evaluation.judge_prompts import INVALID_KINDS, read_verdict
 from cpo.evaluation.judging import Verdicts
 from cpo.evaluation.replies import Reply
 from cpo.evaluation.reply_store import STORE, VERDICTS, Question, ReplyStore, ReplyStoreError
-from cpo.evaluation.statistics import MetricError, mean_over_seeds
+from cpo.evaluation.statistics import Array, Estimate, MetricError, mean_over_seeds
 from cpo_suite.paper import Row, continued_mle, distinct_models
-from cpo_suite.report.tables import verdicts_of
+from cpo_suite.report.tables import length_arguments, verdicts_of
 from cpo_suite.store import artifacts_folder
 from cpo_suite.suite import Suite
 
 VERDICT_COUNTS = ("valid", "invalid", "ties", "marked")
 WHY_INVALID = {kind: f"invalid_{kind.replace(' ', '_')}" for kind in INVALID_KINDS}
-ESTIMATES = ("win_rate", "pick_a", "longer_wins", "length_controlled", "flip_rate", "over_mle")
+ESTIMATES = (
+    "win_rate",
+    "pick_a",
+    "longer_wins",
+    "length_controlled",
+    "flip_rate",
+    "over_mle",
+    "corrected",
+)
 VERDICT_COLUMNS = [
     "row", "judge", "date", "prompt", "seeds", "planned", *VERDICT_COUNTS, *WHY_INVALID.values(),
     "worst", "best", *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
@@ -51,11 +61,12 @@ def verdicts_frame(suite: Suite) -> pd.DataFrame:
     `worst` and `best`, the win rate were every invalid verdict a loss or a win. `pick_a`: how often
     the judge says A; `longer_wins`: how often the longer response wins; `length_controlled`: the
     win rate that a fit predicts at equal lengths; `flip_rate`: with both orders, how often the
-    winner changes with the order. `over_mle` is the paired difference to continued MLE; with one
-    training seed, `mcnemar_p` is exact McNemar's and `holm_p` the same after Holm, over all
-    distinct models, whose first rows have it. Intervals are 95 %; those of `win_rate` and
-    `over_mle` are over training seeds, too. An estimate that the verdicts do not allow, as with
-    responses of one length, is empty.
+    winner changes with the order. `corrected`: if `judge.corrected` asks for it and the judge's
+    agreement with people was measured, the win rate corrected for its errors. `over_mle` is the
+    paired difference to continued MLE; with one training seed, `mcnemar_p` is exact McNemar's and
+    `holm_p` the same after Holm, over all distinct models, whose first rows have it. Intervals are
+    95 %; those of `win_rate`, `over_mle` and `corrected` are over training seeds, too. An estimate
+    that the verdicts do not allow, as with responses of one length, is empty.
     """
     records = [
         _record(suite, row)
@@ -93,17 +104,15 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
     by_seed = [verdicts.points for verdicts in per_seed]
     points = mean_over_seeds(by_seed)
     shown = [text for judged in per_seed for text in (*judged.verdicts, *judged.exchanged)]
-    texts = [suite.generations(row.id, None, seed) for seed in range(suite.profile.seeds)]
-    lengths = np.mean([[len(text) for text in of_seed] for of_seed in texts], axis=0)
-    recorded = [len(example.continuation) for example in suite.prompts(row.model, row.task)]
+    lengths = length_arguments(suite, row)
     estimators: dict[str, tuple[Any, ...]] = {  # each with its arguments
         "win_rate": (seeds.win_rate_over_seeds, by_seed),
         "pick_a": (statistics.pick_a, shown, first.ids * (len(shown) // len(first))),
-        "longer_wins": (statistics.longer_wins, points, lengths, recorded),
-        "length_controlled": (
-            statistics.length_controlled_win_rate, points, lengths, recorded,
-        ),
-    }  # fmt: skip
+        "longer_wins": (statistics.longer_wins, points, *lengths),
+        "length_controlled": (statistics.length_controlled_win_rate, points, *lengths),
+    }
+    if suite.profile.judge.corrected and (quality := suite.judge_quality()):
+        estimators["corrected"] = (_corrected, by_seed, quality[0])
     if first.exchanged:
         estimators["flip_rate"] = (statistics.flip_rate, *first.by_order)
     mle = continued_mle(row).id
@@ -118,6 +127,15 @@ def _record(suite: Suite, row: Row) -> dict[str, Any]:
             record |= {name: estimate.value, f"{name}_low": estimate.low}
             record[f"{name}_high"] = estimate.high
     return record
+
+
+def _corrected(by_seed: Sequence[Array], judge: Mapping[str, Any]) -> Estimate:
+    """The win rate over seeds, corrected with the judge's measured accuracy."""
+    if "accuracy" not in judge:
+        raise MetricError(f"the accuracy of {judge['judge']} is not known")
+    value, low, high = (judge[f"accuracy{end}"] for end in ("", "_low", "_high"))
+    accuracy = Estimate(value, low, high, judge["pairs"])
+    return corrected_win_rate(seeds.win_rate_over_seeds(by_seed), accuracy)
 
 
 # --- The store ------------------------------------------------------------------------------------

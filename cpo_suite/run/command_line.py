@@ -13,6 +13,9 @@ accelerate launch [...] -m cpo_suite make [--profile P] [--set key=value]...
 ./run_all.sh profiles                         the profiles: purpose and requirements
 ./run_all.sh verdicts [--model M] [--export FILE.csv]   the cost of judging, and every verdict;
     --forget refused (or: unclear, cut, empty, "too long") makes the next run ask these again
+./run_all.sh judge-quality [--profile P] [--judge KIND] [--judge-model M] [--pairs FILE.jsonl]
+    a judge's agreement with people, on labelled pairs (default: PandaLM's, in CPO_DATA), beside the
+    longer response, a coin and one person. KIND: longest, random, local, openai, recorded:gpt-3.5
 ./run_all.sh diff RUN RUN                     compare two runs, such as figures/tiny
 ./run_all.sh help
 
@@ -49,6 +52,13 @@ COMMANDS: Mapping[str, Options] = {
     "doctor": {**PROFILE, **SETTINGS},
     "profiles": {},
     "verdicts": {"--model": {}, "--export": {}, "--forget": {"choices": FORGETTABLE}},
+    "judge-quality": {
+        **PROFILE,
+        **SETTINGS,
+        "--judge": {},
+        "--judge-model": {"dest": "model"},
+        "--pairs": {},
+    },  # fmt: skip
     "diff": {"before": {}, "after": {}},
 }
 

@@ -22,6 +22,7 @@ from huggingface_hub.file_download import repo_folder_name
 from cpo import ranking
 from cpo.evaluation.chat import ChatError, ChatServer, likely_cause, try_out
 from cpo.models import folders as model_folders
+from cpo.models.packages import is_packaged
 from cpo_suite import precision
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT, Profile, load_profile, missing_paths
@@ -192,6 +193,8 @@ def _model(
     weights.
     """
     path = Path(pretrained)
+    if is_packaged(pretrained):  # its path, if it were installed
+        return [Finding(what, False, missing[key])]
     if not path.is_absolute():
         return _hub("model", pretrained, key, longest)
     if key in missing:

@@ -13,7 +13,8 @@ import nbformat
 
 from cpo.registry import nearest
 from cpo_suite.estimate import Planned
-from cpo_suite.profile import ROOT, Profile, ProfileError, load_profile, with_absolute_paths
+from cpo_suite.profile import ROOT, Profile, ProfileError, load_profile
+from cpo_suite.profile_files import with_absolute_paths
 from cpo_suite.store import artifacts_folder
 
 

@@ -13,7 +13,8 @@ import psutil
 from cpo.engine.files import MANIFEST, hash_file, write_atomically
 from cpo_suite import precision, provenance
 from cpo_suite.estimate import Planned
-from cpo_suite.profile import ROOT, map_override
+from cpo_suite.profile import ROOT
+from cpo_suite.profile_files import map_override
 from cpo_suite.run.executed import map_texts, without_machine_paths
 from cpo_suite.run.invocation import Run
 from cpo_suite.store import artifacts_folder

@@ -27,7 +27,7 @@ from nbclient.exceptions import DeadKernelError
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT
 from cpo_suite.report.page import write_report
-from cpo_suite.run import doctor, dry_run, run_record
+from cpo_suite.run import doctor, dry_run, model_packages, run_record
 from cpo_suite.run.executed import KERNEL_DIED, failure_in, make_portable
 from cpo_suite.run.invocation import BadInput, Notebook, Run, settle, shown
 from cpo_suite.store import Store, artifacts_folder
@@ -87,6 +87,8 @@ def run_suite(
         # Kernels run in the notebooks' folder, where a relative path would name another.
         if value := os.environ.get(variable):
             os.environ[variable] = str(Path(value).expanduser().absolute())
+    if not dry_run:
+        model_packages.install_missing(profile, settings)
     run = settle(profile, settings, only, start_from, root)
     if dry_run:
         _print_dry_run(run, plan)

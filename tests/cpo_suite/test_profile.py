@@ -12,16 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpo_suite import profile as profiles
-from cpo_suite.profile import (
-    ROOT,
-    ProfileError,
-    load_profile,
-    missing_paths,
-    parse_value,
-    profile_names,
-    with_absolute_paths,
-)
+from cpo_suite import profile_files
+from cpo_suite.profile import ROOT, ProfileError, load_profile, missing_paths
+from cpo_suite.profile_files import parse_value, profile_names, with_absolute_paths
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -32,7 +25,7 @@ def test_every_profile_is_valid_and_named_as_its_file(name):
 
 
 def test_the_names_that_are_promised_exist():
-    assert set(profile_names()) >= {"smoke", "tiny", "small", "paper"}
+    assert set(profile_names()) >= {"smoke", "tiny", "small", "small-cpu", "paper"}
 
 
 def test_the_paper_profile_has_the_papers_settings():
@@ -104,7 +97,8 @@ CLAIMS = {
         ("smoke", (), False),
         ("tiny", ("x/mode/",), False),
         ("paper", ("x/small/", "x/ANR-oracle"), True),
-        ("small", ("t1/", "f1a/", "f1b/", "x/"), True),
+        ("small", ("t1/", "x/"), False),
+        ("small-cpu", ("t1/", "t2/PSS", "t2/DPO", "f1a/", "f1b/", "x/"), False),
     ],
 )
 def test_a_profile_trains_the_papers_rows_but_those_it_leaves_out(name, left_out, by_gpt2):
@@ -196,7 +190,7 @@ def write(path: Path, content: Any) -> Path:
 
 
 def smoke() -> dict[str, Any]:
-    raw = yaml.load((ROOT / "profiles" / "smoke.yaml").read_text(), Loader=profiles._Loader)
+    raw = yaml.load((ROOT / "profiles" / "smoke.yaml").read_text(), Loader=profile_files._Loader)
     return copy.deepcopy(raw)
 
 
@@ -453,23 +447,47 @@ def test_a_copied_profile_keeps_the_models_of_the_package(tmp_path, monkeypatch,
     assert models["llama"].pretrained == str(tmp_path / "cpo_suite" / "world" / "models" / "llama")
 
 
+def test_a_profile_may_extend_another(tmp_path):
+    """Groups are merged key by key, whatever their depth; all else is replaced."""
+    text = """
+        extends: tiny
+        name: mine
+        seeds: 2
+        continuation: {steps: {short: 7}, passes: 1}
+        models: {llama: {pretrained: org/other}}
+        leaves_out: [x]
+    """
+    mine, tiny = load_profile(write(tmp_path / "mine.yaml", text)), load_profile("tiny")
+    assert mine.continuation.steps == tiny.continuation.steps | {"short": 7}
+    assert (mine.continuation.passes, mine.continuation.batch) == (1, tiny.continuation.batch)
+    assert mine.models["llama"].pretrained == "org/other"
+    assert mine.models["llama"].parameters == tiny.models["llama"].parameters
+    assert mine.models["gpt2"] == tiny.models["gpt2"] and mine.leaves_out == ("x",)
+    beside = write(tmp_path / "beside.yaml", "{extends: mine.yaml, name: beside}")
+    with pytest.raises(ProfileError, match="mine.yaml, which extends another: name that one"):
+        load_profile(beside)
+    with pytest.raises(ProfileError, match="unknown profile 'tyni'.*tiny"):
+        load_profile(write(tmp_path / "wrong.yaml", "{extends: tyni, name: wrong}"))
+
+
 def test_data_that_are_nowhere_are_named_with_both_places(tmp_path, monkeypatch):
     monkeypatch.setenv("CPO_DATA", str(tmp_path))
     folder = ROOT / "profiles"
-    assert missing_paths("small") == {
+    models = [f"models.llama.pretrained={tmp_path}", "judge={kind: none}"]
+    assert missing_paths("small", models) == {
         f"{part}.path": f"{folder / name} does not exist, nor does {tmp_path / name}"
         for part, name in (("instructions", "dolly"), ("articles", "wikipedia"))
     }
     monkeypatch.delenv("CPO_DATA")
     assert load_profile("small").instructions.path == str(folder / "dolly")  # to look at
-    assert missing_paths("small", ["articles.path=/no/such.jsonl"]) == {
+    assert missing_paths("small", [*models, "articles.path=/no/such.jsonl"]) == {
         "instructions.path": f"{folder / 'dolly'} does not exist, nor does $CPO_DATA/dolly. "
         "CPO_DATA, the data folder, is not set: `CPO_DATA=/path ./run_all.sh --profile small`",
         "articles.path": "/no/such.jsonl does not exist",
     }
     # What an override replaces needs no variable.
     overrides = [f"{part}.path={tmp_path}" for part in ("instructions", "articles")]
-    assert missing_paths("small", overrides) == {}
+    assert missing_paths("small", [*models, *overrides]) == {}
 
 
 def test_columns_have_our_names(tmp_path):

@@ -517,6 +517,21 @@ def test_a_label_counts_that_is_likelier_than_all_else(
     assert judge(local_pairs(1)) == [verdict]
 
 
+@pytest.mark.filterwarnings("ignore:.*are invalid")
+def test_a_lower_minimum_counts_less_likely_labels_and_names_another_judge() -> None:
+    tokenizer = local_judge().tokenizer
+    model = SameAnswer(tokenizer, (0.1, 0.0, 0.05, 0.0))
+    verdicts = [
+        LocalJudge(model, tokenizer, "local-2", "articles", minimum_mass=least)(local_pairs(1))
+        for least in (0.1, 0.2)
+    ]
+    assert verdicts == [["A"], ["invalid"]]
+    settings = [JudgeSettings(kind="local", model="org/judge", minimum_mass=m) for m in (0.5, 0.1)]
+    usual, lower = (judge_identity(one, "articles") for one in settings)
+    assert usual == judge_identity(JudgeSettings(kind="local", model="org/judge"), "articles")
+    assert usual != lower
+
+
 def test_a_model_that_says_something_else_is_warned_of_once() -> None:
     tokenizer = local_judge().tokenizer
     model = SameAnswer(tokenizer, (1e-6, 0.0, 2e-4, 0.0))

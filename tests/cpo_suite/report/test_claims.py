@@ -271,7 +271,10 @@ def test_rows_without_a_continued_mle_row_do_not_exist():
 class Measured:
     """As much of a `Suite` as the claims without verdicts per prompt read."""
 
-    profile = SimpleNamespace(seeds=2)
+    profile = SimpleNamespace(seeds=2, continuation=SimpleNamespace(batch=2))
+
+    def __init__(self, passes=1):
+        self.passes = passes
 
     def measures(self, row, seed):
         # Replicates differ between the rows by 0.1, 0.2, 0.3 and are common otherwise.
@@ -281,7 +284,8 @@ class Measured:
         return {"mauve": Estimate(value, 0, 1, 6, tuple(replicates))}
 
     def history(self, row):
-        return [{"seconds": one} for one in ((6.0, 6.0) if row == "t2/ANR" else (1.0, 2.0))]
+        seconds = (6.0, 6.0) if row == "t2/ANR" else (1.0, 2.0)
+        return [{"seconds": one} for one in seconds * self.passes]
 
     def negatives(self, row):
         one = ((1, 2), (3,), ())  # the last is masked
@@ -309,3 +313,6 @@ def test_overhead_is_seconds_over_tokens():
     # The three samples of two steps: twice the first, twice the second, both.
     expected = {(6 / 1) / (19 / 8), (6 / 2) / (14 / 8), effect}
     assert set(np.round(drawn, 9)) == set(np.round(sorted(expected), 9))
+    # A second pass over both batches costs as much again, and reads as much again.
+    effect, _, note, _ = claims._overhead(Measured(passes=2), "t2/ANR")
+    assert effect == pytest.approx((24 / 6) / (66 / 32)) and note.startswith("24 against 6 s")

@@ -69,6 +69,22 @@ def test_counts_bounds_and_leanings_by_hand() -> None:
     assert anr["longer_wins"] == pytest.approx((3 + 1) / 8)
 
 
+def test_win_rates_are_corrected_where_that_is_asked_for() -> None:
+    suite = Suite()
+    accuracy = {"judge": "oracle", "pairs": 999, "accuracy": 0.75}
+    accuracy |= {"accuracy_low": 0.75, "accuracy_high": 0.75}
+    suite.judge_quality = lambda: [accuracy]  # type: ignore[attr-defined]
+    assert verdicts_frame(suite)["corrected"].isna().all()  # type: ignore[arg-type]
+    suite.profile.judge = JudgeSettings(kind="oracle", corrected=True)
+    frame = verdicts_frame(suite).set_index("row")  # type: ignore[arg-type]
+    # ANR wins 0.75 by a judge that is right on 75 %: people would always prefer it. MLE's 1.5 of 7
+    # is 0.286 below one half, twice that below by people, who cannot prefer it less than never.
+    assert frame["corrected"].to_dict() == pytest.approx({"t2/ANR": 1, "t2/MLE1": 0})
+    assert frame.loc["t2/ANR", "corrected_low"] < 1
+    suite.judge_quality = lambda: []  # type: ignore[attr-defined]
+    assert verdicts_frame(suite)["corrected"].isna().all()  # type: ignore[arg-type]
+
+
 def test_a_row_stands_beside_continued_mle() -> None:
     frame = verdicts_frame(Suite()).set_index("row")  # type: ignore[arg-type]
     anr = frame.loc["t2/ANR"]

@@ -16,7 +16,8 @@ import pytest
 from stand_ins import write_articles, write_dolly
 
 from cpo_suite.estimate import Planned
-from cpo_suite.profile import ROOT, ProfileError, load_profile, parse_value
+from cpo_suite.profile import ROOT, ProfileError, load_profile
+from cpo_suite.profile_files import parse_value
 from cpo_suite.run import doctor
 from cpo_suite.run.executed import make_portable, without_machine_paths
 from cpo_suite.run.runner import BadInput, run_suite
