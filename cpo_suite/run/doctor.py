@@ -194,7 +194,8 @@ def _model(
     """
     path = Path(pretrained)
     if is_packaged(pretrained):  # its path, if it were installed
-        return [Finding(what, False, missing[key])]
+        detail, _, remedy = missing[key].partition(": ")
+        return [Finding(what, False, detail, remedy)]
     if not path.is_absolute():
         return _hub("model", pretrained, key, longest)
     if key in missing:

@@ -71,7 +71,7 @@ def test_a_missing_package_is_one_finding_of_the_doctor():
     }
     findings = [one for one in doctor.inputs("smoke", named("package:toy_absent")) if not one.ok]
     assert [one.what for one in findings] == ["judging model"]
-    assert "pip install --no-deps toy-absent" in str(findings[0])
+    assert findings[0].remedy == "pip install --no-deps toy-absent"
 
 
 def test_a_run_installs_what_the_suite_knows_and_nothing_else(monkeypatch, capsys):
