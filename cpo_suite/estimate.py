@@ -144,10 +144,17 @@ class CostModel:
         return test if split == "test" else validation
 
     def judging(self, judge: JudgeSettings, prompts: int, prefix: float, response: float) -> Cost:
-        """Cost of judging one model's responses; zero for a judge without a server.
+        """Cost of judging one model's responses: zero for a rule, and for a local model that is
+        none of the profile's, since its speed is unknown.
 
-        Replies are assumed to use all the tokens allowed, since reasoning may need them.
+        Replies of a server are assumed to use all the tokens allowed, since reasoning may need
+        them.
         """
+        if judge.kind == "local":
+            for name, model in self.profile.models.items():
+                if model.pretrained == judge.model:
+                    tokens = prompts * judge.orders * (QUESTION_TOKENS + prefix + 2 * response)
+                    return Cost(tokens / self.speeds(name).scoring)
         if judge.server is None or not judge.paid:
             return Cost()
         reply = ChatServer(**judge.server.model_dump()).reply_tokens(REPLY_TOKENS)

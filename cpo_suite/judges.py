@@ -33,7 +33,9 @@ def judge_of(settings: JudgeSettings, task: Task, folder: Path) -> Judge | None:
         server = chat_server(settings.server, "judge.server")
         return ChatJudge(server, folder / STORE, task)
     if settings.model is not None and settings.kind == "local":
-        return _local_judge(settings.model, settings.batch, settings.minimum_mass, task)
+        return _local_judge(
+            settings.model, settings.batch, settings.minimum_mass, settings.precision, task
+        )
     return judge_named(settings.kind)
 
 
@@ -46,6 +48,7 @@ def judge_identity(settings: JudgeSettings, task: Task) -> dict[str, Any]:
     if settings.kind == "local":
         model = _content(str(settings.model))
         identity |= {"model": model, "minimum_mass": settings.minimum_mass}
+        identity["precision"] = settings.precision
         identity["prompt"] = template_hash(task)
     elif settings.kind != "none":
         identity["kind"] = rule_identity(settings.kind)
@@ -67,7 +70,9 @@ def chat_server(settings: Server, setting: str) -> ChatServer:
 
 
 @cache
-def _local_judge(name: str, batch: int, minimum_mass: float, task: Task) -> LocalJudge:
+def _local_judge(
+    name: str, batch: int, minimum_mass: float, precision: str, task: Task
+) -> LocalJudge:
     """A local judge, loaded once.
 
     Raises:
@@ -76,4 +81,4 @@ def _local_judge(name: str, batch: int, minimum_mass: float, task: Task) -> Loca
     path = fetched(name)
     tokenizer, model = load_tokenizer(path), load_model(path, "auto", may_be_quantised=True)
     model.to(machine.device()).eval()
-    return LocalJudge(model, tokenizer, Path(name).name, task, batch, minimum_mass)
+    return LocalJudge(model, tokenizer, Path(name).name, task, batch, minimum_mass, precision)

@@ -301,7 +301,8 @@ class JudgeSettings(_Settings):
     language model, with `model` its folder or hub name. Any other kind is a registered rule: the
     embedded world's `oracle`, or the controls `longest` and `random`. `orders: 2` judges each pair
     in both orders. `minimum_mass` is the probability of "A" and "B" together that a local model's
-    verdict needs. `corrected` adds win rates corrected for the judge's errors to `verdicts.csv`,
+    verdict needs, and `precision` that of its forward pass: named and never `auto`, since verdicts
+    should not depend on the machine. `corrected` adds win rates corrected for the judge's errors to `verdicts.csv`,
     where its agreement with people was measured (`judge-quality`).
     """
 
@@ -311,6 +312,7 @@ class JudgeSettings(_Settings):
     batch: Count = 16
     orders: Literal[1, 2] = 1
     minimum_mass: float = Field(MINIMUM_MASS, ge=0, le=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
     corrected: bool = False
 
     @property
@@ -382,6 +384,8 @@ class Profile(_Settings):
     judge: JudgeSettings
     mauve: Mauve
     generation_batch: Count = 128
+    # The batch on which notebook 04 compares the kinds of negatives by their gradients.
+    gradient_prompts: int = Field(512, ge=8)
     # Responses sampled for each prompt (temperature 1), measured beside the decoded one.
     sampling_seeds: int = Field(0, ge=0)
     # Rows of the paper, by id or prefix of ids, such as `t3` and `x/small`.

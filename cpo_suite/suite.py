@@ -63,9 +63,9 @@ from cpo_suite.paper import (
 from cpo_suite.profile import JudgeSettings, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, artifacts_folder, walk
 
-# Of `gradients`: rows with negatives AN, AN without truncation, and mixed; and the batch.
+# Of `gradients`: rows with negatives AN, AN without truncation, and mixed; parts of the batch.
 GRADIENT_ROWS = ("t2/ANR", "x/AN-untruncated", "t2/MixNR/0")
-GRADIENT_PROMPTS, GRADIENT_CHUNKS = 512, 8
+GRADIENT_CHUNKS = 8
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,7 @@ class Suite:
             autoregressive=autoregressive,
             untruncated=untruncated,
             mixed=mixed,
-            prompts=GRADIENT_PROMPTS,
+            prompts=self.profile.gradient_prompts,
             chunks=GRADIENT_CHUNKS,
             micro_batch_tokens=self.profile.optimiser.micro_batch_tokens,
         )

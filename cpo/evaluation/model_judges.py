@@ -6,6 +6,7 @@ before the next question is sent (`reply_store`).
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import warnings
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cpo.data import Task
@@ -108,6 +110,7 @@ class LocalJudge:
         batch: prompts per forward pass.
         minimum_mass: of P("A") + P("B") for a valid verdict. A small model may need less than the
             default to give any; then only its measured agreement says what they are worth.
+        precision: of the forward pass, "fp32" (the model's own dtype) or "bf16" (autocast).
     """
 
     model: Any
@@ -116,6 +119,7 @@ class LocalJudge:
     task: Task
     batch: int = 16
     minimum_mass: float = MINIMUM_MASS
+    precision: str = "fp32"
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
@@ -176,15 +180,20 @@ class LocalJudge:
         order = [row for row, ids in enumerate(prompts) if len(ids) <= self._limit]
         order.sort(key=lambda row: len(prompts[row]))
         try:
-            with progress_bar(len(order), f"verdicts of {self.name}", "pair") as bar:
+            with (
+                progress_bar(len(order), f"verdicts of {self.name}", "pair") as bar,
+                torch.autocast(
+                    self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+                ),
+            ):
                 for start in range(0, len(order), self.batch):
                     rows = order[start : start + self.batch]
                     # Right padding is invisible to a causal model at the last token.
                     ids = [torch.tensor(prompts[row]) for row in rows]
                     padded = pad_sequence(ids, batch_first=True).to(self.model.device)
-                    logits = self.model(padded, use_cache=False).logits
-                    for row, row_logits in zip(rows, logits, strict=True):
-                        p = row_logits[len(prompts[row]) - 1].float().softmax(-1)
+                    last = torch.tensor([len(prompts[row]) - 1 for row in rows])
+                    for row, logits in zip(rows, self._logits_at(padded, last), strict=True):
+                        p = logits.float().softmax(-1)
                         probabilities[row] = [p[tokens].sum().item() for tokens in labels]
                     bar.update(len(rows))
         finally:
@@ -192,6 +201,19 @@ class LocalJudge:
         if np.isnan(probabilities[order]).any():
             raise JudgeError(f"{self.name} returns NaN probabilities: load it in fp32")
         return probabilities
+
+    def _logits_at(self, padded: Tensor, last: Tensor) -> Tensor:
+        """Logits of each row's last token, `[rows, V]`.
+
+        Those of all positions would be the largest tensor of the pass, so a model that can leaves
+        them out.
+        """
+        rows = torch.arange(len(padded))
+        if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            return self.model(padded, use_cache=False).logits[rows, last]
+        positions, where = last.unique(return_inverse=True)
+        kept = positions.to(padded.device)
+        return self.model(padded, use_cache=False, logits_to_keep=kept).logits[rows, where]
 
     @property
     def _limit(self) -> float:
