@@ -302,8 +302,8 @@ class JudgeSettings(_Settings):
     embedded world's `oracle`, or the controls `longest` and `random`. `orders: 2` judges each pair
     in both orders. `minimum_mass` is the probability of "A" and "B" together that a local model's
     verdict needs, and `precision` that of its forward pass: named and never `auto`, since verdicts
-    should not depend on the machine. `corrected` adds win rates corrected for the judge's errors to `verdicts.csv`,
-    where its agreement with people was measured (`judge-quality`).
+    should not depend on the machine. `corrected` adds win rates corrected for the judge's errors to
+    `verdicts.csv`, where its agreement with people was measured (`judge-quality`).
     """
 
     kind: str

@@ -8,17 +8,19 @@ from `figures/tiny/`. What was not run, or decides nothing, is said to be so.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from cpo_suite.artifacts.judge_quality import BASELINES
 from cpo_suite.profile import ROOT
 from cpo_suite.report.claims import CLAIM_COLUMNS
 from cpo_suite.report.head_to_head import against_mle
 from cpo_suite.report.paired_measures import AGAINST_COLUMNS
-from cpo_suite.report.tables import LEARNT_COLUMNS, MEASURE_COLUMNS
+from cpo_suite.report.tables import LEARNT_COLUMNS, MEASURE_COLUMNS, QUALITY_FILE
 
 RANKED, UNRANKED, CONTROL = "t2/ANR", "t2/AN", "x/ANR-oracle"  # control: ranked by the oracle
 # What a verdict says of a gain.
@@ -34,6 +36,7 @@ GAIN = {
 def told(
     claims: pd.DataFrame, learnt: pd.DataFrame, measures: pd.DataFrame,
     paired: pd.DataFrame | None = None, mode: pd.DataFrame | None = None,
+    judge: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:  # fmt: skip
     """Five sentences: is the loss learnt, what is, do answers improve, under which decoding, why.
 
@@ -43,6 +46,7 @@ def told(
         measures: as `measures.csv`, with the lines of `head_to_head`.
         paired: as `paired_measures.measures_against_mle`.
         mode: as `claims.comparisons_frame` of `paper.MODE_COMPARISONS`.
+        judge: as `judge_quality.json`, the judge's record first; empty if nobody has measured it.
 
     Intervals of effects and of win rates are those of the frames, adjusted for their number.
     """
@@ -55,7 +59,7 @@ def told(
     return [
         _is_learnt(ends),
         _what_is_learnt(ends),
-        _improvement(beats_mle, models) + _overlap(paired) + ".",
+        _improvement(beats_mle, models) + _believed(judge) + _overlap(paired) + ".",
         _decoding(by_decoding) + _at_the_mode(mode) + ".",
         _reason(ranking, models, improved),
     ]
@@ -74,7 +78,9 @@ def told_of(folder: Path) -> list[str]:
         read[name] = (pd.read_csv(path) if path.is_file() else pd.DataFrame()).reindex(
             columns=columns
         )
-    return told(**read)
+    quality = folder / QUALITY_FILE
+    judge = json.loads(quality.read_text(encoding="utf-8")) if quality.is_file() else ()
+    return told(**read, judge=judge)
 
 
 # --- The sentences --------------------------------------------------------------------------------
@@ -133,6 +139,19 @@ def _improvement(compared: pd.DataFrame, models: pd.DataFrame) -> str:
     return (
         f"{text}; head to head, {above} of {len(models)} models beat it, {below} lose to it and "
         f"{open_} are undecided"
+    )
+
+
+def _believed(records: Sequence[Mapping[str, Any]]) -> str:
+    """Of a judge that people do not confirm: that it is none, with the agreement that shows it."""
+    if not records or records[0]["beats_longest"]:
+        return ""
+    judge, *baselines = records
+    agreement = {baseline["judge"]: baseline["agreement"] for baseline in baselines}
+    beside = [f"{name} on {agreement[name]:.3f}" for name in BASELINES if name in agreement]
+    return (
+        f" (verdicts of a judge that agrees with people on {judge['agreement']:.3f} of "
+        f"{judge['pairs']:,} pairs{f', {_and(beside)}' if beside else ''}, so they decide nothing)"
     )
 
 

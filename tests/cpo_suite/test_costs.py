@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from cpo.engine.files import MANIFEST
 from cpo.scoring import Group, GroupScorer, collate_groups
 from cpo_suite import estimate
-from cpo_suite.estimate import Planned
+from cpo_suite.estimate import Cost, Planned
 from cpo_suite.profile import load_profile
 from cpo_suite.run.dry_run import artifacts_table, to_build, totals
 from cpo_suite.store import Store
@@ -87,6 +87,20 @@ def test_a_judge_s_replies_are_as_long_as_its_parameters_allow(parameters, reply
     assert cost.requests == 200
     assert cost.tokens == 200 * (60 + 30 + 2 * 50 + reply)
     assert cost.usd == pytest.approx(200 * (190 * 1e-6 + reply * 5e-6))
+
+
+@pytest.mark.parametrize("orders", [1, 2])
+def test_a_judging_model_of_the_profile_costs_a_pass_over_each_question(orders, tmp_path):
+    place = "../cpo_suite/world/models/llama"
+    settings = [f"models.llama.pretrained={place}"]
+    settings += [f"judge={{kind: local, model: {place}, orders: {orders}}}"]
+    profile = load_profile("tiny", settings)
+    planner = Suite.stated(profile, Store(tmp_path), tmp_path).cost_model
+    cost = planner.judging(profile.judge, prompts=100, prefix=30, response=50)
+    # 60 tokens of template, the prefix and two responses, three times as fast as in training.
+    assert cost.seconds == pytest.approx(orders * 100 * (60 + 30 + 2 * 50) / (3 * 11000))
+    other = profile.judge.model_copy(update={"model": "org/another"})
+    assert planner.judging(other, prompts=100, prefix=30, response=50) == Cost()
 
 
 def test_what_is_made_costs_nothing_more(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -12,8 +13,9 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -455,6 +457,9 @@ def local_judge() -> LocalJudge:
     return LocalJudge(model.eval(), tokenizer, "local-1", "instructions", batch=3)
 
 
+PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+
+
 def local_pairs(count: int) -> list[Pair]:
     return [
         Pair(one, "x" * index, one.continuation, "A") for index, one in enumerate(examples(count))
@@ -530,6 +535,18 @@ def test_a_lower_minimum_counts_less_likely_labels_and_names_another_judge() -> 
     usual, lower = (judge_identity(one, "articles") for one in settings)
     assert usual == judge_identity(JudgeSettings(kind="local", model="org/judge"), "articles")
     assert usual != lower
+
+
+def test_bf16_gives_nearly_the_same_probabilities_and_names_another_judge(
+    local: LocalJudge,
+) -> None:
+    pairs = local_pairs(7)
+    rounded = dataclasses.replace(local, precision="bf16").probabilities(pairs)
+    exact = local.probabilities(pairs)
+    assert not np.array_equal(rounded, exact)
+    assert rounded == pytest.approx(exact, abs=0.02)  # three digits a logit
+    settings = [JudgeSettings(kind="local", model="org/judge", precision=p) for p in PRECISIONS]
+    assert len({str(judge_identity(one, "articles")) for one in settings}) == 2
 
 
 def test_a_model_that_says_something_else_is_warned_of_once() -> None:

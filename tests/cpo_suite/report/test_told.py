@@ -123,6 +123,18 @@ def test_an_improvement_stands_beside_the_papers() -> None:
     )
 
 
+def test_a_judge_that_people_do_not_confirm_is_said_to_decide_nothing() -> None:
+    judge = {"judge": "local", "agreement": 0.457, "pairs": 999, "beats_longest": False}
+    rules = [{"judge": "longest", "agreement": 0.601}, {"judge": "random", "agreement": 0.446}]
+    third = told.told(claims(), NO_ROWS, NOBODY, judge=[judge, *rules])[2]
+    assert (
+        " (verdicts of a judge that agrees with people on 0.457 of 999 pairs, longest on 0.601 and "
+        "random on 0.446, so they decide nothing)"
+    ) in third
+    believed = told.told(claims(), NO_ROWS, NOBODY, judge=[judge | {"beats_longest": True}])
+    assert believed == told.told(claims(), NO_ROWS, NOBODY)
+
+
 @pytest.mark.parametrize(
     ("verdict", "beginning"),
     [
@@ -194,6 +206,11 @@ def test_the_folder_of_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
         frame.to_csv(tmp_path / f"{name}.csv", index=False, float_format="%.6g")
     told.main([str(tmp_path)])
     assert capsys.readouterr().out.splitlines() == told.told(*frames.values())
+    (tmp_path / "judge_quality.json").write_text(
+        '[{"judge": "local", "agreement": 0.457, "pairs": 999, "beats_longest": false}]'
+    )
+    told.main([str(tmp_path)])
+    assert "agrees with people on 0.457" in capsys.readouterr().out
 
 
 def test_a_folder_without_tables_is_told_as_not_measured(tmp_path: Path) -> None:
