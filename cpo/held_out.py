@@ -1,7 +1,8 @@
-"""Is it learnt? The objective on held-out prompts, at the start, middle and end of a training.
+"""Is it learnt? The objective on held-out prompts, while a training goes on.
 
-A training loss also falls by memorising its negatives. Negatives of prompts that the policy never
-saw tell the two apart.
+A training loss also falls by memorising its examples. Prompts that the policy never saw tell the
+two apart: for a contrast at the start, middle and end, for MLE as often as it takes to stop in
+time.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from transformers import TrainerCallback
 from cpo.engine.files import write_atomically
 from cpo.engine.processes import is_main_process
 from cpo.evaluation.statistics import mean_estimate
-from cpo.scoring import order_by_length
-from cpo.training import OBJECTIVES, TrainingExample, TrainingSettings, collate, reward_means
+from cpo.scoring import collate_groups, order_by_length
+from cpo.training import OBJECTIVES, TrainingExample, TrainingSettings, reward_means
 
 FILE = "held_out.jsonl"
 
 
-class HeldOutContrast(TrainerCallback):
-    """Measures a training's objective on held-out examples, and writes it to `held_out.jsonl`.
+class _Measured(TrainerCallback):
+    """A measurement on held-out examples while a training goes on, written to `held_out.jsonl`.
 
-    One line each for the start, the middle and the end, as from `contrast_on`. Every process scores
-    all examples, so that each part of a sharded model takes part in every forward pass.
+    Every process scores all examples, so that each part of a sharded model takes part in every
+    forward pass, and all decide alike.
     """
 
     def __init__(
@@ -38,21 +39,8 @@ class HeldOutContrast(TrainerCallback):
         self.examples = [examples[row] for row in by_length]
         self.settings, self.output = settings, output
 
-    def on_step_end(
-        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-    ) -> None:
-        if state.global_step not in (max(1, state.max_steps // 2), state.max_steps):
-            return
-        policy_logps, reference_logps, mask = self._scores(model)
-        for step, logps in ((0, reference_logps), (state.global_step, policy_logps)):
-            measured = contrast_on(logps, reference_logps, mask, self.settings)
-            # In the log, so that a checkpoint holds it.
-            state.log_history.append({"step": step, "held_out": measured})
-
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        measured = {
-            line["step"]: line["held_out"] for line in state.log_history if "held_out" in line
-        }
+        measured = measured_so_far(state)
         lines = [
             json.dumps({"step": step} | measured[step], sort_keys=True) + "\n"
             for step in sorted(measured)
@@ -60,22 +48,75 @@ class HeldOutContrast(TrainerCallback):
         if is_main_process():
             write_atomically(self.output / FILE, "".join(lines))
 
+    def add(self, state: Any, step: int, values: dict[str, float]) -> None:
+        """Note a measurement in the log, so that a checkpoint holds it."""
+        state.log_history.append({"step": step, "held_out": values})
+
     @torch.no_grad()
-    def _scores(self, model: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """`policy_logps`, `reference_logps` and `mask` of the examples, `[N, K]`, on the CPU."""
+    def policy_logps(self, model: Any) -> Tensor:
+        """Log-probabilities of the examples' continuations, `[N, K]`, fp32 on the CPU."""
         was_training, device = model.training, next(model.parameters()).device
         model.eval()
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[Tensor] = []
         for start in range(0, len(self.examples), self.settings.micro_batch):
             part = self.examples[start : start + self.settings.micro_batch]
-            inputs = collate([{"example": example, "batch_tokens": 0} for example in part])
-            del inputs["batch_tokens"]
-            reference_logps, mask = inputs.pop("reference_logps"), inputs.pop("mask")
+            inputs = collate_groups([example.group for example in part])
             on_device = {name: value.to(device) for name, value in inputs.items()}
-            parts.append((model(**on_device).float().cpu(), reference_logps, mask))
+            parts.append(model(**on_device).float().cpu())
         model.train(was_training)
-        policy_logps, reference_logps, mask = map(torch.cat, zip(*parts, strict=True))
-        return policy_logps, reference_logps, mask
+        return torch.cat(parts)
+
+
+class HeldOutContrast(_Measured):
+    """Measures a contrastive objective at the start, the middle and the end of a training.
+
+    One line each, as from `contrast_on`.
+    """
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if state.global_step not in (max(1, state.max_steps // 2), state.max_steps):
+            return
+        reference_logps = torch.tensor([list(one.reference_logps) for one in self.examples])
+        mask = torch.tensor([list(one.mask) for one in self.examples])
+        policy_logps = self.policy_logps(model)
+        for step, logps in ((0, reference_logps), (state.global_step, policy_logps)):
+            self.add(state, step, contrast_on(logps, reference_logps, mask, self.settings))
+
+
+class HeldOutLoss(_Measured):
+    """Measures the MLE loss every `every` steps, and ends the training once it has risen.
+
+    One line for each measurement: `loss`, in nats per continuation token.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[TrainingExample],
+        settings: TrainingSettings,
+        output: Path,
+        every: int,
+    ) -> None:
+        super().__init__(examples, settings, output)
+        self.every = every
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if state.global_step % self.every and state.global_step != state.max_steps:
+            return
+        tokens = sum(len(one.group.continuations[0]) for one in self.examples)
+        loss = -float(self.policy_logps(model).double().sum()) / tokens
+        before = [values["loss"] for values in measured_so_far(state).values()]
+        self.add(state, state.global_step, {"loss": loss})
+        if before and loss > min(before):
+            control.should_training_stop = True
+
+
+def measured_so_far(state: Any) -> dict[int, dict[str, float]]:
+    """The measurements in a trainer's log, by step."""
+    return {line["step"]: line["held_out"] for line in state.log_history if "held_out" in line}
 
 
 def contrast_on(

@@ -194,12 +194,15 @@ class Stage(_Settings):
     """One training stage: `steps` global batches of `batch` examples.
 
     The paper's rate is constant; a reference trained from scratch needs a cosine decay.
+    `held_out_every` steps the loss on the validation rows is measured, and the stage ends once it
+    has risen; 0 for never.
     """
 
     steps: Count
     batch: Count
     learning_rate: Positive
     schedule: Literal["constant", "cosine"] = "constant"
+    held_out_every: int = Field(0, ge=0)
 
 
 class ScheduledSampling(_Settings):

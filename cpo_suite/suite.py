@@ -232,15 +232,18 @@ class Suite:
     ) -> Model:
         """The reference: MLE from the base model (2,000 steps in the paper, 1,000 in figure 1)."""
         task: Task = "articles" if which == "articles_reference" else "instructions"
+        stage = getattr(self.profile, which)
+        validation = self.examples(model, "validation", task) if stage.held_out_every else None
         return Model(
             start=self.base_artifact(model),
             examples=self.examples(model, task=task),
+            validation=validation,
             negatives=None,
             objective="mle",
             beta=0.0,
             seed=seed,
             name=f"{which}/{model}",
-            **dict(getattr(self.profile, which)),
+            **dict(stage),
             **dict(self.profile.optimiser),
         )
 
@@ -547,16 +550,13 @@ class Suite:
 
     def history(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
         """The training log, one dict per step; for an ensemble, that of its CPO end."""
-        lines = (
-            (self.store.get(self._trained(row_id, seed)) / "history.jsonl")
-            .read_text("utf-8")
-            .splitlines()
-        )
-        return [json.loads(line) for line in lines]
+        path = self.store.get(self._trained(row_id, seed)) / "history.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
     def held_out(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
         """A row's objective on held-out prompts at the start, middle and end of its training, as
-        `cpo.held_out.contrast_on` with the `step`; empty for rows without negatives."""
+        `cpo.held_out.contrast_on` with the `step`; of a reference that is so stopped, the `loss` as
+        often as it was measured; otherwise empty."""
         path = self.store.get(self._trained(row_id, seed)) / held_out.FILE
         lines = path.read_text("utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from cpo import data
 from cpo.engine import machine
 from cpo.engine.processes import process_count
-from cpo.held_out import HeldOutContrast
+from cpo.held_out import HeldOutContrast, HeldOutLoss
 from cpo.models.folders import dequantise, fetched, gguf_file, load_model
 from cpo.plan import plan_batches
 from cpo.scoring import Group
@@ -72,7 +72,8 @@ class Trained(Loadable, Step):
         **settings: Any,
     ) -> None:
         """Train a model in place and save it. `TrainingSettings` default to the artifact's fields
-        of the same names; `held_out` examples are measured, never trained on."""
+        of the same names; `held_out` examples are measured, never trained on: their contrast, or
+        without negatives their loss `held_out_every` steps."""
         groups = [example.group for example in examples]
         fields = {field.name for field in dataclasses.fields(self)}
         settings = {
@@ -83,7 +84,11 @@ class Trained(Loadable, Step):
             if field.name in fields:
                 settings.setdefault(field.name, getattr(self, field.name))
         chosen, partial = TrainingSettings(**settings), store.partial(self)
-        callbacks = [HeldOutContrast(held_out, chosen, folder)] if held_out else []
+        callbacks: list[TrainerCallback] = []
+        if held_out and (every := getattr(self, "held_out_every", 0)):
+            callbacks = [HeldOutLoss(held_out, chosen, folder, every)]
+        elif held_out:
+            callbacks = [HeldOutContrast(held_out, chosen, folder)]
         train(network, examples, chosen, folder, partial, callbacks)
 
 

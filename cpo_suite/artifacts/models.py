@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
+from cpo.data import TokenizedExample
 from cpo.ensembling import interpolate
 from cpo.scoring import Group
 from cpo.training import RANKED_OBJECTIVES, TrainingExample
@@ -25,7 +26,9 @@ class Model(Trained):
 
     Of each kind in a draw of negatives, which rows share, it takes as many as its `mixture` says.
     It repeats the first `steps_per_pass` batches, by default all, until it has made its steps.
-    `held_out` are negatives of validation prompts, on which its objective is measured.
+    `held_out` are negatives of validation prompts, on which its objective is measured; without
+    negatives, its loss on `validation` is measured every `held_out_every` steps, and the training
+    ends once it has risen.
     """
 
     stage = "model"
@@ -40,6 +43,8 @@ class Model(Trained):
     mixture: dict[str, int] = dataclasses.field(default_factory=dict)
     ranking: str = "minilm"
     held_out: Negatives | None = None
+    validation: Examples | None = None
+    held_out_every: int = 0
     steps_per_pass: int | None = None
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -57,10 +62,10 @@ class Model(Trained):
         objective = self.objective.split(":")[0]
         held_out: Sequence[TrainingExample] = ()
         if self.negatives is None:
-            examples: Sequence[TrainingExample] = [
-                TrainingExample(Group(row.prefix_ids, [row.continuation_ids]))
-                for row in self.examples.planned(self._distinct_steps, self.batch, self.seed)
-            ]
+            planned = self.examples.planned(self._distinct_steps, self.batch, self.seed)
+            examples: Sequence[TrainingExample] = _without_negatives(planned)
+            if self.validation is not None:
+                held_out = _without_negatives(self.validation.rows())
         else:
             ranked = objective in RANKED_OBJECTIVES
             examples = self.contrast_sets(store).training_examples(ranked)
@@ -100,7 +105,15 @@ class Model(Trained):
         seconds = tokens / (speeds.contrast if k > 1 else speeds.training)
         # PSS: sampling passes without gradient, before the training pass.
         seconds += self.sampling_passes * tokens / speeds.scoring
+        if self.held_out_every:
+            times = -(-self.steps // self.held_out_every)
+            rows = costs.prompts(self.examples.task, "validation")
+            seconds += times * rows * (prefix + continuation) / speeds.scoring
         return Cost(seconds + self.steps * speeds.step)
+
+
+def _without_negatives(rows: Sequence[TokenizedExample]) -> list[TrainingExample]:
+    return [TrainingExample(Group(row.prefix_ids, [row.continuation_ids])) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)

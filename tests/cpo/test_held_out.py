@@ -1,7 +1,9 @@
 """The objective on held-out prompts: hand-derived values, and what a training writes."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from models import tiny_model
 from test_training import contrasted, random_groups, settings
 
 from cpo.evaluation.statistics import mean_estimate
-from cpo.held_out import FILE, HeldOutContrast, contrast_on
-from cpo.training import train
+from cpo.held_out import FILE, HeldOutContrast, HeldOutLoss, contrast_on
+from cpo.scoring import Group, score_groups
+from cpo.training import TrainingExample, train
 
 ALL = torch.ones(2, 2, dtype=torch.bool)
 
@@ -71,6 +74,49 @@ def test_a_training_measures_start_middle_and_end(tmp_path, objective):
         # The bootstrap draws prompts by their place.
         tolerance = 0.1 * (end["high"] - end["low"]) if name in ("low", "high") else 1e-4
         assert end[name] == pytest.approx(value, abs=tolerance), name
+
+
+def mle_examples(seed: int, rows: int) -> list[TrainingExample]:
+    return [
+        TrainingExample(Group(group.prefix_ids, group.continuations[:1]))
+        for group in random_groups(rows, 2, seed)
+    ]
+
+
+def mle_losses(output: Path) -> dict[int, float]:
+    lines = map(json.loads, (output / FILE).read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def test_the_loss_of_mle_is_that_of_the_trained_model(tmp_path):
+    model, chosen = tiny_model("llama"), settings("mle", 4)
+    unseen = mle_examples(1, 12)
+    (tmp_path / "out").mkdir()
+    callback = HeldOutLoss(unseen, chosen, tmp_path / "out", every=3)
+    train(model, mle_examples(0, 32), chosen, tmp_path / "out", tmp_path / "part", [callback])
+    losses = mle_losses(tmp_path / "out")
+    assert [*losses] == [3, 4]  # every third step, and the last
+    scores = score_groups(model, [one.group for one in unseen], "fp32", 4, "scoring")
+    tokens = sum(len(one.group.continuations[0]) for one in unseen)
+    assert losses[4] == pytest.approx(-float(scores.sum()) / tokens, abs=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "ends"), [(1.0, True), (1e-6, False)])
+def test_mle_ends_once_its_held_out_loss_has_risen(tmp_path, rate, ends):
+    model = tiny_model("gpt2")
+    chosen = dataclasses.replace(settings("mle", 8), learning_rate=rate)
+    (tmp_path / "out").mkdir()
+    # A rate of 1 ruins the model at once; at 1e-6 the loss on the examples trained on only falls.
+    seen = mle_examples(0, 64)
+    callback = HeldOutLoss(seen, chosen, tmp_path / "out", every=1)
+    history = train(model, seen, chosen, tmp_path / "out", tmp_path / "part", [callback])
+    losses = [*mle_losses(tmp_path / "out").values()]
+    assert len(losses) == len(history)
+    if ends:
+        assert len(losses) < 8
+        assert losses[-1] > min(losses[:-1]) and losses[:-1] == sorted(losses[:-1], reverse=True)
+    else:
+        assert len(losses) == 8
 
 
 def test_measuring_changes_no_weight(tmp_path):
