@@ -17,6 +17,7 @@ import time
 import timeit
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,17 @@ from cpo_suite.estimate import CHARACTERS_A_TOKEN, Speeds
 from cpo_suite.paper import ModelName
 from cpo_suite.profile import ModelSettings, Profile
 
-VERSION = 2  # raised when the measurement changes
+VERSION = 3  # raised when the measurement changes
 LARGEST = 3e8  # parameters; measuring a larger model takes too long
 SMALL = 2e7  # parameters
 # Tokens of a timed step or scoring pass: of a small model, and of a larger one, which needs fewer.
-# Larger batches are cut.
+# Larger batches are cut. Few rows of any length are mostly padding, unlike a batch sorted by
+# length; a larger model is therefore timed on rows of nearly one length, the mean.
 LARGEST_STEP, LARGEST_STEP_OF_LARGE = 4096, 512
 STEPS = 4  # per kind of training: the first warms up, the median of the rest counts
 DECODED_ROWS, DECODED_STEPS = 128, 8
+# Of a larger model: its batch matters more, and a pass over long prompts takes too long.
+DECODED_ROWS_OF_LARGE, PROMPT_OF_LARGE = 384, 8
 TEXTS = 96  # for the encoder
 BLOCK = 128  # tokens, where no model is pretrained
 END = 0  # EOS id, which occurs in no prompt
@@ -110,6 +114,7 @@ class _Shapes:
     pairs: int  # rows per global batch of MLE
     contrasts: int  # the same for CPO
     block: int
+    decoded: int  # prompts decoded together
 
     @classmethod
     def of(cls, profile: Profile, corpora: Corpora) -> _Shapes:
@@ -133,6 +138,7 @@ class _Shapes:
             profile.reference.batch,
             profile.continuation.batch,
             max(blocks, default=BLOCK),
+            profile.generation_batch,
         )
 
 
@@ -170,7 +176,8 @@ def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
     """Time every kind of work with a randomly initialised model of this configuration."""
     network, vocabulary = _random_model(model)
     draw = random.Random(0)
-    most = LARGEST_STEP if model.parameters <= SMALL else LARGEST_STEP_OF_LARGE
+    large = model.parameters > SMALL
+    most = LARGEST_STEP_OF_LARGE if large else LARGEST_STEP
 
     def row(length: int) -> list[int]:
         return [draw.randrange(1, vocabulary) for _ in range(length)]
@@ -183,6 +190,9 @@ def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
         mean = sum(prefix + k * continuation for prefix, continuation in lengths) / len(lengths)
         count = max(1, min(batch, round(most / mean)))
         rows = draw.choices(lengths, k=STEPS * count)
+        if large:
+            by_length = sorted(lengths, key=lambda one: abs(one[0] + k * one[1] - mean))
+            rows = list(islice(cycle(by_length), STEPS * count))
         groups = [Group(row(prefix), [row(length) for _ in range(k)]) for prefix, length in rows]
         return [groups[start : start + count] for start in range(0, len(groups), count)]
 
@@ -206,7 +216,9 @@ def _measure(model: ModelSettings, shapes: _Shapes) -> Speeds:
             scorer(**collated).cpu()
 
     scoring = timeit.timeit(score, timer=_clock, number=STEPS - 1) / (STEPS - 1)
-    prompts = [row(length) for length in shapes.prefixes]
+    kept, count = (PROMPT_OF_LARGE, DECODED_ROWS_OF_LARGE) if large else (None, DECODED_ROWS)
+    drawn = [row(length)[:kept] for length in shapes.prefixes[:count]]
+    prompts = list(islice(cycle(drawn), min(shapes.decoded, count)))
     return Speeds(
         training=rate(pairs, training(pairs, "mle")),
         packing=rate(packed, training(packed, "mle", fp32_head=False)),
@@ -274,15 +286,14 @@ def _step_seconds(
 
 def _decoding(network: Any, prompts: list[list[int]], precision: str, **decoding: Any) -> float:
     """New tokens per second in a batch without EOS, excluding the pass over the prompts."""
-    rows = [prompts[row % len(prompts)] for row in range(DECODED_ROWS)]
 
     def decode(tokens: int) -> None:
         generate(
             network,
-            rows,
+            prompts,
             eos_token_id=END,
             max_new_tokens=tokens,
-            batch=len(rows),
+            batch=len(prompts),
             precision=precision,
             description="timing this machine",
             **decoding,
@@ -290,7 +301,7 @@ def _decoding(network: Any, prompts: list[list[int]], precision: str, **decoding
 
     decode(2)
     few, many = (_fastest(partial(decode, tokens)) for tokens in (2, 2 + DECODED_STEPS))
-    return len(rows) * DECODED_STEPS / (many - few)
+    return len(prompts) * DECODED_STEPS / (many - few)
 
 
 def _embedding(characters: int, precision: str) -> float:
