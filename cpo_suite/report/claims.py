@@ -21,6 +21,7 @@ import pandas as pd
 from cpo.evaluation.seeds import standard_error
 from cpo.evaluation.statistics import Array, MetricError, holm_levels, resamples
 from cpo_suite.paper import ROWS, Comparison, Relation, continued_mle
+from cpo_suite.report.names import comparison_name
 from cpo_suite.suite import Suite
 
 ClaimVerdict = Literal["holds", "fails", "undecided", "uninformative", "not run"]
@@ -89,7 +90,7 @@ class Outcome:
         return not self.low <= self.paper_effect <= self.high
 
     def __str__(self) -> str:
-        text = f"{self.comparison}: {self.verdict}"
+        text = f"{comparison_name(self.comparison)}: {self.verdict}"
         if math.isfinite(self.effect):
             text += f" {self.effect:+.3f}"
         if math.isfinite(self.low):

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from cpo_suite.paper import DECODINGS, ROWS, continued_mle
 from cpo_suite.report.claims import MARGIN, Outcome
 from cpo_suite.report.head_to_head import against_mle
+from cpo_suite.report.names import MODELS, comparison_name, row_name
 
 # Okabe and Ito's palette: told apart with any colour vision. Their yellow is too light for lines.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
@@ -112,7 +113,8 @@ def alpha_figure(frame: pd.DataFrame, measure: str = "win_rate", label: str = ""
             mle = chosen[chosen["row"].isin(ends)].assign(alpha=1.0)
             _alpha_panel(axes, line, mle, value)
             if len(tables) > 1:
-                axes.set_title(f"table {name[1:]}, {ROWS[line['row'].iloc[0]].model}", loc="left")
+                model = MODELS[ROWS[line["row"].iloc[0]].model]
+                axes.set_title(f"table {name[1:]}, {model}", loc="left")
         grid[0, 0].set_ylabel(label or measure.replace("_", " "))
         figure.supxlabel("alpha (0: CPO, 1: continued MLE)", fontsize=8)
         _common_legend(figure, "outside upper center", 3)
@@ -152,7 +154,7 @@ def head_to_head(measures: pd.DataFrame) -> Figure:
             look = WHISKERS | look | {"label": outcome, "markersize": 3.5}
             axes.errorbar(rows["value"], rows.index, xerr=_spread(rows, "value"), **look)
         axes.axvline(0.5, color=BLACK, lw=0.8)
-        axes.set_yticks(lines.index, lines["row"], fontsize=6.5)
+        axes.set_yticks(lines.index, lines["row"].map(row_name), fontsize=6.5)
         axes.set(ylim=(max(1, len(lines)) - 0.5, -0.5))
         axes.set_xlabel("win rate against continued MLE, head to head")
         if lines.empty:
@@ -204,7 +206,8 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
         for margin in (-MARGIN, MARGIN):
             axes.axvline(margin, color="#999999", lw=0.6, ls=":")
         numbers = frame["claim"].map("{}   ".format).where(begins, "")
-        axes.set_yticks(frame.index, numbers + frame["comparison"], fontsize=6.5)
+        named = frame["comparison"].map(comparison_name)
+        axes.set_yticks(frame.index, numbers + named, fontsize=6.5)
         axes.set(ylim=(len(frame) - 0.5, -0.5))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)

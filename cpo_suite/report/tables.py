@@ -24,6 +24,7 @@ from cpo.evaluation.statistics import (
 from cpo_suite.paper import Row
 from cpo_suite.profile import Profile
 from cpo_suite.report.captions import caption
+from cpo_suite.report.names import comparison_name, row_name
 from cpo_suite.suite import Suite
 
 TABLE_COUNTS = ("seeds", "n", "valid", "invalid", "ties")
@@ -287,8 +288,11 @@ def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as text: intervals in one column, empty columns left out."""
+    """The table as text: rows by name, intervals in one column, empty columns left out."""
     frame = frame.copy()
+    for column, name_of in (("row", row_name), ("comparison", comparison_name)):
+        if column in frame:
+            frame[column] = frame[column].map(name_of, na_action="ignore")
     if "alpha" in frame:
         frame["alpha"] = frame["alpha"].map("{:g}".format, na_action="ignore").astype(object)
     if LENGTH_CONTROLLED[0] in frame:

@@ -19,6 +19,7 @@ from cpo_suite.artifacts.judge_quality import BASELINES
 from cpo_suite.profile import ROOT
 from cpo_suite.report.claims import CLAIM_COLUMNS
 from cpo_suite.report.head_to_head import against_mle
+from cpo_suite.report.names import comparison_name, row_name
 from cpo_suite.report.paired_measures import AGAINST_COLUMNS
 from cpo_suite.report.tables import LEARNT_COLUMNS, MEASURE_COLUMNS, QUALITY_FILE
 
@@ -95,7 +96,7 @@ def _is_learnt(ends: pd.DataFrame) -> str:
     if learnt.any():
         each = f" with each of {seeds} seeds" if seeds > 1 else ""
         text += f": on held-out prompts their loss ends below its start{each}"
-    failed = [f"{row} ({change:+.2f})" for row, change in ends["change"][~learnt].items()]
+    failed = [f"{_row(row)} ({change:+.2f})" for row, change in ends["change"][~learnt].items()]
     return f"{text}{f'; that is not shown for {_and(failed)}' if failed else ''}."
 
 
@@ -110,9 +111,9 @@ def _what_is_learnt(ends: pd.DataFrame) -> str:
         return (
             f"Nothing is learnt that held-out prompts show: {gained} on {_percent(most)} at most."
         )
-    shares = f"on {_percent(accuracy.max())} of held-out prompts for {accuracy.idxmax()}"
+    shares = f"on {_percent(accuracy.max())} of held-out prompts for {_row(accuracy.idxmax())}"
     if accuracy.nunique() > 1:
-        least = f"{_percent(accuracy.min())} for {accuracy.idxmin()}"
+        least = f"{_percent(accuracy.min())} for {_row(accuracy.idxmin())}"
         shares += f", the most, and on {least}, the least"
     return f"What is learnt is to tell the response from its negatives: {gained} {shares}."
 
@@ -131,7 +132,7 @@ def _improvement(compared: pd.DataFrame, models: pd.DataFrame) -> str:
         if worse:
             text = f"Answers are worse than those of continued MLE in {worse} {of}"
             text += f" and better in {better}" if better else ""
-        text += f": {'; '.join(f'{line.comparison} {_effect(line)}' for line in _lines(run))}"
+        text += f": {'; '.join(_compared(line) for line in _lines(run))}"
     if models.empty:
         return f"{text}; no judge compared the two head to head"
     outcomes = models["outcome"].value_counts()
@@ -205,11 +206,11 @@ def _reason(compared: pd.DataFrame, models: pd.DataFrame, improved: bool) -> str
             "holds": f"Ranking is {subject}",
             "fails": f"Ranking is not {subject}, it does harm",
         }.get(line.verdict, f"Whether ranking is {subject} {GAIN[line.verdict]}".rstrip(","))
-        text += f": {line.comparison} {_effect(line)}"
+        text += f": {_compared(line)}"
     if {RANKED, CONTROL} <= set(models.index):
         control, ranked = (_rate(models.loc[row]) for row in (CONTROL, RANKED))
         text += f"; head to head against continued MLE, the row wins {ranked}, "
-        text += f"with a perfect ranking, the control {CONTROL}, {control}"
+        text += f"with a perfect ranking, the control, {control}"
     return f"{text}."
 
 
@@ -218,6 +219,14 @@ def _reason(compared: pd.DataFrame, models: pd.DataFrame, improved: bool) -> str
 
 def _lines(frame: pd.DataFrame) -> list[Any]:
     return list(frame.itertuples(index=False))
+
+
+def _row(row_id: Any) -> str:
+    return row_name(str(row_id))
+
+
+def _compared(line: Any) -> str:
+    return f"{comparison_name(line.comparison)} {_effect(line)}"
 
 
 def _effect(line: Any) -> str:

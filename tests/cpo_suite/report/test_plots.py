@@ -107,8 +107,9 @@ def test_claims_figure_has_a_line_for_every_comparison() -> None:
     axes = only_axes(plots.claims_figure(outcomes))
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [
-        "1   t1/ANR > t1/MLE", "t2/ANR > t2/MLE1", "2   no comparison named",
-        "9   overhead t2/MixNR/0", "12   t2/ANR > x/small/ANR", "13   t3/BNR > t3/MLE",
+        "1   GPT-2: AN ranked > MLE", "Llama: AN ranked > MLE1", "2   no comparison named",
+        "9   Llama: overhead of MixN ranked", "12   Llama AN ranked > small Llama AN ranked",
+        "13   Llama, articles: BN ranked > MLE",
     ]  # fmt: skip
     drawn = [one.lines for one in axes.containers if len(one.lines[0].get_xdata())]
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line, _, _ in drawn]
@@ -131,7 +132,9 @@ def test_head_to_head_has_a_line_for_every_model() -> None:
         columns=tables.MEASURE_COLUMNS,
     )
     axes = only_axes(plots.head_to_head(measures))
-    assert [label.get_text() for label in axes.get_yticklabels()] == [row for row, *_ in lines]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "GPT-2, AN ranked", "Llama, AN unranked", "Llama, AN ranked",
+    ]  # fmt: skip
     assert axes.get_legend_handles_labels()[1] == ["above", "below", "undecided"]
     points = [one.lines[0].get_xdata().tolist() for one in axes.containers]
     assert points == [[0.55], [0.45], [0.51]]
@@ -156,7 +159,7 @@ def test_alpha_figure_of_several_tables_is_no_wider_than_a_page(profile: Profile
     figure = plots.alpha_figure(every)
     assert figure.get_figwidth() == plots.PAGE  # wider, and print would shrink its text
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["table 1, gpt2", "table 2, llama", "table 3, llama"]
+    assert titles == ["table 1, GPT-2", "table 2, Llama", "table 3, Llama"]
     (legend,) = figure.legends  # one for all panels
     assert {text.get_text() for text in legend.get_texts()} == {"ours", "paper", "MLE continued"}
 

@@ -86,27 +86,27 @@ def test_overlap_and_repetition_are_told_where_they_were_measured() -> None:
 
 
 def test_what_is_learnt_is_of_held_out_prompts() -> None:
-    frame = learnt(ANR=(0.3, -0.5), AN=(0.05, 0.2), MixNR=(0.7, -1.0))
+    frame = learnt(ANR=(0.3, -0.5), AN=(0.05, 0.2), **{"MixNR/0": (0.7, -1.0)})
     first, second, *_ = told.told(claims(), frame, NOBODY)
     assert first == (
         "The contrast is learnt by 2 of 3 contrastive rows: on held-out prompts their loss ends "
-        "below its start; that is not shown for t2/AN (+0.20)."
+        "below its start; that is not shown for Llama, AN unranked (+0.20)."
     )
     # The best and the least of those that are learnt.
-    assert "on 70 % of held-out prompts for t2/MixNR, the most, and on 30 % for t2/ANR" in second
+    assert "for Llama, MixN ranked, the most, and on 30 % for Llama, AN ranked, the least" in second
     first, second, *_ = told.told(claims(), learnt(seeds=3, ANR=(0.3, -0.5)), NOBODY)
     assert first == (
         "The contrast is learnt by 1 of 1 contrastive rows: on held-out prompts their loss ends "
         "below its start with each of 3 seeds."
     )
-    assert second.endswith("on 30 % of held-out prompts for t2/ANR.")
+    assert second.endswith("on 30 % of held-out prompts for Llama, AN ranked.")
 
 
 def test_nothing_learnt_is_said() -> None:
     first, second, *_ = told.told(claims(), learnt(ANR=(0.08, -0.01), AN=(0.05, 0.2)), NOBODY)
     assert first == (
-        "The contrast is learnt by none of 2 contrastive rows; that is not shown for t2/ANR "
-        "(-0.01) and t2/AN (+0.20)."
+        "The contrast is learnt by none of 2 contrastive rows; that is not shown for Llama, "
+        "AN ranked (-0.01) and Llama, AN unranked (+0.20)."
     )
     assert second.startswith("Nothing is learnt") and second.endswith("on 8 % at most.")
 
@@ -116,10 +116,10 @@ def test_an_improvement_stands_beside_the_papers() -> None:
     third = told.told(claims("holds", effect=0.069), NO_ROWS, models)[2]
     # 0.069 of 0.643 - 0.505 = 0.138, which lies above 0.089; 0 is no share of 0.035.
     assert third == (
-        "Answers are better than those of continued MLE in 1 of 2 comparisons: t1/ANR > t1/MLE "
-        "+0.000 [-0.020, +0.020], against the paper's +0.035, outside the interval; t2/ANR > "
-        "t2/MLE1 +0.069 [+0.049, +0.089], 50 % of the paper's +0.138, outside the interval; head "
-        "to head, 1 of 4 models beat it, 1 lose to it and 2 are undecided."
+        "Answers are better than those of continued MLE in 1 of 2 comparisons: GPT-2: AN ranked > "
+        "MLE +0.000 [-0.020, +0.020], against the paper's +0.035, outside the interval; Llama: "
+        "AN ranked > MLE1 +0.069 [+0.049, +0.089], 50 % of the paper's +0.138, outside the "
+        "interval; head to head, 1 of 4 models beat it, 1 lose to it and 2 are undecided."
     )
 
 
@@ -152,7 +152,7 @@ def test_a_result_against_cpo_or_none_is_said(verdict: ClaimVerdict, beginning: 
 
 def test_a_floor_says_nothing_about_the_papers_effect() -> None:
     third = told.told(claims("uninformative", effect=0.0), NO_ROWS, NOBODY)[2]
-    assert "t2/ANR > t2/MLE1 +0.000 [-0.020, +0.020]; no judge" in third
+    assert "Llama: AN ranked > MLE1 +0.000 [-0.020, +0.020]; no judge" in third
 
 
 def test_decodings_are_sorted_by_their_verdict() -> None:
@@ -170,7 +170,11 @@ def test_decodings_are_sorted_by_their_verdict() -> None:
 @pytest.mark.parametrize(
     ("verdict", "beginning"),
     [
-        ("holds", "Ranking is the reason: t2/ANR > t2/AN +0.083 [+0.063, +0.103], 100 % of"),
+        (
+            "holds",
+            "Ranking is the reason: Llama: AN ranked > AN unranked +0.083 [+0.063, +0.103], "
+            "100 % of",
+        ),
         ("fails", "Ranking is not the reason, it does harm: "),
         ("undecided", "Whether ranking is the reason is undecided: "),
         ("uninformative", "Whether ranking is the reason cannot be told, since every row"),
@@ -193,7 +197,7 @@ def test_the_control_stands_beside_the_ranking() -> None:
     fifth = told.told(claims(), NO_ROWS, models)[4]
     assert fifth.endswith(
         "; head to head against continued MLE, the row wins 0.520 [0.500, 0.540], with a perfect "
-        "ranking, the control x/ANR-oracle, 0.560 [0.540, 0.580]."
+        "ranking, the control, 0.560 [0.540, 0.580]."
     )
 
 
