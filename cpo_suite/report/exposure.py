@@ -22,6 +22,7 @@ from cpo.evaluation.exposure_bias import (
 from cpo.evaluation.statistics import Estimate, MetricError
 from cpo_suite.paper import EXPOSURE_ROWS
 from cpo_suite.report import plots
+from cpo_suite.report.names import row_name
 from cpo_suite.suite import Suite
 
 EXPOSURE_COLUMNS = [
@@ -118,7 +119,7 @@ def _sentences(growth: pd.DataFrame) -> Iterator[str]:
     }
     for row_id, lines in growth.groupby("row", sort=False):
         parts: Any = lines.itertuples()
-        yield f"{row_id}: " + "; ".join(
+        yield f"{row_name(str(row_id))}: " + "; ".join(
             f"{words[one.measure]} {one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
             for one in parts
         )
@@ -134,11 +135,11 @@ def exposure_figure(frame: pd.DataFrame) -> Figure:
             # Side by side, so that intervals do not hide each other.
             x = line["n"] + 0.08 * (place - (len(rows) - 1) / 2)
             spread = [line["gap"] - line["low"], line["high"] - line["gap"]]
-            look = plots.WHISKERS | {"fmt": "o-", "markersize": 3, "label": row_id}
+            look = plots.WHISKERS | {"fmt": "o-", "markersize": 3, "label": row_name(row_id)}
             axes.errorbar(x, line["gap"], spread, **look)
         axes.axhline(0, color=plots.BLACK, lw=0.8)
         axes.set_xticks(sorted(set(frame["n"])))
         axes.set_xlabel("sentence n")
         axes.set_ylabel("exposure gap (grade)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
     return figure
