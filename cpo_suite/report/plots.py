@@ -271,7 +271,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
                 step, values = frame["step"], frame[column]
                 mean = values.rolling(max(1, len(values) // 20), min_periods=1).mean()
                 axes.plot(step, values, color=colour, alpha=0.25, lw=0.6)
-                axes.plot(step, mean, dashes, color=colour, label=name)
+                axes.plot(step, mean, dashes, color=colour, label=row_name(name))
             axes.set_title(title, loc="left")
             axes.set_xlabel("step")
         _common_legend(figure, "outside lower center", 4)

@@ -12,6 +12,7 @@ import pytest
 from cpo.evaluation.exposure_bias import SentenceGrades
 from cpo_suite.profile import load_profile
 from cpo_suite.report import exposure
+from cpo_suite.report.names import row_name
 
 matplotlib.use("agg")
 
@@ -55,7 +56,7 @@ def test_predictions_stand_beside_what_was_measured(measured):
     assert values["t2/ANR", "mean_gap_minus_mle"] == pytest.approx(-0.05, abs=0.01)
     words = exposure.exposure_in_words(frame)
     assert words.startswith("Of 6 predictions: 3 as predicted, 1 the other way, 2 undecided.")
-    assert "t2/MLE1: mean gap +0.1" in words
+    assert "Llama, MLE1: mean gap +0.1" in words
 
 
 def test_the_table_has_a_line_for_each_row_and_sentence(measured):
@@ -78,7 +79,7 @@ def test_without_examples_it_says_so():
 def test_the_figure_draws_every_gap(measured):
     frame = exposure.exposure_frame(measured, "instructions")
     [axes] = exposure.exposure_figure(frame).axes
-    assert axes.get_legend_handles_labels()[1] == list(measured)
+    assert axes.get_legend_handles_labels()[1] == [row_name(row) for row in measured]
     drawn = axes.containers[1].lines[0]
     x, y = (np.asarray(data, dtype=float) for data in drawn.get_data())
     np.testing.assert_allclose(y, frame[frame["row"] == "t2/MLE1"]["gap"])
