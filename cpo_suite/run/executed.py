@@ -45,10 +45,12 @@ def failure_in(notebook: NotebookNode) -> str:
 
 
 def make_portable(notebook: NotebookNode) -> None:
-    """Tidy streams, drop widgets that need a kernel, and remove or shorten paths of this machine.
+    """Leave one parameters cell, with the values that ran; tidy streams, drop widgets that need a
+    kernel, and remove or shorten paths of this machine.
 
     Changes the notebook in place.
     """
+    _fold_injected_parameters(notebook)
     for name in ("input_path", "output_path"):
         notebook.metadata.get("papermill", {}).pop(name, None)
     notebook.metadata.pop("widgets", None)
@@ -57,6 +59,23 @@ def make_portable(notebook: NotebookNode) -> None:
             _tidy_streams(cell)
             _drop_widget_views(cell)
     notebook.update(without_machine_paths({"cells": notebook.cells, "metadata": notebook.metadata}))
+
+
+def _fold_injected_parameters(notebook: NotebookNode) -> None:
+    """Put the values of papermill's injected cell into the parameters cell, and drop the former."""
+    tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
+    injected, parameters = tagged.get("injected-parameters"), tagged.get("parameters")
+    if injected is None or parameters is None:
+        return
+    values = dict(re.findall(r"^(\w+) = (.*)$", injected.source, re.MULTILINE))
+    lines = parameters.source.splitlines()
+    for place, line in enumerate(lines):
+        name, assigned, _ = line.partition(" = ")
+        if assigned and name in values:
+            lines[place] = f"{name} = {values.pop(name)}"
+    if not values:  # a list over several lines, or a name of one's own, stays where it is
+        parameters.source = "\n".join(lines)
+        notebook.cells.remove(injected)
 
 
 def _tidy_streams(cell: NotebookNode) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -543,6 +544,39 @@ def test_streams_are_joined_and_redrawn_lines_leave_no_debris():
         (None, None),
         ("stderr", "UserWarning: a real one\n"),
     ]
+
+
+def tagged_cell(source: str, tag: str) -> Any:
+    return nbformat.v4.new_code_cell(source, metadata={"tags": [tag]})
+
+
+@pytest.mark.parametrize(
+    ("injected", "sources"),
+    [
+        (
+            '# Parameters\nprofile = "tiny"\noutput = "figures/tiny"\n',
+            ['# profile: smoke, tiny\nprofile = "tiny"\noutput = "figures/tiny"', "f()"],
+        ),
+        # A name that the notebook does not have must not be lost.
+        (
+            '# Parameters\nprofile = "tiny"\nother = 1\n',
+            [
+                '# profile: smoke, tiny\nprofile = "smoke"\noutput = ""',
+                '# Parameters\nprofile = "tiny"\nother = 1\n',
+                "f()",
+            ],
+        ),
+    ],
+)
+def test_an_executed_copy_has_one_parameters_cell_with_the_values_that_ran(injected, sources):
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        tagged_cell('# profile: smoke, tiny\nprofile = "smoke"\noutput = ""', "parameters"),
+        tagged_cell(injected, "injected-parameters"),
+        nbformat.v4.new_code_cell("f()"),
+    ]
+    make_portable(notebook)
+    assert [cell.source for cell in notebook.cells] == sources
 
 
 def test_no_path_of_this_machine_stays(tmp_path, monkeypatch):
