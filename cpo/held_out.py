@@ -7,7 +7,7 @@ saw tell the two apart.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from transformers import TrainerCallback
 from cpo.engine.files import write_atomically
 from cpo.engine.processes import is_main_process
 from cpo.evaluation.statistics import mean_estimate
+from cpo.objectives import EXTRA_INPUTS, objective_with
 from cpo.scoring import order_by_length
-from cpo.training import OBJECTIVES, TrainingExample, TrainingSettings, collate, reward_means
+from cpo.training import TrainingExample, TrainingSettings, collate, reward_means
 
 FILE = "held_out.jsonl"
 
@@ -43,9 +44,9 @@ class HeldOutContrast(TrainerCallback):
     ) -> None:
         if state.global_step not in (max(1, state.max_steps // 2), state.max_steps):
             return
-        policy_logps, reference_logps, mask = self._scores(model)
+        policy_logps, reference_logps, mask, extras = self._scores(model)
         for step, logps in ((0, reference_logps), (state.global_step, policy_logps)):
-            measured = contrast_on(logps, reference_logps, mask, self.settings)
+            measured = contrast_on(logps, reference_logps, mask, self.settings, extras)
             # In the log, so that a checkpoint holds it.
             state.log_history.append({"step": step, "held_out": measured})
 
@@ -61,43 +62,53 @@ class HeldOutContrast(TrainerCallback):
             write_atomically(self.output / FILE, "".join(lines))
 
     @torch.no_grad()
-    def _scores(self, model: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """`policy_logps`, `reference_logps` and `mask` of the examples, `[N, K]`, on the CPU."""
+    def _scores(self, model: Any) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """`policy_logps`, `reference_logps`, `mask` and extra inputs of the examples, `[N, K]`, on
+        the CPU."""
         was_training, device = model.training, next(model.parameters()).device
         model.eval()
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[dict[str, Tensor]] = []
         for start in range(0, len(self.examples), self.settings.micro_batch):
             part = self.examples[start : start + self.settings.micro_batch]
             inputs = collate([{"example": example, "batch_tokens": 0} for example in part])
             del inputs["batch_tokens"]
-            reference_logps, mask = inputs.pop("reference_logps"), inputs.pop("mask")
+            names = [name for name in ("reference_logps", "mask", *EXTRA_INPUTS) if name in inputs]
+            kept = {name: inputs.pop(name) for name in names}
             on_device = {name: value.to(device) for name, value in inputs.items()}
-            parts.append((model(**on_device).float().cpu(), reference_logps, mask))
+            parts.append({"policy_logps": model(**on_device).float().cpu(), **kept})
         model.train(was_training)
-        policy_logps, reference_logps, mask = map(torch.cat, zip(*parts, strict=True))
-        return policy_logps, reference_logps, mask
+        of_all = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        logps = of_all.pop("policy_logps"), of_all.pop("reference_logps")
+        return *logps, of_all.pop("mask"), of_all
 
 
 def contrast_on(
-    policy_logps: Tensor, reference_logps: Tensor, mask: Tensor, settings: TrainingSettings
+    policy_logps: Tensor,
+    reference_logps: Tensor,
+    mask: Tensor,
+    settings: TrainingSettings,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """The objective over N prompts, and its change from the policy that equals its reference.
 
     Args:
         policy_logps, reference_logps: `[N, K]`, in the column order of the objective.
         mask: `[N, K]` bool.
+        extras: `[N, K]` by name, the inputs that the objective takes besides.
 
     Returns:
         `contrast_loss`, a mean in nats; `accuracy`, the share of prompts whose ground truth has the
         highest reward; `change` of the loss, with its 95 % interval over prompts, `low` and `high`.
     """
-    objective, beta = OBJECTIVES[settings.objective], settings.beta
+    beta = settings.beta
+
+    def loss(logps: Tensor, row: slice) -> Tensor:
+        of_row = {name: value[row] for name, value in (extras or {}).items()}
+        objective = objective_with(settings.objective, of_row)
+        return objective(logps[row], reference_logps[row], beta, mask[row])
 
     def losses(logps: Tensor) -> Tensor:
-        rows = zip(logps.split(1), reference_logps.split(1), mask.split(1), strict=True)
-        return torch.stack(
-            [objective(row, reference, beta, usable) for row, reference, usable in rows]
-        )
+        return torch.stack([loss(logps, slice(row, row + 1)) for row in range(len(logps))])
 
     at_policy = losses(policy_logps)
     change = at_policy - losses(reference_logps)

@@ -122,7 +122,7 @@ def exo_loss(
     mean_j [q_j log(q_j / p) + (1 - q_j) log((1 - q_j) / (1 - p))].
 
     Args:
-        label_smoothing: epsilon; 0.001 as in TRL.
+        label_smoothing: epsilon; 0.001 as the paper recommends.
 
     Raises:
         ValueError: also if label_smoothing is not in (0, 0.5).

@@ -90,7 +90,7 @@ def brio_loss(
         likelihood_weight: factor of -l_1.
     """
     _, usable = masked_rewards(policy_logps, None, beta, mask)
-    place = usable.cumsum(-1)
+    place = usable.cumsum(-1).to(policy_logps.dtype)
     wanted = margin * (place[:, None, :] - place[:, :, None])  # (j - i) margin at [i, j]
     scored = mean_token_logps(policy_logps, lengths, usable, exponent)
     contrast = _sum_over_ranked_pairs(scored, usable, wanted)
