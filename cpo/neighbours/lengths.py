@@ -81,7 +81,8 @@ def brio_loss(
     -l_1 + beta sum_{i<j} max(0, f_j - f_i + (j - i) margin), with
     f_j = log pi_theta(y_j | x) / |y_j|^exponent.
 
-    i and j count usable columns. The paper smooths the labels of its likelihood; this does not.
+    i and j count usable columns. The sum is the paper's; its authors' code averages pairs of equal
+    distance j - i, and smooths the labels of the likelihood, which this does not.
 
     Args:
         policy_logps: the columns in the order tau, best first.
