@@ -35,7 +35,7 @@ BUDGETS = {
 FLOORS = [
     line.split()
     for line in """\
-cpo.losses cpo.plan cpo.registry
+cpo.losses cpo.neighbours cpo.objectives cpo.plan cpo.registry
 cpo.engine cpo.data cpo.models
 cpo.scoring
 cpo.sentence_encoder

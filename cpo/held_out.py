@@ -8,7 +8,7 @@ time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from transformers import TrainerCallback
 from cpo.engine.files import write_atomically
 from cpo.engine.processes import is_main_process
 from cpo.evaluation.statistics import mean_estimate
+from cpo.objectives import objective_with
 from cpo.scoring import collate_groups, order_by_length
-from cpo.training import OBJECTIVES, TrainingExample, TrainingSettings, reward_means
+from cpo.training import TrainingExample, TrainingSettings, reward_means
 
 FILE = "held_out.jsonl"
 
@@ -80,9 +81,17 @@ class HeldOutContrast(_Measured):
             return
         reference_logps = torch.tensor([list(one.reference_logps) for one in self.examples])
         mask = torch.tensor([list(one.mask) for one in self.examples])
+        extras = {
+            "lengths": torch.tensor(
+                [[len(ids) for ids in one.group.continuations] for one in self.examples]
+            )
+        }
+        if self.examples[0].scores:
+            extras["scores"] = torch.tensor([list(one.scores) for one in self.examples])
         policy_logps = self.policy_logps(model)
         for step, logps in ((0, reference_logps), (state.global_step, policy_logps)):
-            self.add(state, step, contrast_on(logps, reference_logps, mask, self.settings))
+            measured = contrast_on(logps, reference_logps, mask, self.settings, extras)
+            self.add(state, step, measured)
 
 
 class HeldOutLoss(_Measured):
@@ -120,25 +129,32 @@ def measured_so_far(state: Any) -> dict[int, dict[str, float]]:
 
 
 def contrast_on(
-    policy_logps: Tensor, reference_logps: Tensor, mask: Tensor, settings: TrainingSettings
+    policy_logps: Tensor,
+    reference_logps: Tensor,
+    mask: Tensor,
+    settings: TrainingSettings,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """The objective over N prompts, and its change from the policy that equals its reference.
 
     Args:
         policy_logps, reference_logps: `[N, K]`, in the column order of the objective.
         mask: `[N, K]` bool.
+        extras: `[N, K]` by name, the inputs that the objective takes besides.
 
     Returns:
         `contrast_loss`, a mean in nats; `accuracy`, the share of prompts whose ground truth has the
         highest reward; `change` of the loss, with its 95 % interval over prompts, `low` and `high`.
     """
-    objective, beta = OBJECTIVES[settings.objective], settings.beta
+    beta = settings.beta
+
+    def loss(logps: Tensor, row: slice) -> Tensor:
+        of_row = {name: value[row] for name, value in (extras or {}).items()}
+        objective = objective_with(settings.objective, of_row)
+        return objective(logps[row], reference_logps[row], beta, mask[row])
 
     def losses(logps: Tensor) -> Tensor:
-        rows = zip(logps.split(1), reference_logps.split(1), mask.split(1), strict=True)
-        return torch.stack(
-            [objective(row, reference, beta, usable) for row, reference, usable in rows]
-        )
+        return torch.stack([loss(logps, slice(row, row + 1)) for row in range(len(logps))])
 
     at_policy = losses(policy_logps)
     change = at_policy - losses(reference_logps)

@@ -36,7 +36,7 @@ def cpo_loss(
         ValueError: shapes differ, a row has no usable ground truth, or beta is not positive.
     """
     rewards = implicit_rewards(policy_logps, reference_logps, beta)
-    usable = _checked_mask(rewards, mask)
+    usable = checked_mask(rewards, mask)
     log_sums = rewards.masked_fill(~usable, float("-inf")).logsumexp(-1)
     return -(rewards[:, 0] - log_sums).mean()  # eq. 1: log softmax of the ground truth's reward
 
@@ -61,7 +61,7 @@ def ranked_cpo_loss(
         ValueError: as `cpo_loss`.
     """
     rewards = implicit_rewards(policy_logps, reference_logps, beta)
-    usable = _checked_mask(rewards, mask)
+    usable = checked_mask(rewards, mask)
     # Not -inf: a tail may hold only masked columns, and -inf - (-inf) is NaN.
     rewards = rewards.masked_fill(~usable, torch.finfo(rewards.dtype).min / 4)
     # logsumexp over j >= k for every k at once: a running logsumexp from the last column.
@@ -88,7 +88,7 @@ def dpo_loss(
     if policy_logps.shape[-1] != 2:
         raise ValueError(f"DPO compares two responses, not {policy_logps.shape[-1]}; use cpo_loss")
     chosen, rejected = implicit_rewards(policy_logps, reference_logps, beta).unbind(-1)
-    usable = _checked_mask(policy_logps, mask)[:, 1]
+    usable = checked_mask(policy_logps, mask)[:, 1]
     # Mask before the sigmoid too: its gradient at -inf or NaN is NaN, and so is 0 times that.
     margins = (chosen - rejected).masked_fill(~usable, 0.0)
     return -F.logsigmoid(margins).masked_fill(~usable, 0.0).mean()  # eq. 5
@@ -126,7 +126,12 @@ def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float)
     return beta * (policy_logps - reference_logps.detach())
 
 
-def _checked_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
+def checked_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask of usable columns, all of them by default, in the shape `[B, K]` of `scores`.
+
+    Raises:
+        ValueError: another shape or type, or a row has no usable ground truth.
+    """
     if mask is None:
         return torch.ones_like(scores, dtype=torch.bool)
     if mask.shape != scores.shape or mask.dtype != torch.bool:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,29 +25,10 @@ from cpo.engine import machine
 from cpo.engine.callbacks import Progress, TimedCheckpoints, Watcher, last_good_checkpoint
 from cpo.engine.processes import from_main_process, is_main_process, process_count
 from cpo.models.folders import ModelFolderError, load_model
-from cpo.registry import Registry
+from cpo.objectives import EXTRA_INPUTS, NEXT_TOKEN_OBJECTIVES, OBJECTIVES, objective_with
+from cpo.objectives import register_objective as register_objective
 from cpo.scheduled_sampling import ScheduledSamplingScorer
 from cpo.scoring import Group, GroupScorer, collate_groups, order_by_length
-
-# A loss that compares continuations: (policy_logps, reference_logps, beta, mask) -> scalar mean.
-GroupLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
-
-# Objectives without comparison: a mean over ground-truth tokens.
-NEXT_TOKEN_OBJECTIVES = ("mle", "pss")
-
-OBJECTIVES: Registry[GroupLoss] = Registry(
-    "objective",
-    {
-        "cpo": losses.cpo_loss,
-        "ranked_cpo": losses.ranked_cpo_loss,
-        "dpo": losses.dpo_loss,
-        "ranking_nce": lambda policy, _, beta, mask: losses.ranking_nce_loss(policy, beta, mask),
-    },
-    reserved=NEXT_TOKEN_OBJECTIVES,
-)
-
-# Objectives that take the columns in ranked order, best first.
-RANKED_OBJECTIVES = {"ranked_cpo"}
 
 # Bound on |first loss - loss at policy = reference|: beyond it, the two were scored differently.
 FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
@@ -60,51 +41,20 @@ EXPLODED_REWARD = 1e4
 WATCHERS: list[Watcher] = []
 
 
-def register_objective(name: str, ranked: bool = False) -> Callable[[GroupLoss], GroupLoss]:
-    """Decorator that registers a loss, as `@register_objective("hinge")`; a row then trains with
-    it.
-
-    The loss takes `(policy_logps, reference_logps, beta, mask)` as `losses.cpo_loss` does, and
-    returns a scalar, the mean over its rows.
-
-    Args:
-        ranked: pass the columns in ranked order, best first, instead of as drawn.
-
-    Raises:
-        RegistryError: the name is one of the project's.
-    """
-    register = OBJECTIVES.register(name)
-
-    def add(objective: GroupLoss) -> GroupLoss:
-        (RANKED_OBJECTIVES.add if ranked else RANKED_OBJECTIVES.discard)(name)
-        return register(objective)
-
-    return add
-
-
-def objective_identity(name: str) -> str:
-    """The identifier of an objective in a recipe: its name, and a user's source hash.
-
-    Raises:
-        RegistryError: no objective has this name, or as `registry.identity`.
-    """
-    identity = OBJECTIVES.identity(name)
-    # The function's source does not show which column order it takes.
-    return f"{identity}:ranked" if identity != name and name in RANKED_OBJECTIVES else identity
-
-
 class TrainingError(RuntimeError):
     """A training that must stop; the message says what happened and what to check."""
 
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """A row of the training schedule: a prefix, its K continuations (best first if ranked), and
-    their reference log-probabilities. For MLE, K = 1 without a reference."""
+    """A row of the training schedule: a prefix, its K continuations (best first if ranked), their
+    reference log-probabilities and scores. For MLE, K = 1 without a reference. Objectives that
+    take no scores need none."""
 
     group: Group
     mask: Sequence[bool] = (True,)
     reference_logps: Sequence[float] = ()
+    scores: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -138,11 +88,14 @@ class TrainingSettings:
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A micro-batch: the tensors of `collate_groups`, `reference_logps` and `mask` `[B, K]`."""
+    """A micro-batch: the tensors of `collate_groups`, and `[B, K]` `mask`, `lengths` and, where
+    the examples have them, `reference_logps` and `scores`."""
     examples: list[TrainingExample] = [row["example"] for row in rows]
     batch: dict[str, Any] = collate_groups([example.group for example in examples])
-    if examples[0].reference_logps:
-        batch["reference_logps"] = torch.tensor([list(row.reference_logps) for row in examples])
+    batch["lengths"] = batch["continuation_mask"].sum(-1)
+    for name in ("reference_logps", "scores"):
+        if getattr(examples[0], name):
+            batch[name] = torch.tensor([list(getattr(example, name)) for example in examples])
     batch["mask"] = torch.tensor([list(example.mask) for example in examples])
     batch["batch_tokens"] = rows[0]["batch_tokens"]
     return batch
@@ -202,20 +155,25 @@ class SequenceTrainer(Trainer):
             self.step_began = time.monotonic()
         mask, batch_tokens = inputs.pop("mask"), inputs.pop("batch_tokens")
         reference_logps = inputs.pop("reference_logps", None)
+        extras = {name: inputs.pop(name) for name in EXTRA_INPUTS if name in inputs}
         policy_logps: Tensor = model(**inputs)
         loss = -policy_logps[:, 0].sum() / batch_tokens  # L_MLE
         if self.settings.objective not in NEXT_TOKEN_OBJECTIVES:
-            contrastive = self._contrastive_loss(policy_logps, reference_logps, mask)
+            contrastive = self._contrastive_loss(policy_logps, reference_logps, mask, extras)
             weight = self.settings.mle_weight
             loss = contrastive + weight * loss if weight else contrastive
         self._add({"loss": loss.detach()})
         return loss * self.accelerator.num_processes
 
     def _contrastive_loss(
-        self, policy_logps: Tensor, reference_logps: Tensor, mask: Tensor
+        self,
+        policy_logps: Tensor,
+        reference_logps: Tensor,
+        mask: Tensor,
+        extras: Mapping[str, Tensor],
     ) -> Tensor:
         """The micro-batch's share of the objective; accumulates the logged means."""
-        objective, beta = OBJECTIVES[self.settings.objective], self.settings.beta
+        objective, beta = objective_with(self.settings.objective, extras), self.settings.beta
         loss = objective(policy_logps, reference_logps, beta, mask)
         if loss.dim():
             raise TrainingError(
@@ -261,7 +219,7 @@ class SequenceTrainer(Trainer):
         if abs(first - expected) > bound and self.settings.objective != "ranking_nce":
             raise TrainingError(
                 f"{name}: the first loss is {first:.4f}, but a policy that equals its reference "
-                f"has {expected:.4f} (ln K, or ln K! when ranked, if nothing is masked). The "
+                f"has {expected:.4f} (CPO: ln K, or ln K! if ranked, if nothing is masked). The "
                 f"difference {abs(first - expected):.2g} exceeds {bound:g}: policy and reference "
                 "were scored differently. Check for remaining dropout or other randomness, and for "
                 "reference values of another model, text or precision."

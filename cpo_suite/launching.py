@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from cpo.negatives import SAMPLERS
+from cpo.objectives import OBJECTIVES
 from cpo.registry import is_ours
-from cpo.training import OBJECTIVES
 from cpo_suite.profile import Processes, Profile
 from cpo_suite.store import Artifact
 

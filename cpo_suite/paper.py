@@ -23,7 +23,7 @@ from cpo.data import Task
 from cpo.registry import unknown
 
 ModelName = Literal["gpt2", "llama", "llama_small"]
-Objective = str  # mle, pss, cpo, ranked_cpo, dpo, ranking_nce, or a registered custom objective
+Objective = str  # mle, pss, or a name in `cpo.objectives.OBJECTIVES`, custom objectives included
 Steps = Literal["long", "short", "ablation", "articles"]
 ReferenceName = Literal["reference", "ablation_reference", "articles_reference"]
 Ranking = Literal["minilm", "oracle"]

@@ -24,8 +24,8 @@ from cpo.data import ArticleColumn, PairColumn, Task
 from cpo.evaluation.chat import secret_in
 from cpo.evaluation.model_judges import MINIMUM_MASS
 from cpo.negatives import MOST_SEQUENCES, SAMPLERS
+from cpo.objectives import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
 from cpo.registry import nearest, unknown
-from cpo.training import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
 from cpo_suite.paper import (
     COMPARISONS,
     ROWS,

@@ -23,9 +23,9 @@ from cpo.data import Task
 from cpo.engine.memory import keep_freed_memory
 from cpo.evaluation import exposure_bias, judging, statistics
 from cpo.models.folders import load_tokenizer
+from cpo.objectives import objective_identity
 from cpo.ranking import embedder_name
 from cpo.registry import nearest
-from cpo.training import objective_identity
 from cpo_suite import calibration, draws, precision
 from cpo_suite.artifacts import (
     BaseModel,

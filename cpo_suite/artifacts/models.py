@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cpo.data import TokenizedExample
 from cpo.ensembling import interpolate
+from cpo.objectives import RANKED_OBJECTIVES
 from cpo.scoring import Group
-from cpo.training import RANKED_OBJECTIVES, TrainingExample
+from cpo.training import TrainingExample
 from cpo_suite.artifacts.base_models import BaseModel, ExternalModel, Loadable, Trained
 from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.negatives import ContrastSets, Negatives

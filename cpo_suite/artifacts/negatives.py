@@ -81,13 +81,15 @@ class ContrastSets:
     """The training schedule of a CPO model: candidates, their order, and reference values.
 
     The schedule has N rows and K columns; column 0 is the ground truth. Arrays are `[N, K]`: `mask`
-    (bool), `order` (int, best first), `similarities` and `reference_logps` (float32).
+    (bool), `order` (int, best first), `similarities`, `reference_logps` and `scores` (float32). The
+    scores are what the order is taken from, by default the similarities.
     """
 
     def __init__(self, folder: Path, prefixes: Sequence[Sequence[int]], tokenizer: Any) -> None:
         arrays = np.load(folder / "negatives.npz")
         self.mask, self.order = arrays["mask"], arrays["order"]
         self.similarities, self.reference_logps = arrays["similarities"], arrays["reference_logps"]
+        self.scores = self.similarities
         self._tokens, self._lengths = arrays["tokens"], arrays["lengths"]
         self._ends = self._lengths.ravel().cumsum().reshape(self._lengths.shape)
         self.report: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
@@ -105,7 +107,7 @@ class ContrastSets:
             columns += [column for column, name in enumerate(self.kinds) if name == kind][:count]
         selected = copy.copy(self)
         selected.kinds = [self.kinds[column] for column in columns]
-        for name in ("mask", "similarities", "reference_logps", "_lengths", "_ends"):
+        for name in ("mask", "similarities", "reference_logps", "scores", "_lengths", "_ends"):
             setattr(selected, name, getattr(self, name)[:rows, columns])
         places = np.full(len(self.kinds), -1)
         places[columns] = np.arange(len(columns))
@@ -118,6 +120,7 @@ class ContrastSets:
         """The same candidates, ordered by `[N, K]` scores: ground truth first, masked last."""
         ranked = copy.copy(self)
         mask = torch.from_numpy(self.mask)
+        ranked.scores = np.asarray(scores, dtype=np.float32)
         ranked.order = best_first(torch.as_tensor(scores), mask).numpy()
         return ranked
 
@@ -141,6 +144,7 @@ class ContrastSets:
                     Group(self.prefixes[row], [candidates[column] for column in order]),
                     self.mask[row, order].tolist(),
                     self.reference_logps[row, order].tolist(),
+                    self.scores[row, order].tolist(),
                 )
             )
         return examples

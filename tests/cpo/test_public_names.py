@@ -44,6 +44,7 @@ IMPORTS = """
     import cpo
     assert "torch" not in sys.modules
     from cpo import cpo_loss, interpolate, ranked_cpo_loss
+    from cpo.neighbours import simpo_loss
     assert not {"transformers", "accelerate"} & set(sys.modules)
     from cpo import GroupScorer, draw_negatives
 """

@@ -17,7 +17,7 @@ import torch
 from test_negatives import planned
 from test_suite import SMALL
 
-from cpo import losses, negatives, training
+from cpo import losses, negatives, objectives
 from cpo.evaluation import judging
 from cpo.negatives import register
 from cpo.registry import RegistryError
@@ -46,8 +46,8 @@ SAMPLER = """
 @pytest.fixture(autouse=True)
 def registries():
     """What a test registers is forgotten after it."""
-    known: list[Any] = [negatives.SAMPLERS, judging.RULES, training.OBJECTIVES]
-    known.append(training.RANKED_OBJECTIVES)
+    known: list[Any] = [negatives.SAMPLERS, judging.RULES, objectives.OBJECTIVES]
+    known.append(objectives.RANKED_OBJECTIVES)
     before = [one.copy() for one in known]
     yield
     for one, kept in zip(known, before, strict=True):

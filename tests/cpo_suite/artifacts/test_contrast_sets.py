@@ -6,6 +6,7 @@ from test_suite import SMALL, opened
 
 from cpo_suite import world
 from cpo_suite.artifacts.base_models import Trained
+from cpo_suite.artifacts.negatives import ContrastSets
 from cpo_suite.profile import ProfileError, load_profile
 from cpo_suite.suite import Suite
 
@@ -70,6 +71,31 @@ def test_selected_columns_keep_their_order(suite):
     examples = chosen.training_examples(ranked=True)
     first = chosen.candidates(0)
     assert examples[0].group.continuations == [first[column] for column in chosen.order[0]]
+
+
+def test_examples_have_the_scores_that_their_order_is_taken_from(tmp_path):
+    arrays = {
+        "tokens": np.arange(5),
+        "lengths": np.array([[2, 1, 2]]),
+        "mask": np.ones((1, 3), dtype=bool),
+        "order": np.array([[0, 2, 1]]),
+        "similarities": np.array([[1.0, 0.25, 0.5]], dtype=np.float32),
+        "reference_logps": np.array([[-1.0, -2.0, -3.0]], dtype=np.float32),
+    }
+    np.savez(tmp_path / "negatives.npz", **arrays)
+    (tmp_path / "report.json").write_text('{"kinds": ["truth", "AN", "BN"]}')
+    sets = ContrastSets(tmp_path, [[7]], None)
+
+    def scores(sets: ContrastSets, ranked: bool) -> list[float]:
+        [example] = sets.training_examples(ranked)
+        return list(example.scores)
+
+    assert scores(sets, ranked=False) == [1.0, 0.25, 0.5]
+    assert scores(sets, ranked=True) == [1.0, 0.5, 0.25]
+    assert scores(sets.select({"BN": 1}), ranked=True) == [1.0, 0.5]
+    graded = sets.ranked_by([[0.5, 0.75, 0.0]])
+    assert scores(graded, ranked=True) == [0.5, 0.75, 0.0]
+    assert (graded.similarities == sets.similarities).all()
 
 
 def test_a_custom_row_never_enlarges_the_draw_of_the_paper_s_rows(suite):
