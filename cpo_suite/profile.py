@@ -387,7 +387,7 @@ class Profile(_Settings):
     judge: JudgeSettings
     mauve: Mauve
     generation_batch: Count = 128
-    # The batch on which notebook 04 compares the kinds of negatives by their gradients.
+    # The batch on which notebook 03 compares the kinds of negatives by their gradients.
     gradient_prompts: int = Field(512, ge=8)
     # Responses sampled for each prompt (temperature 1), measured beside the decoded one.
     sampling_seeds: int = Field(0, ge=0)

@@ -1,4 +1,4 @@
-"""Exercises of notebook 04."""
+"""Exercises of notebook 03."""
 
 # %% exercise: When the push lets go | easy | 10 minutes
 # The ground truth is ahead of $K - 1$ equal negatives by `lead` nats: its log-ratio minus theirs.

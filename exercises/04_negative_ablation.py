@@ -1,4 +1,4 @@
-"""Exercises of notebook 03."""
+"""Exercises of notebook 04."""
 
 # %% exercise: Pairs are narrower | easy | 10 minutes
 # Two models answered the same prompts. Give the half-width of the 95 % interval of the difference
