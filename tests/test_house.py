@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from benchmarks.lines import (
     BUDGETS,
     FLOORS,
+    ROOT,
     circles,
     code_lines,
     floor_of,
@@ -135,3 +138,19 @@ def test_what_a_budget_counts():
     assert over_budget("cpo", measured["cpo"]) == []
     assert over_budget("cpo", {"a": 2000, "b": 501}) == ["cpo: 2501, at most 2500"]
     assert measured["a function"] == {"cpo/losses.py:outer:4": 8, "cpo/losses.py:inner:12": 4}
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_s_code_cells_are_short(path):
+    """Exercises apart, which stand alone and are written elsewhere."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    long = {
+        cell["id"]: lines
+        for cell in cells
+        if cell["cell_type"] == "code" and "exercise" not in cell["metadata"].get("tags", [])
+        if (lines := len("".join(cell["source"]).splitlines())) > 25
+    }
+    assert not long, f"more than 25 lines: {long}"
