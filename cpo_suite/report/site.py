@@ -22,6 +22,9 @@ from cpo_suite.report.page import describe_pictures
 CONTENTS = {"Course": "notebooks/[0-9]*", "Appendix": "notebooks/A*", "More": "docs/*"}
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 
+_PARAMETERS = {"parameters", "injected-parameters"}
+_DRAWING = re.compile(r"!\[[^\]]*\]\(([^()\s:]+\.svg)\)")  # of the project, not of a run
+
 
 def results_of(profile: str, folders: Iterable[Path]) -> Path:
     """The results of a profile, a name or a YAML file: those of the first folder that has any."""
@@ -63,6 +66,10 @@ def gather(results: Path, source: Path, root: Path = ROOT) -> None:
     for path in [*(root / "docs").glob("*.md"), root / "README.md"]:
         text = _relinked(path.read_text(encoding="utf-8"), path, root)
         (source / path.relative_to(root)).write_text(text, encoding="utf-8")
+        for drawing in _DRAWING.findall(text):
+            kept = source / os.path.relpath(path.parent / drawing, root)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path.parent / drawing, kept)
     # Reports and tables as files: of this run, and of those that the README speaks of.
     runs = {path.parent.name: path.parent for path in (root / "figures").glob("*/report.html")}
     for name, run in (runs | {results.name: results}).items():
@@ -93,11 +100,11 @@ def notebook_page(path: Path, results: Path) -> NotebookNode:
 
 
 def _code(notebook: NotebookNode) -> list[str]:
-    """The sources of a notebook's code cells, without the parameters that a run puts in."""
+    """The sources of a notebook's code cells but its parameters, whose values a run changes."""
     return [
         cell.source
         for cell in notebook.cells
-        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and _PARAMETERS.isdisjoint(cell.metadata.get("tags", []))
     ]
 
 
