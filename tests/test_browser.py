@@ -268,7 +268,7 @@ def test_a_stored_piece_without_javascript_on_a_phone(browser, watch, screenshot
     first, second = page.get_by_role("group", name="Optimum explorer").all()
     words, states = first.locator(".state:visible p b:visible"), first.locator(".state:visible")
     expect(states).to_have_count(1)
-    # ln 3; what it costs to tell the data from the reference.
+    # ln 3.
     expect(words).to_contain_text("K = 3, beta = 1: loss 1.099 at the start")
     expect(first.get_by_role("radio", checked=True)).to_have_count(1)
     first.scroll_into_view_if_needed()

@@ -61,10 +61,11 @@ def states_of(log_ratios: Sequence[float], beta: float) -> dict[str, Mapping[str
     start = {f"y{number}": value for number, value in enumerate(log_ratios, 1)}
     level = dict.fromkeys(start, 0.0)
     leads, trails = level | {"y1": 0.6}, level | {"y2": 0.6}
+    one, other = [value for value in (0.1, 5.0, 1.0) if value != beta][:2]
     return {
         f"at first, beta {beta:g}": start,
-        "the same, beta 0.1": start | {"beta": 0.1},
-        "the same, beta 5": start | {"beta": 5.0},
+        f"the same, beta {one:g}": start | {"beta": one},
+        f"the same, beta {other:g}": start | {"beta": other},
         "the same, ranked": start | {"ranked": True},
         "the same, y3 lowered to -3": start | {"y3": -3.0, "size": max(3, len(start))},
         "all at 0": level,

@@ -54,9 +54,9 @@ MEANING = {
     "frequent under both prompts, and lie between, good or not.",
     "MN": "An answer meets only the same one with the other city: Paris is raised against Rome, "
     "and nothing is learnt of cuts or of lengths.",
-    "TN": "There is no optimum: no cut is ever the truth of the text that it was cut from, so the "
-    "loss falls for ever while long answers rise, right or wrong. Drawn where less than a tenth of "
-    "it is left.",
+    "TN": "There is no optimum: of a text and its cuts the text is always the truth, so the loss "
+    "falls for ever while long answers rise, right or wrong. Drawn where less than a tenth of it "
+    "is left.",
     "all": "Each kind adds what it compares: AN what people say, BN and MN the city, TN the end.",
 }
 REST = 0.1  # of the first loss: where it falls for ever, the drawing stops here
@@ -232,6 +232,8 @@ def _meaning(kind: str, size: int, again: bool) -> str:
             if again
             else " K changes the loss, not the optimum."
         )
+        if kind == "AN" and not again:
+            words += " On the scale of log-probabilities it is 1/beta of the way to the data."
     if again and size == len(ANSWERS) and kind in ("AN", "BN", "all"):
         words += " All answers compete here, and the kind of negative makes no difference."
     return words

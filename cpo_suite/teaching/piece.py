@@ -72,7 +72,7 @@ class Piece:
         pictures = []
         try:
             for label, settings in self.states.items():
-                self.move(now | settings)
+                self.move({**now, **settings})
                 pictures.append((label, self.picture))
         finally:
             self.move(now)

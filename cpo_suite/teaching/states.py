@@ -6,10 +6,10 @@ is left of it where:
 * the site and any page that nbconvert makes, the report among them, with JavaScript on or off, and
   a trusted notebook in JupyterLab: all of it, from the keyboard too, on a phone in several lines;
 * GitHub's view of a notebook, and an untrusted notebook in JupyterLab: their sanitisers take style
-  sheets and ids away, and GitHub's the radio buttons as well. Nothing is then hidden: all states
-  stand one below the other, the first one first, each under its label. GitHub documents no list of
-  what it removes, and may drop pictures that have no address of their own; so a state says its
-  numbers in text as well, in a table or in the picture's description.
+  sheets away, and GitHub's also ids and radio buttons. Nothing is then hidden: all states stand
+  one below the other, in their order, each under its label. GitHub documents no list of what it
+  removes, and may drop pictures that have no address of their own; so a state says its numbers in
+  text as well, in a table or in the picture's description.
 """
 
 from __future__ import annotations

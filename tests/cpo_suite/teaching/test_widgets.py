@@ -231,6 +231,9 @@ def test_the_stored_states_are_those_that_tell_something(screen):
     states = dict(zip(*_labels_and_texts(loss_explorer()), strict=True))
     assert "Loss 0.693" in states["all at 0, two candidates"]
     assert "Loss 3.178" in states["all at 0, ranked"]
+    for beta in (0.1, 1.0, 5.0):  # those of the profiles: none is shown twice
+        labels = [*loss_explorer(beta=beta).states]
+        assert len(labels) == 12 and f"the same, beta {beta:g}" not in labels
     # One pair of each outcome of the model, in turn; there is one each.
     browser = verdict_browser({"ANR": judgements(*judged())})
     labels, texts = _labels_and_texts(browser)
