@@ -55,8 +55,9 @@ def inline_picture(figure: Figure, description: str) -> Markup:
     picture = Image.open(drawn).convert("RGB").quantize(COLOURS_OF_A_PICTURE)
     picture.save(stored, format="PNG", optimize=True)
     data = base64.b64encode(stored.getvalue()).decode()
-    # White behind it: axes and labels are black, and a page may be dark.
-    look = "max-width:100%;height:auto;background:#fff"
+    # White behind it: axes and labels are black, and a page may be dark. The width is for the style
+    # sheet of `states`.
+    look = f"max-width:100%;height:auto;background:#fff;--width:{picture.width}px"
     return Markup("<img src='data:image/png;base64,{}' alt='{}' style='{}'>").format(
         data, description, look
     )

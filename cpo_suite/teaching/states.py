@@ -27,7 +27,8 @@ _numbers = itertools.count(1)  # of the fragments made in this process
 
 # Radio buttons are out of sight but not out of reach, and their labels look like buttons. What is
 # of the class `unstyled` is for a page without this style sheet. No colour of the page's is assumed
-# but its text's: it may be dark.
+# but its text's: it may be dark. On a phone a wide picture or table is scrolled in its place rather
+# than made too small to read.
 _STYLE = Markup("""\
 #{name} fieldset {{ border: 0; margin: 0; padding: 0; min-width: 0; position: relative }}
 #{name} legend {{ padding: 0; margin-bottom: .4em }}
@@ -38,6 +39,10 @@ _STYLE = Markup("""\
 #{name} input:focus-visible + label {{ outline: 3px solid #e69f00; outline-offset: 1px }}
 #{name} .unstyled, #{name} .state {{ display: none }}
 #{name} .state {{ overflow-x: auto }}
+@media (max-width: 600px) {{
+  #{name} .state img {{ min-width: calc(0.7 * var(--width, 0px)) }}
+  #{name} .state td > span {{ display: inline-block; min-width: 12em }}
+}}
 """)
 _SHOWN = Markup("#{name}-{at}:checked ~ #{name}-state-{at} {{ display: block }}\n")
 _BUTTON = Markup(
