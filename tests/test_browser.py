@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 from browser import (
@@ -26,6 +27,8 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from cpo_suite.profile import ROOT
 from cpo_suite.report import site
+from cpo_suite.report.page import write_report
+from cpo_suite.teaching.optimum import optimum_explorer
 
 pytestmark = pytest.mark.browser
 
@@ -224,3 +227,64 @@ def test_two_pages_of_the_site_open_without_a_network(context, watch, screenshot
     inside = (tmp_path / "site").as_uri()
     assert [url for url in watch.requests if not url.startswith((inside, "data:"))] == []
     watch.assert_quiet()
+
+
+def notebook_with_a_piece(folder: Path) -> Path:
+    """A checkout with one notebook, executed: a piece, stored twice."""
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": str(optimum_explorer().stored())})
+        for _ in range(2)
+    ]
+    cells = [
+        nbformat.v4.new_markdown_cell("# A piece"),
+        nbformat.v4.new_markdown_cell("## Where the policy goes"),
+        nbformat.v4.new_code_cell("piece", outputs=outputs, execution_count=1),
+    ]
+    executed = folder / "figures" / "tiny" / "notebooks" / "00_piece.ipynb"
+    for path in (folder / "notebooks" / executed.name, executed):
+        path.parent.mkdir(parents=True)
+        metadata = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    (folder / "docs").mkdir()
+    (folder / "README.md").write_text("# Pieces\n")
+    return executed
+
+
+@pytest.mark.parametrize("where", ["report", "site"])
+def test_a_stored_piece_without_javascript_on_a_phone(browser, watch, screenshot, tmp_path, where):
+    executed = notebook_with_a_piece(tmp_path / "checkout")
+    address = tmp_path / "site" / "notebooks" / "00_piece.html"
+    if where == "site":
+        assert site.build(executed.parents[1], tmp_path / "site", tmp_path / "checkout") == 0
+    else:
+        address = tmp_path / "report.html"
+        write_report(nbformat.read(executed, as_version=4), address)
+    context = browser.new_context(
+        java_script_enabled=False, viewport={"width": 375, "height": 667}, offline=True
+    )
+    watch.over(context)
+    page = context.new_page()
+    page.goto(address.as_uri())
+    first, second = page.get_by_role("group", name="Optimum explorer").all()
+    words, states = first.locator(".state:visible p b:visible"), first.locator(".state:visible")
+    expect(states).to_have_count(1)
+    # ln 3.
+    expect(words).to_contain_text("K = 3, beta = 1: loss 1.099 at the start")
+    expect(first.get_by_role("radio", checked=True)).to_have_count(1)
+    first.scroll_into_view_if_needed()
+    screenshot(f"piece-{where}", page)
+    # By finger, and by keyboard: the next one; the other piece stays where it is.
+    first.locator("label", has_text="TN, beta 1").click()
+    expect(states).to_have_count(1)
+    expect(states).to_contain_text("There is no optimum")
+    first.get_by_role("radio", name=re.compile("^TN, beta 1")).press("ArrowRight")
+    expect(words).to_contain_text("K = 3, beta = 5")
+    expect(first.get_by_role("radio", name=re.compile("^TN, beta 5"))).to_be_focused()
+    screenshot(f"piece-{where}-moved", page)
+    expect(second.locator(".state:visible")).to_have_count(1)
+    expect(second.locator(".state:visible")).to_contain_text("beta = 1: loss 1.099")
+    wider = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(wider) <= 0
+    assert first.bounding_box()["width"] <= 375
+    watch.assert_quiet()
+    context.close()

@@ -39,7 +39,7 @@ Plan = Callable[[str, Sequence[str], str], list[Planned]]
 class Kernel(AsyncKernelManager):
     """A kernel in the interpreter of the suite, whatever kernelspecs the user has.
 
-    Its progress bars are plain text.
+    Its progress bars are plain text, and interactive pieces are stored as states without controls.
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -8,8 +8,10 @@ import ipywidgets
 import pandas as pd
 from markupsafe import Markup
 
-from cpo_suite.teaching.piece import Piece, markup_table, text_of
+from cpo_suite.teaching.markup import markup_table, text_of
+from cpo_suite.teaching.piece import Piece
 
+STORED_PROMPTS, STORED_ALPHAS = 4, 3
 ENDS = {0.0: " (CPO)", 1.0: " (MLE continued)"}
 
 
@@ -47,13 +49,32 @@ def ensemble_slider(
             _scores(scores, alpha, row) if scores else "",
         )
 
+    states = {
+        f"prompt {row + 1}, alpha {alpha:g}": {"prompt": row + 1, "alpha": alpha}
+        for row in _telling_prompts(answers)
+        for alpha in _alphas_to_store(answers)
+    }
     slider = ipywidgets.SelectionSlider(
         options=[(f"{alpha:g}", alpha) for alpha in sorted(answers)],
         value=sorted(answers)[len(answers) // 2],
         description="alpha",
     )
     prompt = ipywidgets.IntSlider(1, min=1, max=len(prompts), description="prompt")
-    return Piece("Ensemble slider", draw, alpha=slider, prompt=prompt)
+    return Piece("Ensemble slider", draw, states, alpha=slider, prompt=prompt)
+
+
+def _telling_prompts(answers: Mapping[float, Sequence[str]]) -> list[int]:
+    """Rows of the first prompts to which both ends answer otherwise, or else of the first."""
+    cpo, mle = answers[min(answers)], answers[max(answers)]
+    differ = [row for row in range(len(cpo)) if cpo[row] != mle[row]]
+    return (differ or list(range(len(cpo))))[:STORED_PROMPTS]
+
+
+def _alphas_to_store(answers: Mapping[float, Sequence[str]]) -> list[float]:
+    """Alphas evenly from those between the ends, which are shown beside any; all, of two or one."""
+    between = sorted(answers)[1:-1] or sorted(answers)
+    count = min(STORED_ALPHAS, len(between))
+    return [between[(2 * at + 1) * len(between) // (2 * count)] for at in range(count)]
 
 
 def _answers(recorded: str, answers: Mapping[float, str], chosen: float) -> Markup:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from cpo import training
 from cpo_suite.report.plots import training_curves
-from cpo_suite.teaching.piece import inline_picture
+from cpo_suite.teaching.markup import inline_picture
 
 Log = Sequence[Mapping[str, float]]  # a dict for each step, and one without a loss at the end
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ipywidgets
 import pandas as pd
@@ -14,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from cpo.losses import cpo_loss, ranked_cpo_loss
 from cpo_suite.report.plots import BLUE, PAGE, VERMILION, style
-from cpo_suite.teaching.piece import Piece, inline_picture
+from cpo_suite.teaching.markup import inline_picture
+from cpo_suite.teaching.piece import Piece
 
 MOST = 6  # candidates
 BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -46,11 +48,34 @@ def loss_explorer(log_ratios: Sequence[float] = (0.3, 0.6, 0.0, -0.6), beta: flo
     return Piece(
         "Loss explorer",
         lambda size, beta, ranked, **values: loss_page(list(values.values())[:size], beta, ranked),
+        states_of(log_ratios, beta),
         size=size,
         beta=ipywidgets.SelectionSlider(options=betas, value=beta, description="beta"),
         ranked=ipywidgets.Checkbox(False, description="ranking (y1 best, then y2, y3, ...)"),
         **{f"y{number}": _slider(number, value, size) for number, value in enumerate(values, 1)},
     )
+
+
+def states_of(log_ratios: Sequence[float], beta: float) -> dict[str, Mapping[str, Any]]:
+    """A dozen states of the explorer: as it begins, and what the notebook asks to find out."""
+    start = {f"y{number}": value for number, value in enumerate(log_ratios, 1)}
+    level = dict.fromkeys(start, 0.0)
+    leads, trails = level | {"y1": 0.6}, level | {"y2": 0.6}
+    one, other = [value for value in (0.1, 5.0, 1.0) if value != beta][:2]
+    return {
+        f"at first, beta {beta:g}": start,
+        f"the same, beta {one:g}": start | {"beta": one},
+        f"the same, beta {other:g}": start | {"beta": other},
+        "the same, ranked": start | {"ranked": True},
+        "the same, y3 lowered to -3": start | {"y3": -3.0, "size": max(3, len(start))},
+        "all at 0": level,
+        "all at 0, ranked": level | {"ranked": True},
+        "all at 0, two candidates": level | {"size": 2},
+        "y1 leads by 0.6, beta 0.5": leads | {"beta": 0.5},
+        "y1 leads by 0.6, beta 2": leads | {"beta": 2.0},
+        "y1 leads by 0.6, beta 10": leads | {"beta": 10.0},
+        "y2 leads by 0.6, beta 10": trails | {"beta": 10.0},
+    }
 
 
 def _slider(number: int, log_ratio: float, size: ipywidgets.IntSlider) -> ipywidgets.FloatSlider:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import ipywidgets
 from markupsafe import Markup, escape
 
-from cpo_suite.teaching.piece import Piece, markup_table, text_of
+from cpo_suite.teaching.markup import markup_table, text_of
+from cpo_suite.teaching.piece import Piece
 
 # From here on a token is as dark as it gets, in nats; below, in this many shades.
 DARKEST, SHADES = 8.0, 4
@@ -25,6 +26,7 @@ LEGENDS = {
         "<u>Underlined</u>: new against the ground truth."
     ).format(DARKEST / SHADES, DARKEST),
 }
+STORED_PROMPTS = 6  # the first ones, each in both colours
 COLUMNS = ("rank", "kind", "similarity", "log-probability", "least expected", "text")
 
 
@@ -55,10 +57,16 @@ def negative_viewer(prompts: Sequence[tuple[str, Sequence[Candidate]]]) -> Piece
             tau.
     """
     prefixes = [(f"{row}: {_beginning(text)}", row - 1) for row, (text, _) in enumerate(prompts, 1)]
+    states = {
+        f"prompt {row + 1}, {colour}": {"prompt": row, "kind": "all", "colour": colour}
+        for row in range(min(STORED_PROMPTS, len(prompts)))
+        for colour in LEGENDS
+    }
     kinds = dict.fromkeys(negative.kind for _, group in prompts for negative in group[1:])
     return Piece(
         "Negative viewer",
         lambda prompt, kind, colour: candidates_page(*prompts[prompt], kind, colour),
+        states,
         prompt=ipywidgets.Dropdown(options=prefixes, description="prompt"),
         kind=ipywidgets.Dropdown(options=["all", *kinds], description="kind"),
         colour=ipywidgets.Dropdown(options=[*LEGENDS], description="colours show"),

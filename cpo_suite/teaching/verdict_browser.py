@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from cpo.evaluation.judging import Judged, Verdicts
-from cpo_suite.teaching.piece import Piece, markup_table, text_of
+from cpo_suite.teaching.markup import markup_table, text_of
+from cpo_suite.teaching.piece import Piece
 
 # (prompt, response) -> what a grade is made of, by name; the oracle's parts.
 Parts = Callable[[Judged, str], Mapping[str, float]]
 
 OUTCOMES = ("all", "won", "tied", "lost", "split", "invalid")
+STORED = 12  # pairs on a page without a kernel
 VERDICT_WORDS = {"A": "A is better", "B": "B is better", "tie": "a tie", "invalid": "invalid"}
 
 
@@ -90,7 +93,21 @@ def verdict_browser(pairs: Mapping[str, pd.DataFrame], parts: Parts | None = Non
     count_again()
     for control in filters.values():
         control.observe(count_again, "value")
-    return Piece("Verdict browser", draw, **filters, pair=position)
+    return Piece("Verdict browser", draw, states_of(pairs), **filters, pair=position)
+
+
+def states_of(pairs: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    """A dozen states: of each model the first pair of each outcome, then the second, and so on."""
+    kinds = [
+        [
+            (f"{model}, {outcome} {pair}", {"model": model, "outcome": outcome, "pair": pair})
+            for pair in range(1, 1 + min(STORED, (judged["outcome"] == outcome).sum()))
+        ]
+        for model, judged in pairs.items()
+        for outcome in OUTCOMES[1:]
+    ]
+    in_turn = [one for turn in itertools.zip_longest(*kinds) for one in turn if one]
+    return {label: {"category": "all", **settings} for label, settings in in_turn[:STORED]}
 
 
 def judgement_page(pair: Any, title: str, parts: Parts | None = None) -> Markup:

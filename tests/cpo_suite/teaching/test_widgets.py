@@ -41,6 +41,7 @@ from cpo_suite.teaching.negative_viewer import (  # noqa: E402
     negative_viewer,
     shade_of,
 )
+from cpo_suite.teaching.optimum import optimum_explorer  # noqa: E402
 from cpo_suite.teaching.verdict_browser import judgements, verdict_browser  # noqa: E402
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -119,6 +120,7 @@ def judged(exchanged: bool = False) -> tuple[Verdicts, list[Example], list[str]]
 
 PIECES: dict[str, Callable[[], pieces.Piece]] = {
     "loss explorer": loss_explorer,
+    "optimum explorer": optimum_explorer,
     "negative viewer": lambda: negative_viewer([("a", GROUP), ("b", GROUP[:2])]),
     "ensemble slider": ensemble,
     "verdict browser": lambda: verdict_browser({"t2/ANR": judgements(*judged())}),
@@ -129,6 +131,7 @@ PIECES: dict[str, Callable[[], pieces.Piece]] = {
 def screen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What is displayed: ("new" or "replaced", the bundle or the HTML)."""
     shown: list[tuple[str, Any]] = []
+    monkeypatch.delenv("CPO_PLAIN_PROGRESS", raising=False)  # somebody looks on
 
     class Handle:
         def display(self, item: Any) -> None:
@@ -189,6 +192,7 @@ def test_a_control_that_moves_replaces_the_picture_and_adds_none(name, screen):
     before = piece.picture
     moved = {
         "loss explorer": "beta",
+        "optimum explorer": "kind",
         "negative viewer": "colour",
         "ensemble slider": "alpha",
         "verdict browser": "pair",
@@ -201,6 +205,55 @@ def test_a_control_that_moves_replaces_the_picture_and_adds_none(name, screen):
     assert screen[2:] == [("replaced", piece.picture)]
     control.value = control.value  # nothing moved
     assert len(screen) == 3
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_where_nobody_looks_on_a_piece_is_stored_as_its_states(name, screen, monkeypatch):
+    piece = PIECES[name]()
+    before = {name: control.value for name, control in piece.controls.items()}
+    picture = piece.picture
+    monkeypatch.setenv("CPO_PLAIN_PROGRESS", "1")
+    piece._ipython_display_()
+    [(_, stored)] = screen  # nothing else: no widget, no picture a second time
+    page = Page(stored)
+    assert page.tags.count("input") == len(piece.states) == stored.count("class='state'")
+    assert stored.count(" checked>") == 1
+    assert 2 <= len(piece.states) <= 12
+    shown = stored.split("class='state'")[1:]
+    assert len(set(shown)) == len(shown)  # no state twice
+    assert {name: control.value for name, control in piece.controls.items()} == before
+    assert piece.picture == picture
+    assert len(stored) < 200_000
+
+
+def test_the_stored_states_are_those_that_tell_something(screen):
+    # The explorer: two candidates at 0 have a loss of ln 2; four, ranked, of ln 4!.
+    states = dict(zip(*_labels_and_texts(loss_explorer()), strict=True))
+    assert "Loss 0.693" in states["all at 0, two candidates"]
+    assert "Loss 3.178" in states["all at 0, ranked"]
+    for beta in (0.1, 1.0, 5.0):  # those of the profiles: none is shown twice
+        labels = [*loss_explorer(beta=beta).states]
+        assert len(labels) == 12 and f"the same, beta {beta:g}" not in labels
+    # One pair of each outcome of the model, in turn; there is one each.
+    browser = verdict_browser({"ANR": judgements(*judged())})
+    labels, texts = _labels_and_texts(browser)
+    assert labels == ["ANR, won 1", "ANR, tied 1", "ANR, lost 1", "ANR, invalid 1"]
+    assert "prompt 2, p1" in texts[2]
+    # Prompts to which the ends answer otherwise, and what is between the ends.
+    labels, _ = _labels_and_texts(ensemble())
+    assert labels == ["prompt 1, alpha 0.5", "prompt 2, alpha 0.5"]
+    same = ensemble_slider(["a", "b"], ["", ""], {0.0: ["x", "y"], 1.0: ["x", "z"]}, {})
+    assert _labels_and_texts(same)[0] == ["prompt 2, alpha 0", "prompt 2, alpha 1"]
+    # More alphas than are stored: evenly from those between, at each sixth of the way.
+    many = {tenth / 10: ["c" if tenth < 5 else "m"] for tenth in range(11)}
+    labels, _ = _labels_and_texts(ensemble_slider(["a"], [""], many, {}))
+    assert labels == ["prompt 1, alpha 0.2", "prompt 1, alpha 0.5", "prompt 1, alpha 0.8"]
+
+
+def _labels_and_texts(piece: pieces.Piece) -> tuple[list[str], list[str]]:
+    """Of each state that is stored."""
+    states = piece.stored().split("class='state'")[1:]
+    return [*piece.states], [Page(f"<div{state}").text for state in states]
 
 
 def test_only_the_pieces_import_ipywidgets():
