@@ -161,7 +161,7 @@ def optimum(kind: str, size: int, again: bool = False) -> Optimum:
         # The pseudo-inverse leaves alone what the loss does not depend on. A step is kept short:
         # far from the minimum the quadratic is no guide.
         step = np.linalg.pinv(second, rcond=1e-9, hermitian=True) @ gradient
-        rewards -= step * min(1.0, 0.5 / np.linalg.norm(step))
+        rewards -= step * min(1.0, 0.5 / float(np.linalg.norm(step)))
     return Optimum(rewards, first_loss, loss, loss > REST * first_loss)
 
 
