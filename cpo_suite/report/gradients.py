@@ -99,6 +99,9 @@ def _predictions(axes: Axes, rows: pd.DataFrame, places: pd.Series) -> None:
         axes.scatter(values, places[drawn], s=24, zorder=4, label=label, **look)
 
 
+OUTCOMES = ("as predicted", "contradicted", "undecided")
+
+
 def outcome(row: Any) -> str:
     """What became of a prediction: `as predicted`, `undecided` or `contradicted`; empty without
     one. `row` is a line of `gradients_frame`.
@@ -122,14 +125,21 @@ def findings(frame: pd.DataFrame) -> list[str]:
     if frame.empty:
         return []
     lines: Any = list(frame.itertuples())
-    said = []
-    for name in ("as predicted", "contradicted", "undecided"):
-        of_name = [
-            f"{line.kind} {line.measure} {_numbers(line)} ({line.predicted})"
-            for line in lines
-            if outcome(line) == name
-        ]
-        said += [f"{name.capitalize()}: {'; '.join(of_name)}."] if of_name else []
+    outcomes = {name: [one for one in lines if outcome(one) == name] for name in OUTCOMES}
+    said = [
+        "Of the predictions "
+        + ", ".join(
+            f"{len(of_name)} {words}"
+            for words, of_name in zip(
+                ("came out", "are contradicted", "are undecided"), outcomes.values(), strict=True
+            )
+        )
+        + "."
+    ]
+    said += [
+        f"Contradicted: {line.kind} {line.measure} {_numbers(line)} ({line.predicted})."
+        for line in outcomes["contradicted"]
+    ]
     by_line = {(line.kind, line.measure): line for line in lines}
     longest = max(
         (line for line in lines if line.measure == "negative"), key=lambda line: line.value
@@ -138,16 +148,11 @@ def findings(frame: pd.DataFrame) -> list[str]:
         f"The longest negative part is that of {longest.kind}: {longest.value:.1f} times MLE's "
         "gradient on the same prompts."
     )
-    shares = [line for line in lines if line.measure == "common" and line.kind != "MLE"]
     mle = by_line["MLE", "common"]
-    said.append(
-        f"Other prompts share of a gradient's squared length: MLE {_numbers(mle)}; "
-        f"{'; '.join(f'{line.kind} {_numbers(line)}' for line in shares)}. The rest of it differs "
-        "from prompt to prompt."
-    )
     if mle.low <= 0:
         said.append(
-            "For MLE this share cannot be told from 0, as at a reference where MLE has converged."
+            "What other prompts share of MLE's gradient cannot be told from 0, as where MLE has "
+            "converged."
         )
     ranked, share = by_line.get(("ANR", "cosine")), by_line.get(("ANR", "common"))
     if ranked and share and outcome(ranked) == "as predicted" and share.low > mle.high:

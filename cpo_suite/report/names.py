@@ -6,6 +6,7 @@ Ids stand in code and CSV files, for the machine; a reader sees "Llama, AN ranke
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from cpo_suite.paper import ROWS, Row, rows_of
 
@@ -28,6 +29,11 @@ def row_name(row_id: str) -> str:
     if which.endswith("reference") and rest in MODELS:
         return f"{MODELS[rest]}, {which.replace('_', ' ')}"
     return rest if which == "own" else row_id
+
+
+def model_name(name: str) -> str:
+    """A model's name in words; another text as it is."""
+    return MODELS.get(name, name)
 
 
 def comparison_name(text: str) -> str:
@@ -57,6 +63,11 @@ def comparison_name(text: str) -> str:
     words = _ID.sub(named, re.sub(r"^overhead ", "overhead of ", words))
     before = [MODELS[model] for model in models if len(models) == 1] + shared
     return f"{', '.join(before)}: {words}" if before else words
+
+
+def mixture_name(counts: Mapping[str, int]) -> str:
+    """A mixture of negatives in words: "2 BN + 3 MN + 2 TN"."""
+    return " + ".join(f"{count} {NEGATIVES.get(kind, kind)}" for kind, count in counts.items())
 
 
 def _details(row: Row) -> list[str]:

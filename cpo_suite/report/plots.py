@@ -260,8 +260,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     columns = min(2, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     with style():
-        # Not of pyplot, which would show it a second time at the end of a notebook's cell.
-        figure = Figure(figsize=(COLUMN * columns, 1.7 * rows + 0.4))
+        # Of pyplot, so that a notebook can show it, and closed, so that it does not do so twice.
+        figure = plt.figure(figsize=(COLUMN * columns, 1.7 * rows + 0.4))
+        plt.close(figure)
         cells = figure.subplots(rows, columns, squeeze=False).flat
         for axes, panel in itertools.zip_longest(cells, panels):
             axes.set_visible(panel is not None)

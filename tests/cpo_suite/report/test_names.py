@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 
 from cpo_suite.paper import COMPARISONS, MODE_COMPARISONS, ROWS, Row
-from cpo_suite.report.names import _ID, comparison_name, row_name
+from cpo_suite.report.names import _ID, comparison_name, mixture_name, row_name
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,8 @@ def test_every_comparison_has_a_name_of_its_own_without_an_id() -> None:
     names = [comparison_name(one) for one in comparisons]
     assert len(set(names)) == len(names)
     assert not any(_ID.search(name) for name in names)
+
+
+def test_a_mixture_is_a_sum_of_kinds() -> None:
+    assert mixture_name({"BN": 2, "MN": 3, "TN": 2}) == "2 BN + 3 MN + 2 TN"
+    assert mixture_name({"AN-untruncated": 7}) == "7 untruncated AN"
