@@ -25,6 +25,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+LONG_NAME = 60  # characters
 COLUMN, PAGE = 3.3, 6.8  # widths in inches: one column of the paper, and both
 STYLE: list[Any] = [
     Path(__file__).with_name("paper.mplstyle"),
@@ -206,14 +207,19 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
         for margin in (-MARGIN, MARGIN):
             axes.axvline(margin, color="#999999", lw=0.6, ls=":")
         numbers = frame["claim"].map("{}   ".format).where(begins, "")
-        named = frame["comparison"].map(comparison_name)
-        axes.set_yticks(frame.index, numbers + named, fontsize=6.5)
+        named = frame["comparison"].map(comparison_name).map(_folded)
+        axes.set_yticks(frame.index, numbers + named, fontsize=6, linespacing=0.9)
         axes.set(ylim=(len(frame) - 0.5, -0.5))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("left side - right side; dotted: the margin of >= and ~")
         _legend(axes)
     return figure
+
+
+def _folded(name: str) -> str:
+    """A long comparison on two lines, so that it leaves the axes their room."""
+    return name.replace(" > ", "\n> ") if len(name) > LONG_NAME else name
 
 
 def _in_words(outcome: Any) -> str:
