@@ -22,6 +22,7 @@ from cpo_suite.paper import rows_of
 from cpo_suite.profile import ROOT, Profile
 from cpo_suite.report import claims, page, plots, tables
 from cpo_suite.report.claims import Outcome
+from cpo_suite.report.names import row_name
 from cpo_suite.suite import Suite
 
 
@@ -157,8 +158,8 @@ def test_chosen_samples_say_why(examples: list[Example]) -> None:
 
 # The cells of notebook 09 that show what is in the folder, and those that they need.
 SHOWING = (
-    "suite", "check", "show-tables", "claims", "claims-figure", "head-to-head", "notes",
-    "show-figures", "show-measures", "show-samples", "show-provenance", "told",
+    "suite", "suite-2", "check", "show-tables", "claims", "claims-figure", "head-to-head", "notes",
+    "show-figures", "show-measures", "show-samples", "show-provenance", "show-provenance-2", "told",
 )  # fmt: skip
 OUTCOMES = {1: [Outcome("t1/ANR > t1/MLE", "fails", -0.123, -0.2, -0.1, "a note", 0.035)]}
 
@@ -282,4 +283,4 @@ def test_report_tables_can_be_read_by_ear_and_on_a_phone(
     ]  # fmt: skip
     assert "judge: oracle; 10 prompts; 1 training seed" in head
     # Every row has a header, in the paper's order.
-    assert re.findall(r"<th>(.*?)</th>", body) == [row.id for row in rows_of("t1")]
+    assert re.findall(r"<th>(.*?)</th>", body) == [row_name(row.id) for row in rows_of("t1")]
