@@ -19,9 +19,9 @@ from transformers import TrainerCallback
 from cpo.engine.files import write_atomically
 from cpo.engine.processes import is_main_process
 from cpo.evaluation.statistics import mean_estimate
-from cpo.objectives import objective_with
+from cpo.objectives import EXTRA_INPUTS, objective_with
 from cpo.scoring import collate_groups, order_by_length
-from cpo.training import TrainingExample, TrainingSettings, reward_means
+from cpo.training import TrainingExample, TrainingSettings, collate, reward_means
 
 FILE = "held_out.jsonl"
 
@@ -79,15 +79,9 @@ class HeldOutContrast(_Measured):
     ) -> None:
         if state.global_step not in (max(1, state.max_steps // 2), state.max_steps):
             return
-        reference_logps = torch.tensor([list(one.reference_logps) for one in self.examples])
-        mask = torch.tensor([list(one.mask) for one in self.examples])
-        extras = {
-            "lengths": torch.tensor(
-                [[len(ids) for ids in one.group.continuations] for one in self.examples]
-            )
-        }
-        if self.examples[0].scores:
-            extras["scores"] = torch.tensor([list(one.scores) for one in self.examples])
+        inputs = collate([{"example": example, "batch_tokens": 0} for example in self.examples])
+        reference_logps, mask = inputs["reference_logps"], inputs["mask"]
+        extras = {name: inputs[name] for name in EXTRA_INPUTS if name in inputs}
         policy_logps = self.policy_logps(model)
         for step, logps in ((0, reference_logps), (state.global_step, policy_logps)):
             measured = contrast_on(logps, reference_logps, mask, self.settings, extras)

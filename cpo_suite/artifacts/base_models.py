@@ -69,11 +69,12 @@ class Trained(Loadable, Step):
         folder: Path,
         store: Store,
         held_out: Sequence[TrainingExample] = (),
+        held_out_every: int = 0,
         **settings: Any,
     ) -> None:
         """Train a model in place and save it. `TrainingSettings` default to the artifact's fields
         of the same names; `held_out` examples are measured, never trained on: their contrast, or
-        without negatives their loss `held_out_every` steps."""
+        with `held_out_every` their loss, that often in steps."""
         groups = [example.group for example in examples]
         fields = {field.name for field in dataclasses.fields(self)}
         settings = {
@@ -85,8 +86,8 @@ class Trained(Loadable, Step):
                 settings.setdefault(field.name, getattr(self, field.name))
         chosen, partial = TrainingSettings(**settings), store.partial(self)
         callbacks: list[TrainerCallback] = []
-        if held_out and (every := getattr(self, "held_out_every", 0)):
-            callbacks = [HeldOutLoss(held_out, chosen, folder, every)]
+        if held_out and held_out_every:
+            callbacks = [HeldOutLoss(held_out, chosen, folder, held_out_every)]
         elif held_out:
             callbacks = [HeldOutContrast(held_out, chosen, folder)]
         train(network, examples, chosen, folder, partial, callbacks)

@@ -78,6 +78,7 @@ class Model(Trained):
             folder,
             store,
             held_out,
+            self.held_out_every,
             objective=objective,
             description=f"training {self.name}",
         )

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("agg")
-
-import torch  # noqa: E402
-
-from cpo.losses import cpo_loss  # noqa: E402
-from cpo_suite.teaching import optimum as world  # noqa: E402
-from cpo_suite.teaching.optimum import (  # noqa: E402
+from cpo.losses import cpo_loss
+from cpo_suite.teaching import optimum as world
+from cpo_suite.teaching.optimum import (
     ANSWERS,
     BETAS,
     DATA,
@@ -27,6 +24,8 @@ from cpo_suite.teaching.optimum import (  # noqa: E402
     optimum,
     optimum_page,
 )
+
+matplotlib.use("agg")
 
 
 def normalised(values: np.ndarray) -> np.ndarray:

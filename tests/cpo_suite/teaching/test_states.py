@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import matplotlib
 import pytest
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
-matplotlib = pytest.importorskip("matplotlib")
+from cpo_suite.teaching.states import states_page
+
 matplotlib.use("agg")
-
-from markupsafe import Markup  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from cpo_suite.teaching.states import states_page  # noqa: E402
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
