@@ -269,9 +269,11 @@ expected => {
     }
   }
   if (document.querySelector('[data-stale]')) return null;
+  // A cell whose source is hidden shows a placeholder, which has no number.
   const prompts = cells.filter((_, index) => expected[index])
-    .map(cell => cell.querySelector('.jp-InputPrompt').textContent.trim());
-  if (prompts.some(prompt => !/^\\[\\d+\\]:$/.test(prompt))) return null;
+    .map(cell => cell.querySelector('.jp-InputPlaceholder')
+      ? 'hidden' : cell.querySelector('.jp-InputPrompt').textContent.trim());
+  if (prompts.some(prompt => prompt !== 'hidden' && !/^\\[\\d+\\]:$/.test(prompt))) return null;
   const status = document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status;
   return status === 'idle' ? {prompts} : null;
 }
@@ -369,6 +371,10 @@ class NotebookPage:
             source = "".join(failed["source"])
             text = f"cell '{failed['id']}' of {self.name} failed:\n{source}\n\n{found['text']}"
             raise AssertionError(text)
-        wanted = [f"[{number}]:" for number in range(1, len(found["prompts"]) + 1)]
-        # Other numbers: the kernel was not fresh, or cells ran in another order.
+        # Other numbers: the kernel was not fresh, or cells ran in another order. A hidden cell
+        # counts, so the numbers after it say whether it ran.
+        wanted = [
+            prompt if prompt == "hidden" else f"[{number}]:"
+            for number, prompt in enumerate(found["prompts"], start=1)
+        ]
         assert found["prompts"] == wanted

@@ -155,15 +155,15 @@ def test_notebook_02_in_the_lab(lab, context, watch, screenshot):
     notebook = NotebookPage(context, lab, NEGATIVES)
     page = notebook.page
     notebook.run_all()
-    viewer = notebook.cell("explore-negatives")
+    viewer = notebook.cell("explore-negatives-2")
     table, prefix = viewer.locator("table"), viewer.locator("p", has_text="Prefix.")
     first_table, first_prefix = table.text_content(), prefix.text_content()
-    notebook.show("explore-negatives")
+    notebook.show("explore-negatives-2")
     screenshot("02-negative-viewer", page)
 
     def choose_next(description: str, times: int = 1) -> None:
         """By keyboard; the arrow keys alone would take JupyterLab to the next cell."""
-        choice = notebook.control("explore-negatives", description).locator("select")
+        choice = notebook.control("explore-negatives-2", description).locator("select")
         choice.press("Space")
         expect(viewer.locator("select:open")).to_be_visible()
         for key in ["ArrowDown"] * times + ["Enter"]:
@@ -176,7 +176,7 @@ def test_notebook_02_in_the_lab(lab, context, watch, screenshot):
     expect(table.locator("tbody td:nth-child(2)")).to_have_text(["truth", "MN", "MN", "MN"])
     expect(table.locator("mark").first).to_be_visible()
     screenshot("02-negative-viewer-MN", page)
-    notebook.control("explore-negatives", "colours show").locator("select").select_option(
+    notebook.control("explore-negatives-2", "colours show").locator("select").select_option(
         "reference log-probability"
     )
     expect(table.locator("mark")).to_have_count(0)
