@@ -62,7 +62,8 @@ class TrainingSettings:
     """A training's settings apart from its examples; `batch` is the global batch.
 
     `micro_batch` examples are scored together, at most about `tokens_at_once` tokens at a time.
-    Neither changes values.
+    Neither changes values. A policy that `starts_at_reference` has a first loss known beforehand,
+    which is checked.
     """
 
     objective: str
@@ -84,6 +85,7 @@ class TrainingSettings:
     micro_batch: int = 16
     tokens_at_once: int | None = None
     checkpoint_minutes: float = 10.0
+    starts_at_reference: bool = True
     description: str = "training"
 
 
@@ -212,7 +214,7 @@ class SequenceTrainer(Trainer):
                 f"{reward:.3g}. The step's examples are in {self._save_batch(number)}: inspect "
                 "them, or lower the learning rate or beta."
             )
-        if number > 1 or "loss_at_reference" not in step:
+        if number > 1 or "loss_at_reference" not in step or not self.settings.starts_at_reference:
             return
         first, expected = step["contrastive_loss"], step["loss_at_reference"]
         bound = FIRST_LOSS_BOUND[self.settings.precision]

@@ -39,7 +39,13 @@ class Row:
     `alpha * theta_MLE + (1 - alpha) * theta_CPO` (section 4), None for a single trained model.
     `mle_weight` is alpha in the combined objective `alpha * L_MLE + L_CPO`. `paper` is the printed
     number, None if the paper prints none. `ranking` orders the candidates: by MiniLM's similarity,
-    as in the paper, or by the grades of the embedded world's oracle.
+    as in the paper, or by the grades of the embedded world's oracle. `beta` and `learning_rate`
+    replace the profile's.
+
+    The paper draws negatives once, from the reference. With `redraw`, they are drawn anew every so
+    many steps: from the policy as it is then, which with `moving_reference` becomes the reference
+    as well (SPIN, Chen et al. 2024, arXiv 2401.01335), or, as a control, from the reference again
+    (`redraw_from`).
     """
 
     id: str
@@ -54,6 +60,11 @@ class Row:
     decoding: str = "greedy"
     mle_weight: float = 0.0
     ranking: Ranking = "minilm"
+    beta: float | None = None
+    learning_rate: float | None = None
+    redraw: int = 0
+    redraw_from: Literal["policy", "reference"] = "policy"
+    moving_reference: bool = False
 
     @property
     def table(self) -> str:

@@ -412,6 +412,9 @@ class Profile(_Settings):
             if row.alpha is not None:
                 raise ValueError(f"{row_id} is an ensemble; use `cpo.ensembling` to mix two models")
             OBJECTIVES.check(row.objective)
+            for name in ("beta", "learning_rate"):
+                if (value := getattr(row, name)) is not None and not value > 0:
+                    raise ValueError(f"{row_id}: {name} is {value:g}, and must be positive")
             if (row.negatives is None) == (row.objective in OBJECTIVES):
                 needs = "needs" if row.negatives is None else "does not use"
                 raise ValueError(f"{row_id}: the objective {row.objective} {needs} negatives")
@@ -466,6 +469,8 @@ class Profile(_Settings):
         for objective in ("mle", "cpo"):
             if objective not in self.continuation.learning_rate:
                 raise ValueError(f"continuation.learning_rate: `{objective}` is missing")
+        for row in self.trained_rows:
+            self._check_redraw(row)
         if self.instructions.source != "world":
             for row in self.trained_rows:
                 if row.ranking == "oracle":
@@ -484,6 +489,21 @@ class Profile(_Settings):
                 if (count := mixture.get(kind, 0)) > most:
                     raise ValueError(f"negatives.{name}: {count} {kind}, but decoding gives {most}")
         return self
+
+    def _check_redraw(self, row: Row) -> None:
+        """Negatives are drawn anew after equal pieces of a pass over the prompts, or of passes."""
+        if not row.redraw:
+            return
+        if row.negatives is None:
+            raise ValueError(f"rows: {row.id} redraws negatives, but trains without any")
+        settings = self.continuation
+        steps, of_a_pass = settings.steps[row.steps], settings.steps_per_pass(row.steps)
+        fits = row.redraw > 0 and 0 in (of_a_pass % row.redraw, row.redraw % of_a_pass)
+        if not fits or steps % row.redraw:
+            raise ValueError(
+                f"rows: {row.id} redraws every {row.redraw} steps, which does not divide its "
+                f"{steps} steps, {of_a_pass} a pass over the prompts, into equal pieces"
+            )
 
     @property
     def every_row(self) -> dict[str, Row]:

@@ -48,6 +48,7 @@ from cpo_suite.artifacts import (
 )
 from cpo_suite.corpora import Corpora, StatedCorpora
 from cpo_suite.estimate import CostModel, Planned
+from cpo_suite.iterations import iterated
 from cpo_suite.judges import judge_identity, judge_of
 from cpo_suite.launching import launch
 from cpo_suite.paper import (
@@ -259,39 +260,24 @@ class Suite:
         mixture, steps = draws.shared_draw(self.profile, row)
         if split == "validation":
             steps = draws.held_out_batches(self.profile, row.task)
-        examples = self.examples(row.model, split, row.task)
+        plan: dict[str, Any] = {
+            "examples": self.examples(row.model, split, row.task),
+            "steps": steps,
+            "batch": self.profile.continuation.batch,
+            "seed": seed,
+        }
+        writer = self.profile.unhelpful
         return Negatives(
             reference=self.reference_artifact(row.model, row.reference, seed),
-            examples=examples,
             mixture=draws.identities(mixture),
-            steps=steps,
-            batch=self.profile.continuation.batch,
             embedder=embedder_name("cuda" if self.profile.gpus else None),
             generation_batch=self.profile.generation_batch,
             precision=self.profile.optimiser.precision,
-            seed=seed,
-            unhelpful=self._unhelpful(examples, steps, row.id, seed) if "UN" in mixture else None,
+            unhelpful=Unhelpful.by(writer, name=row.id, **plan) if "UN" in mixture else None,
             name=row.id + (", held out" if split == "validation" else ""),
             counts=mixture,
             tokens_at_once=self.profile.optimiser.micro_batch_tokens,
-        )
-
-    def _unhelpful(self, examples: Examples, steps: int, name: str, seed: int) -> Unhelpful:
-        """The rejected responses of DPO."""
-        settings, chat = self.profile.unhelpful, {}
-        server = settings.server if settings.writer == "chat" else None
-        if server:
-            chat = server.model_dump(include={"model", "base_url", "parameters"})
-            chat["parameters"] = json.dumps(server.parameters, sort_keys=True)
-        return Unhelpful(
-            examples=examples,
-            steps=steps,
-            batch=self.profile.continuation.batch,
-            writer=settings.writer,
-            chat=chat,
-            seed=seed,
-            name=name,
-            server=server,
+            **plan,
         )
 
     def model_artifact(self, row: Row | str, seed: int = 0) -> Model | Ensemble:
@@ -321,16 +307,16 @@ class Suite:
                 if draws.held_out_batches(self.profile, row.task)
                 else None,
             }
-        return Model(
+        model = Model(
             start=self.reference_artifact(row.model, row.reference, seed),
             examples=self.examples(row.model, task=row.task),
             negatives=self.negatives_artifact(row, seed) if row.negatives else None,
             objective=objective_identity(row.objective),
-            beta=settings.beta_of(row.objective),
+            beta=row.beta or settings.beta_of(row.objective),
             steps=settings.steps[row.steps],
             steps_per_pass=settings.steps_per_pass(row.steps),
             batch=settings.batch,
-            learning_rate=settings.rate_of(row.objective),
+            learning_rate=row.learning_rate or settings.rate_of(row.objective),
             schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
             mle_weight=row.mle_weight,
@@ -339,6 +325,7 @@ class Suite:
             **extra,
             **dict(self.profile.optimiser),
         )
+        return iterated(model, row) if row.redraw else model
 
     def generations_artifact(
         self, row_id: str, decoding: str | None = None, seed: int = 0, split: str = "test"
@@ -550,19 +537,30 @@ class Suite:
 
     def history(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
         """The training log, one dict per step; for an ensemble, that of its CPO end."""
-        path = self.store.get(self._trained(row_id, seed)) / "history.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return self._log(row_id, seed, "history.jsonl")
 
     def held_out(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
         """A row's objective on held-out prompts at the start, middle and end of its training, as
         `cpo.held_out.contrast_on` with the `step`; of a reference that is so stopped, the `loss` as
         often as it was measured; otherwise empty."""
-        path = self.store.get(self._trained(row_id, seed)) / held_out.FILE
-        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines]
+        return self._log(row_id, seed, held_out.FILE)
+
+    def _log(self, row_id: str, seed: int, file: str) -> list[dict[str, float]]:
+        """The lines of a log by step, through the pieces of its training."""
+        lines: list[dict[str, float]] = []
+        begun = 0
+        for piece in self._trained(row_id, seed).pieces:
+            path = self.store.get(piece) / file
+            for text in path.read_text("utf-8").splitlines() if path.is_file() else ():
+                line = json.loads(text)
+                if line["step"] or not begun:  # where a later piece starts, the last one ended
+                    lines.append(line | {"step": begun + line["step"]})
+            begun += piece.steps
+        return lines
 
     def negatives(self, row_id: str, seed: int = 0) -> ContrastSets:
-        """The candidates of a CPO row on its training schedule, with order and reference values.
+        """The candidates of a CPO row on its training schedule, with order and reference values;
+        where they were drawn anew, the last ones.
 
         Raises:
             ValueError: the row trains without negatives.

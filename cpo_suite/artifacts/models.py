@@ -81,8 +81,16 @@ class Model(Trained):
             self.held_out_every,
             objective=objective,
             description=f"training {self.name}",
+            starts_at_reference=self.negatives is None or self.negatives.reference == self.start,
         )
         self.examples.tokenizer().save_pretrained(folder)
+
+    @property
+    def pieces(self) -> list[Model]:
+        """Its training, in order: itself alone, or a piece for each draw of negatives."""
+        continued = self.negatives is not None and self.negatives.iteration > 0
+        earlier = self.start.pieces if continued and isinstance(self.start, Model) else []
+        return [*earlier, self]
 
     @property
     def _distinct_steps(self) -> int:

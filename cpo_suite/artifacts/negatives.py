@@ -18,6 +18,7 @@ from cpo.data import TokenizedExample
 from cpo.evaluation.reply_store import STORE
 from cpo.evaluation.unhelpful import write_unhelpful
 from cpo.negatives import MOST_SEQUENCES, PlannedRows, draw_negatives
+from cpo.plan import stream_seed
 from cpo.ranking import best_first, embed_texts, minilm, rank_candidates
 from cpo.scoring import Group, order_by_length, score_groups
 from cpo.training import TrainingExample
@@ -27,7 +28,7 @@ from cpo_suite.artifacts.examples import Examples
 from cpo_suite.artifacts.step import Step
 from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.judges import chat_server
-from cpo_suite.profile import Server
+from cpo_suite.profile import Server, UnhelpfulSettings
 from cpo_suite.store import Store, how
 
 
@@ -47,6 +48,15 @@ class Unhelpful(Step):
     seed: int
     name: str = how()
     server: Server | None = how()
+
+    @classmethod
+    def by(cls, settings: UnhelpfulSettings, **fields: Any) -> Unhelpful:
+        """The responses of the profile's writer; `fields` are the others of the artifact."""
+        server = settings.server if settings.writer == "chat" else None
+        chat = server.model_dump(include={"model", "base_url", "parameters"}) if server else {}
+        if server:
+            chat["parameters"] = json.dumps(server.parameters, sort_keys=True)
+        return cls(writer=settings.writer, chat=chat, server=server, **fields)
 
     def build(self, folder: Path, store: Store) -> None:
         pairs = self.examples.corpora.split("instructions", self.examples.split)
@@ -153,7 +163,11 @@ class ContrastSets:
 @dataclass(frozen=True, kw_only=True)
 class Negatives(Step):
     """Candidates, their order, and reference log-probabilities, on a training schedule: a draw, of
-    which each row takes the first columns of each kind and the first steps."""
+    which each row takes the first columns of each kind and the first steps.
+
+    By default drawn from the reference, once. A later `iteration` is drawn from a `policy`, or from
+    the reference again, for the prompts of the schedule from `first_step` on.
+    """
 
     stage = "negatives"
     called = "negatives of {}"
@@ -170,29 +184,38 @@ class Negatives(Step):
     precision: str
     seed: int
     unhelpful: Unhelpful | None = None
+    policy: Step | None = None
+    iteration: int = 0
+    first_step: int = 0
     name: str = how()
     counts: dict[str, int] = how()  # the mixture, by registered names
     tokens_at_once: int = how()
 
     def _planned(self) -> list[TokenizedExample]:
-        return self.examples.planned(self.steps, self.batch, self.seed)
+        end = self.first_step + self.steps
+        return self.examples.planned(end, self.batch, self.seed)[self.first_step * self.batch :]
 
-    def build(self, folder: Path, store: Store) -> None:
-        model, tokenizer = store.load(self.reference), self.examples.tokenizer()
+    def _planned_rows(self, store: Store, tokenizer: Any) -> PlannedRows:
         rows = self._planned()
-        planned = PlannedRows(
+        return PlannedRows(
             prefixes=[row.prefix_ids for row in rows],
             continuations=[row.continuation_ids for row in rows],
             unhelpful=self._unhelpful_ids(store, tokenizer),
             batch=self.batch,
-            model=model,
+            model=store.load(self.policy or self.reference),
             eos_token_id=tokenizer.eos_token_id,
             max_continuation_tokens=self.examples.max_continuation_tokens,
             precision=self.precision,
             generation_batch=self.generation_batch,
             tokenizer=tokenizer,
         )
-        drawn = draw_negatives(planned, self.counts, self.seed)
+
+    def build(self, folder: Path, store: Store) -> None:
+        tokenizer = self.examples.tokenizer()
+        planned = self._planned_rows(store, tokenizer)
+        seed = self.seed if not self.iteration else stream_seed(self.seed, "draw", self.iteration)
+        drawn = draw_negatives(planned, self.counts, seed)
+        reference = planned.model if self.policy is None else store.load(self.reference)
         mask = torch.tensor(drawn.mask)
         texts = [
             text
@@ -210,7 +233,7 @@ class Negatives(Step):
             mask=mask.numpy(),
             order=order.numpy().astype(np.int16),
             similarities=similarities.numpy(),
-            reference_logps=self._reference_logps(model, groups).numpy(),
+            reference_logps=self._reference_logps(reference, groups).numpy(),
         )
         ties = (similarities[:, 1:] > 1 - 1e-5) & mask[:, 1:]
         report = {
@@ -229,12 +252,12 @@ class Negatives(Step):
         end, limit = tokenizer.eos_token_id, self.examples.max_continuation_tokens
         return [None if text is None else (*next(encoded), end)[:limit] for text in texts]
 
-    def _reference_logps(self, model: Any, groups: Sequence[Group]) -> torch.Tensor:
+    def _reference_logps(self, reference: Any, groups: Sequence[Group]) -> torch.Tensor:
         """`[N, K]`, in micro-batches as in training: equal shapes give equal values, and a first
         loss of ln K."""
         by_length = order_by_length(groups, self.batch)
         scored = score_groups(
-            model,
+            reference,
             [groups[row] for row in by_length],
             self.precision,
             micro_batch_of(groups, self.batch, self.tokens_at_once),

@@ -6,7 +6,7 @@ therefore not contradict the plot, whatever came out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -83,6 +83,46 @@ def highest_finding(subject: str, values: pd.Series, ends: tuple[float, float]) 
         + (f"; {at_ends}" if at_ends else "")
         + "."
     )
+
+
+def levels_finding(
+    subject: str,
+    values: Mapping[str, float],
+    lowest: str = "lowest",
+    highest: str = "highest",
+    shape: str = ".3f",
+) -> str:
+    """Which of several values are the ends: "Grade: lowest 0.340 for A; highest 0.930 for B.".
+
+    Values that print alike share an end.
+
+    Args:
+        subject: what the values are.
+        values: by name. They may be NaN or None: not measured.
+        lowest, highest: words for the two ends.
+        shape: format of a value.
+    """
+    known = {name: value for name, value in values.items() if not pd.isna(value)}
+    if not known:
+        return f"{subject}: not measured in this run."
+    printed = {name: f"{value:{shape}}" for name, value in known.items()}
+    low = printed[min(known, key=known.__getitem__)]
+    high = printed[max(known, key=known.__getitem__)]
+    if low == high:
+        every = f"all {len(known)}" if len(known) > 1 else next(iter(known))
+        return f"{subject}: {low} for {every}."
+    ends = (
+        f"{word} {end} for {_together([name for name in printed if printed[name] == end])}"
+        for word, end in ((lowest, low), (highest, high))
+    )
+    return f"{subject}: {'; '.join(ends)}."
+
+
+def _together(names: Sequence[str]) -> str:
+    """Names as in a sentence; many are counted."""
+    if len(names) > NAMED:
+        return f"{len(names)} of them"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _listed(lines: list[tuple[str, float, float, float]], signed: bool) -> str:

@@ -189,7 +189,8 @@ def claims_figure(outcomes: Mapping[int, Sequence[Outcome]]) -> Figure:
     drawn = frame["low"].notna() & ~is_ratio
     begins = ~frame["claim"].duplicated()
     with style():
-        figure, axes = plt.subplots(figsize=(PAGE, 0.8 + 0.17 * len(frame)))
+        # High enough for a name on two lines.
+        figure, axes = plt.subplots(figsize=(PAGE, 0.8 + 0.2 * len(frame)))
         for verdict, look in looks.items():  # in the legend even where no comparison has it
             rows = frame[drawn & (frame["verdict"] == verdict)]
             look = WHISKERS | look | {"label": verdict, "markersize": 3.5}
@@ -235,26 +236,23 @@ def _in_words(outcome: Any) -> str:
 # Panels: a history's column, whether of contrastive trainings or of MLE, and a title.
 CURVE_PANELS = (
     ("loss", False, "MLE loss per token (nats)"),
-    ("loss", True, "CPO loss per example"),
+    ("change", True, "CPO loss, less that of the reference"),
     ("margin", True, "margin: reward of y₁ − negatives"),
     ("accuracy", True, "share with y₁ above every negative"),
-    ("logps_chosen", True, "log-probability of y₁"),
-    ("logps_rejected", True, "log-probability of negatives"),
+    ("reward_chosen", True, "reward of y₁: β × its log-ratio"),
 )
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Loss, margin, accuracy and log-probabilities by step, for each named history.
+    """Loss, margin, accuracy and the ground truth's reward by step, for each named history.
 
-    A history is the training's: per step `step` and `loss`, and for CPO `margin`, `accuracy`,
-    `logps_chosen`, `logps_rejected`; what has no loss is no step. MLE losses (per token) and CPO
-    losses (per example) have panels of their own. Thin lines are steps, thick ones a running mean
-    over a twentieth of them.
+    A history is the training's: per step `step` and `loss`, and for CPO `contrastive_loss`,
+    `loss_at_reference`, `margin`, `accuracy`, `reward_chosen`; what has no loss is no step. MLE
+    losses (per token) and CPO losses (per example) have panels of their own. From a CPO loss its
+    value at policy = reference is taken, ln K or ln K! on unmasked rows, so that every curve starts
+    at 0, whatever its K. Thin lines are steps, thick ones a running mean over a twentieth of them.
     """
-    frames = {
-        name: pd.DataFrame([line for line in history if "loss" in line])
-        for name, history in histories.items()
-    }
+    frames = {name: _steps(history) for name, history in histories.items()}
     looks = itertools.cycle((dashes, colour) for dashes in ("-", "--", ":") for colour in COLOURS)
     look_of = dict(zip(frames, looks, strict=False))
     panels = {
@@ -279,10 +277,20 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
                 mean = values.rolling(max(1, len(values) // 20), min_periods=1).mean()
                 axes.plot(step, values, color=colour, alpha=0.25, lw=0.6)
                 axes.plot(step, mean, dashes, color=colour, label=row_name(name))
+            if column in ("change", "margin", "reward_chosen"):
+                axes.axhline(0, color="#555555", lw=0.8)
             axes.set_title(title, loc="left")
             axes.set_xlabel("step")
         _common_legend(figure, "outside lower center", 4)
     return figure
+
+
+def _steps(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """A history's steps, with `change`, how far the contrastive loss has come from its start."""
+    steps = pd.DataFrame([line for line in history if "loss" in line])
+    if "contrastive_loss" not in steps:
+        return steps
+    return steps.assign(change=steps["contrastive_loss"] - steps["loss_at_reference"])
 
 
 # --- Parts of figures -----------------------------------------------------------------------------

@@ -7,7 +7,13 @@ import math
 import pandas as pd
 import pytest
 
-from cpo_suite.report.findings import NAMED, contrast_finding, finding, highest_finding
+from cpo_suite.report.findings import (
+    NAMED,
+    contrast_finding,
+    finding,
+    highest_finding,
+    levels_finding,
+)
 from cpo_suite.report.tables import LEARNT_COLUMNS
 
 LINES = [("A", 0.02, 0.004, 0.036), ("B", -0.03, -0.05, -0.01), ("C", 0.001, -0.01, 0.012)]
@@ -77,3 +83,40 @@ def test_the_highest_point_of_a_curve_stands_beside_its_ends() -> None:
     assert "highest at alpha 0, -0.480" in highest_finding("x", -curve, (0.0, 1.0))
     nothing = pd.Series({0.0: math.nan})
     assert highest_finding("x", nothing, (0.0, 1.0)) == "x: not measured in this run."
+
+
+GRADES = {"classification": 0.34, "closed questions": 0.44, "creative writing": 0.93}
+
+
+def test_the_lowest_and_the_highest_value_are_named() -> None:
+    assert levels_finding("Mean grade", GRADES) == (
+        "Mean grade: lowest 0.340 for classification; highest 0.930 for creative writing."
+    )
+    assert levels_finding("Gap", {"A": 0.13, "B": 0.27}, "smallest", "largest", "+.1f") == (
+        "Gap: smallest +0.1 for A; largest +0.3 for B."
+    )
+
+
+def test_opposite_values_swap_the_ends() -> None:
+    opposite = {name: -value for name, value in GRADES.items()}
+    assert levels_finding("Mean grade", opposite) == (
+        "Mean grade: lowest -0.930 for creative writing; highest -0.340 for classification."
+    )
+
+
+def test_values_that_print_alike_share_an_end() -> None:
+    values = {"UN": 0.0, "MN": 0.479, "BN": 0.0001, "TN": 0.0}
+    assert levels_finding("Copies", values) == (
+        "Copies: lowest 0.000 for UN, BN and TN; highest 0.479 for MN."
+    )
+    many = {f"R{place}": 0.0 for place in range(NAMED + 1)} | {"A": 0.5, "B": 0.5}
+    assert levels_finding("Copies", many) == (
+        f"Copies: lowest 0.000 for {NAMED + 1} of them; highest 0.500 for A and B."
+    )
+    assert levels_finding("Tied", dict.fromkeys("ABC", 0.0)) == "Tied: 0.000 for all 3."
+
+
+def test_ends_are_of_what_was_measured() -> None:
+    assert levels_finding("Grade", {"A": math.nan, "B": 0.5}) == "Grade: 0.500 for B."
+    assert levels_finding("Grade", {"A": math.nan}) == "Grade: not measured in this run."
+    assert levels_finding("Grade", {}) == "Grade: not measured in this run."

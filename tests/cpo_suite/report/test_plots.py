@@ -182,16 +182,21 @@ def test_figures_of_nothing_say_so(profile: Profile) -> None:
 def test_training_curves(tmp_path: Path) -> None:
     steps = range(1, 41)
     mle = [{"step": step, "loss": 3 / step} for step in steps]
-    names = ("loss", "margin", "accuracy", "logps_chosen", "logps_rejected")
-    cpo = [{"step": step} | {name: float(step) for name in names} for step in steps]
+    names = ("loss", "contrastive_loss", "margin", "accuracy", "reward_chosen")
+    cpo = [
+        {"step": step, "loss_at_reference": 2.5} | {name: float(step) for name in names}
+        for step in steps
+    ]
     figure = plots.training_curves({"MLE": mle, "ANR": cpo, "MixNR": cpo})
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
-    assert len(titles) == 6 and titles[0].startswith("MLE loss")
+    assert len(titles) == 5 and titles[0].startswith("MLE loss")
     assert len(figure.axes[0].get_lines()) == 2  # MLE alone: its steps and their running mean
-    assert len(figure.axes[1].get_lines()) == 4
+    assert len(figure.axes[1].get_lines()) == 5  # those of two, and the level of the reference
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MLE", "ANR", "MixNR"]
-    thin = figure.axes[0].get_lines()[0]
+    thin, change = (axes.get_lines()[0] for axes in figure.axes[:2])
     assert np.asarray(thin.get_ydata()).tolist() == [row["loss"] for row in mle]
+    # A loss of 1, 2, ... where the reference has 2.5.
+    assert np.asarray(change.get_ydata()).tolist() == [step - 2.5 for step in steps]
     plots.save(figure, tmp_path / "curves", "Curves.")
     only_mle = plots.training_curves({"MLE": mle})
     assert len(only_mle.axes) == 1

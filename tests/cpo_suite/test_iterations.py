@@ -1,0 +1,123 @@
+"""Negatives drawn anew while a row trains, from the policy or, as a control, from the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_suite import SMALL
+
+from cpo.scoring import Group, score_groups
+from cpo_suite.profile import ProfileError
+from cpo_suite.store import Store
+from cpo_suite.suite import Suite
+
+STEPS = "continuation.steps={long: 3, short: 2, ablation: 4, articles: 2}"
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Suite:
+    """Four steps, in two passes over the prompts of two; a rate that moves the policy."""
+    folder = tmp_path_factory.mktemp("iterations")
+    changes = [STEPS, "continuation.passes=2", "continuation.learning_rate={mle: 1e-3, cpo: 1e-2}"]
+    rows = "rows=[f1b/MLE, f1b/ANR]"
+    opened = Suite.open("smoke", [*SMALL, *changes, rows], folder / "figures")
+    opened.store = Store(folder / "artifacts")
+    for name, fields in {
+        "own/redrawn": {},
+        "own/moving": {"moving_reference": True},
+        "own/control": {"redraw_from": "reference"},
+    }.items():
+        opened.add_row(name, like="f1b/ANR", redraw=2, **fields)
+    opened.add_row("own/each", like="f1b/ANR", redraw=1)
+    return opened
+
+
+def logps(suite: Suite, model_folder: Path, row_id: str) -> np.ndarray:
+    """Log-probabilities `[N, K]` of a row's last candidates under a model, where usable."""
+    drawn = suite.negatives(row_id)
+    groups = [Group(prefix, drawn.candidates(row)) for row, prefix in enumerate(drawn.prefixes)]
+    model = suite.model_artifact("f1b/ANR").load(model_folder)
+    scored = torch.cat([score_groups(model, [group], "fp32", 1, "scoring") for group in groups])
+    return scored.numpy()[drawn.mask]
+
+
+def test_pieces_follow_each_other_over_the_passes(suite: Suite) -> None:
+    pieces = suite.model_artifact("own/each").pieces
+    assert [piece.steps for piece in pieces] == [1, 1, 1, 1]
+    # Two passes over the prompts of two steps.
+    assert [piece.negatives.first_step for piece in pieces] == [0, 1, 0, 1]
+    assert [piece.start for piece in pieces[1:]] == pieces[:-1]
+    once = suite.model_artifact("f1b/ANR")
+    assert once.pieces == [once] and pieces[0].start == once.start
+    prompts = [row.prefix_ids for row in once.negatives._planned()]
+    later = [row.prefix_ids for row in pieces[3].negatives._planned()]
+    assert later == prompts[len(prompts) // 2 :]
+
+
+def test_the_first_draw_is_that_of_the_row_without_redrawing(suite: Suite) -> None:
+    first, second = suite.model_artifact("own/redrawn").pieces
+    assert first.negatives.key == suite.model_artifact("f1b/ANR").negatives.key
+    assert second.negatives.policy == first and second.negatives.reference == first.start
+    control = suite.model_artifact("own/control").pieces[1]
+    assert control.negatives.policy is None and control.negatives.reference == first.start
+    assert control.negatives.key != first.negatives.key
+    moving = suite.model_artifact("own/moving").pieces[1]
+    assert moving.negatives.policy is None and moving.negatives.reference == moving.start
+
+
+def test_the_reference_stays_or_moves(suite: Suite) -> None:
+    for row_id in ("own/redrawn", "own/moving", "own/control"):
+        suite.model(row_id)
+    first = suite.model_artifact("own/redrawn").pieces[0]
+    policy, reference = (suite.store.get(one) for one in (first, first.start))
+    for row_id, scored_by in {
+        "own/redrawn": reference, "own/moving": policy, "own/control": reference,
+    }.items():  # fmt: skip
+        drawn = suite.negatives(row_id)
+        ours = logps(suite, scored_by, row_id)
+        np.testing.assert_allclose(ours, drawn.reference_logps[drawn.mask], atol=1e-3)
+    # What the policy has learnt shows: elsewhere the two would be one and the same.
+    assert (
+        np.abs(logps(suite, policy, "own/redrawn") - logps(suite, reference, "own/redrawn")).max()
+        > 0.1
+    )
+    texts = {row_id: suite.negatives(row_id).texts(0)[1:] for row_id in suite.profile.own_rows}
+    assert texts["own/redrawn"] != texts["own/control"] != suite.negatives("f1b/ANR").texts(0)[1:]
+
+
+def test_the_log_goes_through_the_pieces(suite: Suite) -> None:
+    for row_id in ("own/redrawn", "own/moving"):
+        history = suite.history(row_id)
+        assert [line["step"] for line in history] == [1, 2, 3, 4]
+        measured = [line["step"] for line in suite.held_out(row_id)]
+        assert measured == sorted(set(measured)) and measured[0] == 0 and measured[-1] == 4
+    third = suite.history("own/moving")[2]  # the policy is its own reference again
+    assert third["loss"] == pytest.approx(third["loss_at_reference"], abs=1e-3)
+    third = suite.history("own/redrawn")[2]  # not so here, and it is no fault
+    assert abs(third["loss"] - third["loss_at_reference"]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"redraw": 3}, r"redraws every 3 steps, which does not divide its 4 steps, 2 a pass"),
+        ({"redraw": -2}, "redraws every -2 steps"),
+        ({"redraw": 2, "objective": "mle", "negatives": None}, "redraws negatives, but trains"),
+        ({"beta": 0.0}, "beta is 0, and must be positive"),
+        ({"learning_rate": -1.0}, "learning_rate is -1, and must be positive"),
+    ],
+)
+def test_what_does_not_fit_is_refused(suite: Suite, changes: dict, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        suite.add_row("own/wrong", like="f1b/ANR", **changes)
+
+
+def test_a_row_may_have_a_rate_and_a_beta_of_its_own(suite: Suite) -> None:
+    like = suite.model_artifact("f1b/ANR")
+    suite.add_row("own/set", like="f1b/ANR", beta=2.0, learning_rate=3e-4)
+    own = suite.model_artifact("own/set")
+    assert (own.beta, own.learning_rate) == (2.0, 3e-4) != (like.beta, like.learning_rate)
+    assert own.negatives.key == like.negatives.key
