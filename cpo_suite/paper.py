@@ -40,7 +40,9 @@ class Row:
     `mle_weight` is alpha in the combined objective `alpha * L_MLE + L_CPO`. `paper` is the printed
     number, None if the paper prints none. `ranking` orders the candidates: by MiniLM's similarity,
     as in the paper, or by the grades of the embedded world's oracle. `beta` and `learning_rate`
-    replace the profile's.
+    replace the profile's. Of each prompt's negatives a share `keep` is trained on: those least
+    similar to the ground truth, as in Self-Contrast (Liu et al. 2024, arXiv 2404.00604), or with
+    `keep_nearest` those most similar.
 
     The paper draws negatives once, from the reference. With `redraw`, they are drawn anew every so
     many steps: from the policy as it is then, which with `moving_reference` becomes the reference
@@ -62,6 +64,8 @@ class Row:
     ranking: Ranking = "minilm"
     beta: float | None = None
     learning_rate: float | None = None
+    keep: float = 1.0
+    keep_nearest: bool = False
     redraw: int = 0
     redraw_from: Literal["policy", "reference"] = "policy"
     moving_reference: bool = False

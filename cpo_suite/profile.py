@@ -415,6 +415,8 @@ class Profile(_Settings):
             for name in ("beta", "learning_rate"):
                 if (value := getattr(row, name)) is not None and not value > 0:
                     raise ValueError(f"{row_id}: {name} is {value:g}, and must be positive")
+            if not 0 < row.keep <= 1:
+                raise ValueError(f"{row_id}: keep is {row.keep:g}, and must be in (0, 1]")
             if (row.negatives is None) == (row.objective in OBJECTIVES):
                 needs = "needs" if row.negatives is None else "does not use"
                 raise ValueError(f"{row_id}: the objective {row.objective} {needs} negatives")

@@ -303,6 +303,8 @@ class Suite:
             extra = {
                 "mixture": draws.identities(draws.mixture_of(self.profile, row)),
                 "ranking": row.ranking,
+                "keep": row.keep,
+                "keep_nearest": row.keep_nearest,
                 "held_out": self.negatives_artifact(row, seed, "validation")
                 if draws.held_out_batches(self.profile, row.task)
                 else None,

@@ -25,7 +25,8 @@ from cpo_suite.store import Store, how
 class Model(Trained):
     """A model trained from another on a training schedule; no `negatives` for MLE and PSS.
 
-    Of each kind in a draw of negatives, which rows share, it takes as many as its `mixture` says.
+    Of each kind in a draw of negatives, which rows share, it takes as many as its `mixture` says,
+    and of these the share `keep`.
     It repeats the first `steps_per_pass` batches, by default all, until it has made its steps.
     `held_out` are negatives of validation prompts, on which its objective is measured; without
     negatives, its loss on `validation` is measured every `held_out_every` steps, and the training
@@ -43,6 +44,8 @@ class Model(Trained):
     beta: float
     mixture: dict[str, int] = dataclasses.field(default_factory=dict)
     ranking: str = "minilm"
+    keep: float = 1.0
+    keep_nearest: bool = False
     held_out: Negatives | None = None
     validation: Examples | None = None
     held_out_every: int = 0
@@ -105,6 +108,8 @@ class Model(Trained):
         counts = {kind.split(":")[0]: count for kind, count in self.mixture.items()}
         sets: ContrastSets = store.load(draw)
         sets = sets.select(counts, rows)
+        if self.keep < 1:
+            sets = sets.kept(self.keep, self.keep_nearest)
         return sets.ranked_by(draw.oracle_grades(sets)) if self.ranking == "oracle" else sets
 
     def cost(self, costs: CostModel) -> Cost:

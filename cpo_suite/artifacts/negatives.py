@@ -126,6 +126,22 @@ class ContrastSets:
         selected.prefixes = self.prefixes[:rows]
         return selected
 
+    def kept(self, share: float, nearest: bool = False) -> ContrastSets:
+        """A share of each row's usable negatives, rounded up; the others are masked.
+
+        Those least similar to the ground truth stay, or with `nearest` those most similar.
+        """
+        usable = self.mask[:, 1:]
+        keys = -self.similarities[:, 1:] if nearest else self.similarities[:, 1:]
+        places = np.where(usable, keys, np.inf).argsort(-1, kind="stable").argsort(-1)
+        # Rounded before the ceiling: 0.7 x 10 is a little more than 7.
+        count = np.ceil(np.round(share * usable.sum(-1, keepdims=True), 6))
+        chosen = copy.copy(self)
+        chosen.mask = self.mask.copy()
+        chosen.mask[:, 1:] = usable & (places < count)
+        chosen._lengths = np.where(chosen.mask, self._lengths, 0)
+        return chosen.ranked_by(self.scores)
+
     def ranked_by(self, scores: Any) -> ContrastSets:
         """The same candidates, ordered by `[N, K]` scores: ground truth first, masked last."""
         ranked = copy.copy(self)

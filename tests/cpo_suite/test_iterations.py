@@ -107,6 +107,7 @@ def test_the_log_goes_through_the_pieces(suite: Suite) -> None:
         ({"redraw": -2}, "redraws every -2 steps"),
         ({"redraw": 2, "objective": "mle", "negatives": None}, "redraws negatives, but trains"),
         ({"beta": 0.0}, "beta is 0, and must be positive"),
+        ({"keep": 1.5}, r"keep is 1.5, and must be in \(0, 1\]"),
         ({"learning_rate": -1.0}, "learning_rate is -1, and must be positive"),
     ],
 )
@@ -117,7 +118,8 @@ def test_what_does_not_fit_is_refused(suite: Suite, changes: dict, message: str)
 
 def test_a_row_may_have_a_rate_and_a_beta_of_its_own(suite: Suite) -> None:
     like = suite.model_artifact("f1b/ANR")
-    suite.add_row("own/set", like="f1b/ANR", beta=2.0, learning_rate=3e-4)
+    suite.add_row("own/set", like="f1b/ANR", beta=2.0, learning_rate=3e-4, keep=0.75)
     own = suite.model_artifact("own/set")
+    assert (own.keep, own.keep_nearest, like.keep) == (0.75, False, 1.0)
     assert (own.beta, own.learning_rate) == (2.0, 3e-4) != (like.beta, like.learning_rate)
     assert own.negatives.key == like.negatives.key

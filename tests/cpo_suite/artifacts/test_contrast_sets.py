@@ -98,6 +98,43 @@ def test_examples_have_the_scores_that_their_order_is_taken_from(tmp_path):
     assert (graded.similarities == sets.similarities).all()
 
 
+@pytest.mark.parametrize(
+    ("share", "nearest", "left"),
+    [
+        # Usable are columns 1, 2, 4 and 5, whose similarities are .9, .1, .5 and .3.
+        (0.75, False, [2, 4, 5]),  # all but the nearest
+        (0.5, False, [2, 5]),
+        (0.5, True, [1, 4]),
+        (0.3, True, [1, 4]),  # 1.2 of 4, rounded up
+        (0.01, False, [2]),  # one at least
+        (1.0, True, [1, 2, 4, 5]),
+    ],
+)
+def test_a_share_of_the_negatives_is_kept_by_similarity(tmp_path, share, nearest, left):
+    similarities = np.array([[1.0, 0.9, 0.1, 0.0, 0.5, 0.3]], dtype=np.float32)
+    np.savez(
+        tmp_path / "negatives.npz",
+        tokens=np.arange(6),
+        lengths=np.array([[1, 1, 1, 0, 2, 1]]),
+        mask=np.array([[True, True, True, False, True, True]]),
+        order=np.array([[0, 1, 4, 5, 2, 3]]),
+        similarities=similarities,
+        reference_logps=-similarities,
+    )
+    (tmp_path / "report.json").write_text('{"kinds": ["truth", "AN", "AN", "AN", "AN", "AN"]}')
+    sets = ContrastSets(tmp_path, [[7]], None)
+    kept = sets.kept(share, nearest)
+    assert np.flatnonzero(kept.mask[0]).tolist() == [0, *left]
+    # Best first, those without a place last; what is masked is empty, the rest as it was.
+    by_similarity = sorted(left, key=lambda column: -similarities[0, column])
+    assert kept.order[0].tolist()[: len(left) + 1] == [0, *by_similarity]
+    before = sets.candidates(0)
+    assert kept.candidates(0) == [
+        ids if column in (0, *left) else () for column, ids in enumerate(before)
+    ]
+    assert sets.mask.sum() == 5 and kept.kinds == sets.kinds
+
+
 def test_a_custom_row_never_enlarges_the_draw_of_the_paper_s_rows(suite):
     before = suite.negatives_artifact(suite.row("t2/ANR")).key
     suite.add_row("own/K2", like="t2/ANR", negatives={"AN": 2})
