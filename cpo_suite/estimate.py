@@ -39,6 +39,7 @@ SECONDS_A_REQUEST = 1.0
 SCORING_SPEEDUP = 3.0  # forward pass alone, relative to forward and backward
 PACKING_SPEEDUP = 2.2  # blocks of equal length, relative to pairs of varying length
 GENERATE_SLOWDOWN = 2.5  # transformers' `generate`, relative to our greedy and top-k decoding
+NOTEBOOK_SECONDS = 40.0  # of a notebook itself: start, tables, intervals, plots; measured at `tiny`
 MAUVE_SECONDS = 0.0045  # clustering on CPU, per text and seed
 ROUGE_SECONDS = 2e-7  # longest common subsequence on CPU, per pair of tokens
 

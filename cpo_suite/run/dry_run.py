@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from cpo_suite import precision
-from cpo_suite.estimate import Planned, micro_batch_that_fits, training_memory_gb
+from cpo_suite.estimate import NOTEBOOK_SECONDS, Planned, micro_batch_that_fits, training_memory_gb
 from cpo_suite.profile import Profile
 from cpo_suite.store import artifacts_folder
 
@@ -54,6 +54,12 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
         for training, remedy in too_large(settings, available):
             lines.append(f"Does not fit: {training}, which has {available:g}: {remedy}.")
     return "\n".join(lines)
+
+
+def of_notebooks(count: int) -> str:
+    """The cost of the notebooks besides their artifacts."""
+    noun = "the notebook itself" if count == 1 else f"the {count} notebooks themselves"
+    return f"Besides, {noun}: about {duration(count * NOTEBOOK_SECONDS)}."
 
 
 def too_large(profile: Profile, gpu_memory_gb: float) -> Iterator[tuple[str, str]]:

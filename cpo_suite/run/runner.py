@@ -162,6 +162,7 @@ def _print_dry_run(run: Run, plan: Plan) -> None:
 
 def _print_totals(run: Run) -> None:
     print(dry_run.totals(run.settings, run.planned))
+    print(dry_run.of_notebooks(len(run.notebooks)))
     for notebook in run.notebooks:
         for line in dry_run.custom_rows(notebook.number, notebook.own_rows, run.planned):
             print(line)
