@@ -2,7 +2,7 @@
 
 A sampler draws candidates for the rows of a training schedule. `draw_negatives` calls the samplers
 of a mixture, redraws degenerate negatives a bounded number of times, and masks columns still empty.
-All negatives are drawn offline, from the reference.
+All negatives are drawn offline: from the reference, or where a row redraws them, from the policy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PlannedRows:
         prefixes, continuations: token ids, N = steps x batch of each; a continuation ends in EOS
             (`eos_token_id`) unless it was capped.
         batch: rows `[i * batch, (i + 1) * batch)` are one global batch.
-        model: the reference, a causal language model.
+        model: the causal language model to draw from.
         max_continuation_tokens: bounds the length of AN, however decoded.
         unhelpful: DPO's rejected response of each row, None where there is none.
         precision: the model's, fp32 or bf16.

@@ -53,7 +53,7 @@ class Speeds:
     packing: float  # forward and backward, packed blocks, logits in the training's precision
     contrast: float  # forward and backward, many continuations per prefix
     scoring: float  # forward only
-    decoding: float  # greedy and top-k, new tokens
+    decoding: float  # greedy and top-k, tokens of responses
     generate: float  # top-p and beams, by transformers' own `generate`; each beam counts
     step: float
 

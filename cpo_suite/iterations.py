@@ -1,9 +1,9 @@
 """A training in pieces, each on negatives drawn anew: iterated negatives.
 
 The paper draws a row's negatives once, from the reference, and the policy leaves them behind as it
-learns. Here they are drawn every `row.redraw` steps, as SPIN does it (Chen et al. 2024, arXiv
-2401.01335). Each piece is an ordinary training that starts where the last one ended, with a
-schedule and an optimiser of its own.
+learns. Here they are drawn every `row.redraw` steps; where the reference moves along, these are
+SPIN's iterations (Chen et al. 2024, arXiv 2401.01335). Each piece is an ordinary training that
+starts where the last one ended, with a schedule and an optimiser of its own.
 """
 
 from __future__ import annotations

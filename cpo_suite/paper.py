@@ -227,8 +227,8 @@ def continued_mle(row: Row) -> Row:
     Raises:
         KeyError: the paper has none.
     """
-    bare = replace(row, objective="mle", negatives=None, alpha=None, mle_weight=0.0)
-    return _row_like(replace(bare, ranking="minilm"))
+    shared = {name: getattr(row, name) for name in ("task", "reference", "decoding")}
+    return _row_like(Row(row.id, row.model, "mle", row.steps, **shared))
 
 
 def cpo_end(row: Row) -> Row:

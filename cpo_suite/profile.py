@@ -412,11 +412,7 @@ class Profile(_Settings):
             if row.alpha is not None:
                 raise ValueError(f"{row_id} is an ensemble; use `cpo.ensembling` to mix two models")
             OBJECTIVES.check(row.objective)
-            for name in ("beta", "learning_rate"):
-                if (value := getattr(row, name)) is not None and not value > 0:
-                    raise ValueError(f"{row_id}: {name} is {value:g}, and must be positive")
-            if not 0 < row.keep <= 1:
-                raise ValueError(f"{row_id}: keep is {row.keep:g}, and must be in (0, 1]")
+            _check_fields(row)
             if (row.negatives is None) == (row.objective in OBJECTIVES):
                 needs = "needs" if row.negatives is None else "does not use"
                 raise ValueError(f"{row_id}: the objective {row.objective} {needs} negatives")
@@ -500,11 +496,11 @@ class Profile(_Settings):
             raise ValueError(f"rows: {row.id} redraws negatives, but trains without any")
         settings = self.continuation
         steps, of_a_pass = settings.steps[row.steps], settings.steps_per_pass(row.steps)
-        fits = row.redraw > 0 and 0 in (of_a_pass % row.redraw, row.redraw % of_a_pass)
+        fits = 0 < row.redraw < steps and 0 in (of_a_pass % row.redraw, row.redraw % of_a_pass)
         if not fits or steps % row.redraw:
             raise ValueError(
                 f"rows: {row.id} redraws every {row.redraw} steps, which does not divide its "
-                f"{steps} steps, {of_a_pass} a pass over the prompts, into equal pieces"
+                f"{steps} steps, {of_a_pass} a pass over the prompts, into several equal pieces"
             )
 
     @property
@@ -550,6 +546,27 @@ class Profile(_Settings):
             "negatives": self.negatives | mixtures,
         }
         return _validated(self.model_copy(update=changed).model_dump_json(), row.id)
+
+
+def _check_fields(row: Row) -> None:
+    """Refuse values of a custom row that are out of range, contradict each other, or do nothing.
+
+    Raises:
+        ValueError: the message names the row and the field.
+    """
+    for name in ("beta", "learning_rate"):
+        if (value := getattr(row, name)) is not None and not value > 0:
+            raise ValueError(f"{row.id}: {name} is {value:g}, and must be positive")
+    if not 0 < row.keep <= 1:
+        raise ValueError(f"{row.id}: keep is {row.keep:g}, and must be in (0, 1]")
+    if row.negatives is None and (row.beta is not None or row.keep < 1):
+        raise ValueError(f"{row.id}: beta and keep are for rows with negatives")
+    if row.keep_nearest and row.keep == 1:
+        raise ValueError(f"{row.id}: keep_nearest needs a keep below 1")
+    if not row.redraw and (row.moving_reference or row.redraw_from != "policy"):
+        raise ValueError(f"{row.id}: moving_reference and redraw_from need a redraw")
+    if row.moving_reference and row.redraw_from == "reference":
+        raise ValueError(f"{row.id}: the reference either moves or is drawn from again, not both")
 
 
 def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Profile:

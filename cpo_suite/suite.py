@@ -542,9 +542,9 @@ class Suite:
         return self._log(row_id, seed, "history.jsonl")
 
     def held_out(self, row_id: str, seed: int = 0) -> list[dict[str, float]]:
-        """A row's objective on held-out prompts at the start, middle and end of its training, as
-        `cpo.held_out.contrast_on` with the `step`; of a reference that is so stopped, the `loss` as
-        often as it was measured; otherwise empty."""
+        """A row's objective on held-out prompts at the start, middle and end of its training, or of
+        each piece where negatives are drawn anew, as `cpo.held_out.contrast_on` with the `step`; of
+        a reference that is so stopped, the `loss` as often as it was measured; otherwise empty."""
         return self._log(row_id, seed, held_out.FILE)
 
     def _log(self, row_id: str, seed: int, file: str) -> list[dict[str, float]]:

@@ -58,7 +58,7 @@ def test_a_notebook_installs_what_it_needs(bare, name: str) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_the_cell_that_installs_is_the_same_everywhere_and_does_nothing_here() -> None:
+def test_the_cell_that_installs_is_the_same_everywhere_and_looks_first() -> None:
     sources = set()
     for name in HOSTED:
         cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]

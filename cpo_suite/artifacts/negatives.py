@@ -207,6 +207,15 @@ class Negatives(Step):
     counts: dict[str, int] = how()  # the mixture, by registered names
     tokens_at_once: int = how()
 
+    def describe(self) -> dict[str, Any]:
+        """The hashed fields. What a later iteration is drawn from stands there by its key: each
+        iteration would double the description otherwise."""
+        described = super().describe()
+        if self.iteration > 1:
+            for name in {"reference", "policy"} & described.keys():
+                described[name] = described[name].key
+        return described
+
     def _planned(self) -> list[TokenizedExample]:
         end = self.first_step + self.steps
         return self.examples.planned(end, self.batch, self.seed)[self.first_step * self.batch :]
@@ -231,7 +240,10 @@ class Negatives(Step):
         planned = self._planned_rows(store, tokenizer)
         seed = self.seed if not self.iteration else stream_seed(self.seed, "draw", self.iteration)
         drawn = draw_negatives(planned, self.counts, seed)
-        reference = planned.model if self.policy is None else store.load(self.reference)
+        reference = planned.model
+        if self.policy is not None:
+            planned = dataclasses.replace(planned, model=None)  # one model at a time
+            reference = store.load(self.reference)
         mask = torch.tensor(drawn.mask)
         texts = [
             text
@@ -263,7 +275,7 @@ class Negatives(Step):
         """The unhelpful responses as token ids with EOS; None for a row without response."""
         if self.unhelpful is None:
             return None
-        texts: list[str | None] = store.load(self.unhelpful)
+        texts: list[str | None] = store.load(self.unhelpful)[self.first_step * self.batch :]
         encoded = iter(data.encode([text for text in texts if text is not None], tokenizer))
         end, limit = tokenizer.eos_token_id, self.examples.max_continuation_tokens
         return [None if text is None else (*next(encoded), end)[:limit] for text in texts]

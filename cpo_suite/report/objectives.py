@@ -11,6 +11,7 @@ import torch
 
 from cpo.evaluation.statistics import Array
 from cpo.scoring import Group, score_groups
+from cpo_suite.artifacts import Ensemble
 from cpo_suite.paper import Relation
 from cpo_suite.report.claims import adjusted_intervals, bootstrap_difference
 from cpo_suite.suite import Suite
@@ -27,7 +28,8 @@ def gains(suite: Suite, compared: Iterable[tuple[str, str, str]]) -> pd.DataFram
 
     Returns:
         Columns `GAIN_COLUMNS`: intervals are over prompts, and over training seeds where there are
-        several, 95 % after Holm's adjustment for all lines. Empty without a judge.
+        several, 95 % after Holm's adjustment for all lines. Without a line where no prompt has a
+        verdict on both rows; empty without a judge.
     """
     if suite.profile.judge.kind == "none":
         return pd.DataFrame(columns=GAIN_COLUMNS)
@@ -35,6 +37,8 @@ def gains(suite: Suite, compared: Iterable[tuple[str, str, str]]) -> pd.DataFram
     for row, against, decoding in compared:
         gaps = _points(suite, row, decoding) - _points(suite, against, decoding)
         valid = gaps[:, ~np.isnan(gaps).any(0)]
+        if not valid.size:
+            continue
         gain, drawn = bootstrap_difference([valid])
         records.append((row, against, decoding, gain, valid.shape[1]))
         family.append((drawn, ">"))
@@ -54,7 +58,7 @@ def moved(suite: Suite, row_id: str, prompts_of: str, prompts: int = 512) -> dic
     """How far a training moved its policy from the reference, on validation prompts.
 
     Args:
-        row_id: any trained row.
+        row_id: any trained row, or the reference itself.
         prompts_of: a row with negatives on the same reference, whose held-out draw is used.
         prompts: as many at most.
 
@@ -64,12 +68,15 @@ def moved(suite: Suite, row_id: str, prompts_of: str, prompts: int = 512) -> dic
         the mean length of greedy answers to the test prompts; `seconds` of training.
 
     Raises:
-        ValueError: `prompts_of` has no held-out draw.
+        ValueError: `prompts_of` has no held-out draw, or the rows' references differ.
     """
-    draw = suite.model_artifact(prompts_of)
-    held_out = getattr(draw, "held_out", None)
+    held_out = getattr(suite.model_artifact(prompts_of), "held_out", None)
     if held_out is None:
         raise ValueError(f"{prompts_of} has no negatives of held-out prompts")
+    trained = suite.model_artifact(row_id)
+    trained = trained.cpo if isinstance(trained, Ensemble) else trained
+    if held_out.reference not in (trained, trained.pieces[0].start):
+        raise ValueError(f"{row_id} and {prompts_of} start from different references")
     policy, reference = suite.model(row_id).load(), suite.store.load(held_out.reference)
     sets = suite.store.load(held_out)
     groups = [Group(sets.prefixes[row], sets.candidates(row)) for row in range(len(sets))][:prompts]
@@ -82,7 +89,7 @@ def moved(suite: Suite, row_id: str, prompts_of: str, prompts: int = 512) -> dic
         "truth": float(ratios[:, 0].mean()),
         "negatives": float(ratios[:, 1:][mask[:, 1:]].mean()),
         "kl": float(_log_ratios(suite, policy, reference, own).mean()),
-        "tokens": suite.measures(row_id)["tokens"].value,
+        "tokens": suite.measures(row_id, decoding="greedy")["tokens"].value,
         "seconds": sum(step["seconds"] for step in suite.history(row_id)),
     }
 

@@ -249,8 +249,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> F
     A history is the training's: per step `step` and `loss`, and for CPO `contrastive_loss`,
     `loss_at_reference`, `margin`, `accuracy`, `reward_chosen`; what has no loss is no step. MLE
     losses (per token) and CPO losses (per example) have panels of their own. From a CPO loss its
-    value at policy = reference is taken, ln K or ln K! on unmasked rows, so that every curve starts
-    at 0, whatever its K. Thin lines are steps, thick ones a running mean over a twentieth of them.
+    value at policy = reference is taken, ln K or ln K! on unmasked rows, so that curves start at 0,
+    whatever their K, and again where the reference moves. Thin lines are steps, thick ones a
+    running mean over a twentieth of them.
     """
     frames = {name: _steps(history) for name, history in histories.items()}
     looks = itertools.cycle((dashes, colour) for dashes in ("-", "--", ":") for colour in COLOURS)

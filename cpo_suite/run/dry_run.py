@@ -59,7 +59,7 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
 def of_notebooks(count: int) -> str:
     """The cost of the notebooks besides their artifacts."""
     noun = "the notebook itself" if count == 1 else f"the {count} notebooks themselves"
-    return f"Besides, {noun}: about {duration(count * NOTEBOOK_SECONDS)}."
+    return f"Besides, {noun}: up to {duration(count * NOTEBOOK_SECONDS)}."
 
 
 def too_large(profile: Profile, gpu_memory_gb: float) -> Iterator[tuple[str, str]]:

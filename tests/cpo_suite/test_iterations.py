@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import torch
 from test_suite import SMALL
 
 from cpo.scoring import Group, score_groups
+from cpo_suite.paper import continued_mle
 from cpo_suite.profile import ProfileError
+from cpo_suite.report.objectives import GAIN_COLUMNS, gains, moved
 from cpo_suite.store import Store
 from cpo_suite.suite import Suite
 
@@ -105,7 +109,12 @@ def test_the_log_goes_through_the_pieces(suite: Suite) -> None:
     [
         ({"redraw": 3}, r"redraws every 3 steps, which does not divide its 4 steps, 2 a pass"),
         ({"redraw": -2}, "redraws every -2 steps"),
+        ({"redraw": 4}, "into several equal pieces"),
         ({"redraw": 2, "objective": "mle", "negatives": None}, "redraws negatives, but trains"),
+        ({"moving_reference": True}, "moving_reference and redraw_from need a redraw"),
+        ({"redraw": 2, "moving_reference": True, "redraw_from": "reference"}, "not both"),
+        ({"keep_nearest": True}, "keep_nearest needs a keep below 1"),
+        ({"objective": "mle", "negatives": None, "keep": 0.5}, "are for rows with negatives"),
         ({"beta": 0.0}, "beta is 0, and must be positive"),
         ({"keep": 1.5}, r"keep is 1.5, and must be in \(0, 1\]"),
         ({"learning_rate": -1.0}, "learning_rate is -1, and must be positive"),
@@ -123,3 +132,66 @@ def test_a_row_may_have_a_rate_and_a_beta_of_its_own(suite: Suite) -> None:
     assert (own.keep, own.keep_nearest, like.keep) == (0.75, False, 1.0)
     assert (own.beta, own.learning_rate) == (2.0, 3e-4) != (like.beta, like.learning_rate)
     assert own.negatives.key == like.negatives.key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"beta": 2.0}, {"learning_rate": 1e-3}, {"keep": 0.5}, {"redraw": 2},
+     {"keep": 0.5, "keep_nearest": True}, {"redraw": 2, "moving_reference": True},
+     {"redraw": 2, "redraw_from": "reference"}],
+)  # fmt: skip
+def test_every_variation_has_its_continued_mle(suite: Suite, changes: dict) -> None:
+    row = suite.add_row("own/varied", like="f1b/ANR", **changes)
+    assert continued_mle(row).id == "f1b/MLE"
+
+
+def test_a_recipe_does_not_double_with_every_piece(suite: Suite) -> None:
+    recipes = [len(json.dumps(piece.describe(), default=_described))
+               for piece in suite.model_artifact("own/each").pieces]  # fmt: skip
+    grown = np.diff(recipes)
+    assert grown[-1] <= 1.1 * grown[1]
+
+
+def _described(value: Any) -> Any:
+    return value.describe()
+
+
+def test_later_pieces_take_the_unhelpful_responses_of_their_own_prompts(suite: Suite) -> None:
+    mixture = {"AN": 1, "UN": 1}
+    suite.add_row("own/once", like="f1b/ANR", negatives=mixture)
+    suite.add_row("own/unhelpful", like="f1b/ANR", negatives=mixture, redraw=1)
+    once, last = suite.negatives("own/once"), suite.negatives("own/unhelpful")
+    column, half = once.kinds.index("UN"), len(last)
+    assert len(once) == 2 * half and last.kinds == once.kinds
+    for row in range(half):
+        assert last.candidates(row)[column] == once.candidates(half + row)[column]
+
+
+def test_gains_and_distances_of_rows(suite: Suite) -> None:
+    judged = gains(suite, [("f1b/ANR", "f1b/MLE", "greedy"), ("f1b/MLE", "f1b/MLE", "greedy")])
+    assert list(judged.columns) == GAIN_COLUMNS and list(judged["n"]) == [12, 12]
+    # Against itself a row gains nothing, whatever its points.
+    assert judged.loc[1, ["gain", "low", "high"]].tolist() == [0, 0, 0]
+    ours, theirs = (np.mean(suite.verdicts(row, "greedy").points) for row in ("f1b/ANR", "f1b/MLE"))
+    assert judged.loc[0, "gain"] == pytest.approx(ours - theirs)
+
+    went = moved(suite, "f1b/ANR", prompts_of="f1b/ANR")
+    assert went.keys() == {"truth", "negatives", "kl", "tokens", "seconds"}
+    held_out = suite.model_artifact("f1b/ANR").held_out
+    sets, models = suite.store.load(held_out), (suite.model("f1b/ANR").path, held_out.reference)
+    groups = [Group(prefix, sets.candidates(row)) for row, prefix in enumerate(sets.prefixes)]
+    policy, reference = (
+        score_groups(held_out.reference.load(path), groups, "fp32", 1, "scoring")
+        for path in (models[0], suite.store.get(models[1]))
+    )
+    ratios, usable = (policy - reference).numpy(), sets.mask
+    assert went["truth"] == pytest.approx(ratios[:, 0].mean(), abs=1e-4)
+    assert went["negatives"] == pytest.approx(ratios[:, 1:][usable[:, 1:]].mean(), abs=1e-4)
+    assert went["kl"] != 0 and went["seconds"] > 0
+    # A policy that has not left its reference: all distances are 0.
+    still = moved(suite, "ablation_reference/llama", prompts_of="f1b/ANR", prompts=4)
+    assert [still[name] for name in ("truth", "negatives", "kl")] == pytest.approx([0, 0, 0])
+    with pytest.raises(ValueError, match="start from different references"):
+        moved(suite, "t2/MLE1", prompts_of="f1b/ANR")
+    with pytest.raises(ValueError, match="has no negatives of held-out prompts"):
+        moved(suite, "f1b/ANR", prompts_of="f1b/MLE")
