@@ -59,7 +59,7 @@ assert squared_error(best) <= around + 1e-12, "some alpha near yours has a lower
 
 # %% note
 # For a network this is a guess, good while the updates are small. Try it on the held-out losses of
-# `t2/MixNR/0`, `t2/MixNR/0.5` and `t2/MLE2` above. It says where the *loss* is lowest, which need
+# table 2 above, at $\alpha = 0$, $0.5$ and $1$. It says where the *loss* is lowest, which need
 # not be where answers are best.
 
 # %% exercise: The same network, ruined by averaging | medium | 20 minutes
@@ -176,5 +176,5 @@ assert abs(best - (0.5 + 1.163 * 0.0354)) < 0.005, "the best of five is about 4 
 
 # %% note
 # Four points for nothing, more than most differences of the tables. Real ensembles with
-# neighbouring $\alpha$ win and lose on the same prompts, so that the gift is smaller; it is never
+# neighbouring $\alpha$ win and lose on the same prompts, so their bias is smaller; it is never
 # negative. In the suite, `suite.verdicts(row, split="validation")` has the points to choose on.

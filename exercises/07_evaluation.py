@@ -157,7 +157,7 @@ for noise in (0.1, 0.3, 0.6):
     assert abs(mended - true) < 0.015, f"noise {noise:g}: {mended:.3f} instead of {true:.3f}"
 
 # %% note
-# The measured difference is $(1 - \lambda)\,d$: noise makes differences smaller and never turns
-# them round. Its *interval* has to be divided by the same root, so nothing becomes more certain by
-# it. And it mends independent noise alone: a pull towards one side flips more often, and a pull
-# towards length does not flip at all.
+# The measured difference is $(1 - \lambda)\,d$: noise makes differences smaller and never reverses
+# them. Its *interval* has to be divided by the same root, so nothing becomes more certain. And this
+# corrects independent noise alone: position bias flips more often, and a judge that always prefers
+# the longer text never flips.

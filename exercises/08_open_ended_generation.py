@@ -5,8 +5,8 @@
 # values: draw half of them without replacement, compute the statistic, do it again and again, and
 # take the standard deviation of what comes out.
 #
-# For a mean this must be the standard error $s/\sqrt{n}$ that everybody knows. (Why of all $n$,
-# when only half were drawn?)
+# For a mean this must be the usual standard error $s/\sqrt{n}$. (Why with all $n$, when only half
+# were drawn?)
 
 # %% stub
 from collections.abc import Callable
@@ -108,10 +108,10 @@ assert sorted(steps, reverse=True) == steps, f"further apart has to be less alik
 # score one half. One more reason to compare only scores with equal settings.
 
 # %% exercise: True, or only plausible? | medium | 25 minutes
-# Write a spoiler of texts: every word that the world's tables know, except the subject's name,
-# becomes *another* word of the same kind (a season another season, a river another river). Grammar,
-# length and style stay as they are. What should the oracle say of each part of its grade? And
-# MAUVE?
+# Write a function that makes a text false: every word that the world's tables know, except the
+# subject's name, becomes *another* word of the same kind (a season another season, a river another
+# river). Grammar, length and style stay as they are. What should the oracle say of each part of its
+# grade? And MAUVE?
 #
 # `cpo_suite.world.tables` has `KIND`, from a word to its kind, and `WORDS`, from a kind to all its
 # words.
