@@ -16,7 +16,7 @@ def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
         wanted: ids of rows, each with model, negatives and generations over all seeds, or single
             artifacts; their dependencies count too.
 
-    Minutes are estimated from speeds measured here (`calibration`), or from the speeds stated in
+    The time is estimated from speeds measured here (`calibration`), or from the speeds stated in
     the profile.
 
     Raises:
@@ -31,10 +31,11 @@ def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
     lacking = [planned for planned in suite.plan(*roots) if not planned.cached] if roots else []
     if not lacking:
         return "Everything this notebook needs is cached: it takes seconds."
-    minutes = sum(planned.seconds for planned in lacking) / 60
+    seconds = sum(planned.seconds for planned in lacking)
+    time = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
     measured = all(calibration.measurable(profile, model) for model in profile.models.values())
     return (
         f"{len(lacking)} artifact{'s are' if len(lacking) > 1 else ' is'} still to be built, about "
-        f"{minutes:.0f} minutes on {'this machine' if measured else profile.hardware}; built "
+        f"{time} on {'this machine' if measured else profile.hardware}; built "
         "artifacts are cached."
     )

@@ -114,8 +114,8 @@ def exposure_in_words(growth: pd.DataFrame) -> str:
 def _sentences(growth: pd.DataFrame) -> Iterator[str]:
     words = {
         "mean_gap": "mean gap",
-        "growth": "growth a sentence",
-        "mean_gap_minus_mle": "mean gap less that of continued MLE",
+        "growth": "growth per sentence",
+        "mean_gap_minus_mle": "mean gap minus continued MLE's",
     }
     for row_id, lines in growth.groupby("row", sort=False):
         parts: Any = lines.itertuples()

@@ -101,9 +101,9 @@ def chosen_by_rule(
         seed: of the draw.
     """
     order = sorted(range(len(gains)), key=lambda at: -gains[at])
-    better = {at: f"{gains[at]:+.2f}, most better" for at in order[:best] if gains[at] > 0}
+    better = {at: f"{gains[at]:+.2f}, largest gain" for at in order[:best] if gains[at] > 0}
     order = sorted(range(len(gains)), key=lambda at: gains[at])
-    worse = {at: f"{gains[at]:+.2f}, most worse" for at in order[:worst] if gains[at] < 0}
+    worse = {at: f"{gains[at]:+.2f}, largest loss" for at in order[:worst] if gains[at] < 0}
     others = [at for at in range(len(gains)) if at not in better and at not in worse]
     some = random.Random(seed).sample(others, min(drawn, len(others)))
     return better | worse | {at: f"{gains[at]:+.2f}, drawn" for at in sorted(some)}

@@ -134,24 +134,24 @@ def test_samples_are_chosen_by_a_rule() -> None:
     assert list(chosen)[:6] == [7, 2, 6, 1, 13, 10]
     drawn = list(chosen)[6:]
     assert len(drawn) == 4 and drawn == sorted(drawn) and not {7, 2, 6, 1, 13, 10} & set(drawn)
-    assert chosen[7] == "+0.90, most better" and chosen[1] == "-0.50, most worse"
+    assert chosen[7] == "+0.90, largest gain" and chosen[1] == "-0.50, largest loss"
     assert all(chosen[at].endswith("drawn") for at in drawn)
     assert (
         chosen == page.chosen_by_rule(gains)
         and drawn != list(page.chosen_by_rule(gains, seed=1))[6:]
     )
     # Nothing is better where nothing gained, and a few prompts are all shown.
-    assert set(page.chosen_by_rule([0.0, -0.1]).values()) == {"-0.10, most worse", "+0.00, drawn"}
+    assert set(page.chosen_by_rule([0.0, -0.1]).values()) == {"-0.10, largest loss", "+0.00, drawn"}
 
 
 def test_chosen_samples_say_why(examples: list[Example]) -> None:
     texts = {"MLE": ["text"] * 50}
     body = page.samples(
-        examples, texts, "Own.", chosen={7: "+0.90, most better", 3: "drawn"}, rule="by <rule>"
+        examples, texts, "Own.", chosen={7: "+0.90, largest gain", 3: "drawn"}, rule="by <rule>"
     )
     parsed = check_alone(page.page("Samples", body))
     assert "2 of 50 held-out prompts, by <rule>." in parsed.text
-    assert parsed.text.index("item-7 (+0.90, most better)") < parsed.text.index("item-3 (drawn)")
+    assert parsed.text.index("item-7 (+0.90, largest gain)") < parsed.text.index("item-3 (drawn)")
 
 
 # --- The report -----------------------------------------------------------------------------------
