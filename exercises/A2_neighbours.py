@@ -3,8 +3,8 @@
 # %% exercise: When an objective lets go | easy | 15 minutes
 # A prefix has its ground truth and one negative ($K = 2$), and the ground truth leads by `lead`
 # nats: its log-ratio is `lead`, the negative's 0. How hard does an objective still push the ground
-# truth up? Write the push, minus the derivative of the loss by $\log \pi_\theta(y_1|x)$, for any
-# function of `cpo.neighbours` that takes log-probabilities alone.
+# truth up? Write the push, minus the derivative of the loss with respect to
+# $\log \pi_\theta(y_1|x)$, for any function of `cpo.neighbours` that takes log-probabilities alone.
 
 # %% stub
 from collections.abc import Callable
@@ -52,15 +52,17 @@ for name, objective in {
     print(name, [round(push(objective, lead, beta), 3) for lead in (0.0, 1.0, 2.5, 5.0)])
 
 # %% note
-# The logistic link never quite lets go, the hinge lets go at once, and the regression turns round.
-# So IPO bounds how far the policy leaves its reference; the other two leave that to the number of
-# steps.
+# The logistic function never quite lets go, the hinge lets go once the lead is 1 / beta, and the
+# regression turns round at its target. So IPO bounds the lead, and the hinge stops adding to it;
+# DPO leaves it to the number of steps.
 
 # %% exercise: What each is at the start | medium | 20 minutes
-# Where policy and reference are equal, every objective's gradient is a fixed combination of the
-# scores $s_j = \nabla \log \pi_\theta(y_j|x)$: $-\nabla \mathcal{L} = \sum_j A_j s_j$ (notebook
-# 03, section 5). Write the weights $A_j$. And say which objectives are *contrasts*: a number added
-# to all log-probabilities of a row leaves their loss as it is.
+# Every objective's gradient is a combination of the scores $s_j = \nabla \log \pi_\theta(y_j|x)$:
+# $-\nabla \mathcal{L} = \sum_j A_j s_j$ (notebook 03, section 5). Write the weights $A_j$ where
+# policy and reference are equal and all $K$ candidates are equally probable; objectives without a
+# reference need the second condition. Then say which objectives are *contrasts*: the same number
+# added to all log-probabilities of a row leaves their loss as it is. (The argument `scores` of a
+# graded objective is something else: how good each candidate is.)
 
 # %% stub
 from collections.abc import Callable
@@ -71,7 +73,7 @@ from torch import Tensor
 
 
 def weights(objective: Callable[..., Tensor], k: int, beta: float, **extras: Any) -> Tensor:
-    """A [k], minus the gradient by the row's log-probabilities, where policy equals reference."""
+    """A [k], minus the gradient by k equal log-probabilities, where policy equals reference."""
     # solution
     logps = torch.full((1, k), -8.0, dtype=torch.float64, requires_grad=True)
     objective(logps, logps.detach(), beta, **extras).backward()
@@ -80,7 +82,7 @@ def weights(objective: Callable[..., Tensor], k: int, beta: float, **extras: Any
 
 
 def is_contrast(objective: Callable[..., Tensor], **extras: Any) -> bool:
-    """Whether the loss of a row of five does not change when all its log-probabilities do."""
+    """Whether one number added to all log-probabilities of a row of five leaves its loss."""
     # solution
     policy_logps = torch.tensor([[-6.0, -8.0, -7.0, -9.0, -5.0]], dtype=torch.float64)
     reference_logps = torch.full_like(policy_logps, -8.0)
@@ -116,6 +118,6 @@ assert risk.argsort(descending=True).tolist() == [0, 1, 2, 3, 4], "the better, t
 print("expected risk:", [round(one, 3) for one in risk.tolist()])
 
 # %% note
-# With the model's own samples as negatives, weights that are equal for all negatives have mean-zero
-# scores to multiply: what is left is MLE. Those that depend on how good a sample is are a policy
-# gradient, REINFORCE, with $A_j$ as the advantage.
+# The scores of the model's own samples have mean zero. With weights that are equal for all such
+# negatives, only MLE is left. Weights that depend on how good a sample is give a policy gradient,
+# REINFORCE, with $A_j$ as the *advantage*: how much better than average the sample is.

@@ -32,7 +32,7 @@ def announce(suite: Suite, wanted: Iterable[str | Artifact]) -> str:
     if not lacking:
         return "Everything this notebook needs is cached: it takes seconds."
     seconds = sum(planned.seconds for planned in lacking)
-    time = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    time = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     measured = all(calibration.measurable(profile, model) for model in profile.models.values())
     return (
         f"{len(lacking)} artifact{'s are' if len(lacking) > 1 else ' is'} still to be built, about "

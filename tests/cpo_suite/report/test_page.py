@@ -273,7 +273,7 @@ def test_report_tables_can_be_read_by_ear_and_on_a_phone(
     tables.write_table(tables.table(suite, "t1"), tmp_path, "table1", profile)
     source = report(profile)
     # Wide tables scroll by themselves, with the keyboard too; each has a name and a caption.
-    region = '<div aria-label="Table 1: gpt2" class="scroll" role="region" tabindex="0">'
+    region = '<div aria-label="Table 1: GPT-2" class="scroll" role="region" tabindex="0">'
     assert source.count(region) == 1
     table = source[source.index(region) :].partition("</table>")[0]
     head, _, body = table.partition("<tbody>")
