@@ -398,7 +398,8 @@ def test_the_paper_is_counted_without_network_or_data(
     # 1,000 verdicts of 60 + 97 + 2 x 73 tokens and 8 of the answer at most, at $0.4 and $1.6 a
     # million.
     assert lines["verdicts on t1/ANR"].split()[-3:] == ["1,000", "310,914", "0.13"]
-    last = shown.splitlines()[-1]
+    last, besides = shown.splitlines()[-2:]
+    assert besides == "Besides, the notebook itself: up to 40 s."
     assert re.search(r"about [\d.]+ h on 8 GPUs or [\d.]+ h on one, [\d.]+ GPU-hours, up to", last)
     assert "requests of" in last and "Does not fit" not in shown
     assert not artifacts.exists()
