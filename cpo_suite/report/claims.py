@@ -252,10 +252,10 @@ def _win_rate_difference(suite: Suite, comparison: Comparison) -> Evidence:
     for name, weight in comparison.weights.items():
         row = name
         if choice := comparison.choices.get(name):
-            row = max(choice, key=lambda row: np.nanmean(_points(suite, row, "validation")))
+            row = max(choice, key=lambda row: np.nanmean(points_of(suite, row, "validation")))
             notes.append(f"{name} is {row} by validation prompts")
         weights[row] += weight
-    points = {row: _points(suite, row, "test") for row in weights}
+    points = {row: points_of(suite, row, "test") for row in weights}
     rates = [float(np.nanmean(values)) for values in points.values()]
     if floor := on_a_floor(rates):
         notes.append(floor)
@@ -278,9 +278,11 @@ def on_a_floor(win_rates: Sequence[float]) -> str:
     return ""
 
 
-def _points(suite: Suite, row: str, split: str) -> Array:
-    """Points per training seed and prompt, `[S, n]`; NaN without a verdict."""
-    verdicts = [suite.verdicts(row, None, seed, split) for seed in range(suite.profile.seeds)]
+def points_of(suite: Suite, row: str, split: str = "test", decoding: str | None = None) -> Array:
+    """Points per training seed and prompt, `[S, n]`; NaN without a verdict. `decoding` replaces the
+    row's own method."""
+    seeds = range(suite.profile.seeds)
+    verdicts = [suite.verdicts(row, decoding, seed, split) for seed in seeds]
     return np.stack([judged.points for judged in verdicts if judged is not None])
 
 

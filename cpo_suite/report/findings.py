@@ -120,9 +120,13 @@ def levels_finding(
 
 def _together(names: Sequence[str]) -> str:
     """Names as in a sentence; many are counted."""
-    if len(names) > NAMED:
-        return f"{len(names)} of them"
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    return f"{len(names)} of them" if len(names) > NAMED else joined(names)
+
+
+def joined(items: Iterable[str]) -> str:
+    """At least one item, as in a sentence: "A, B and C"."""
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _listed(lines: list[tuple[str, float, float, float]], signed: bool) -> str:

@@ -13,7 +13,7 @@ from cpo.evaluation.statistics import Array
 from cpo.scoring import Group, score_groups
 from cpo_suite.artifacts import Ensemble
 from cpo_suite.paper import Relation
-from cpo_suite.report.claims import adjusted_intervals, bootstrap_difference
+from cpo_suite.report.claims import adjusted_intervals, bootstrap_difference, points_of
 from cpo_suite.suite import Suite
 
 GAIN_COLUMNS = ["row", "against", "decoding", "gain", "low", "high", "n"]
@@ -35,7 +35,8 @@ def gains(suite: Suite, compared: Iterable[tuple[str, str, str]]) -> pd.DataFram
         return pd.DataFrame(columns=GAIN_COLUMNS)
     records, family = [], list[tuple[Array, Relation]]()
     for row, against, decoding in compared:
-        gaps = _points(suite, row, decoding) - _points(suite, against, decoding)
+        ours, theirs = (points_of(suite, one, decoding=decoding) for one in (row, against))
+        gaps = ours - theirs
         valid = gaps[:, ~np.isnan(gaps).any(0)]
         if not valid.size:
             continue
@@ -46,12 +47,6 @@ def gains(suite: Suite, compared: Iterable[tuple[str, str, str]]) -> pd.DataFram
     ends = np.array(adjusted_intervals(family), dtype=float).reshape(-1, 2)
     frame["low"], frame["high"] = ends.T
     return frame[GAIN_COLUMNS]
-
-
-def _points(suite: Suite, row: str, decoding: str) -> Array:
-    """Points per training seed and prompt, `[S, n]`; NaN without a valid verdict."""
-    per_seed = [suite.verdicts(row, decoding, seed) for seed in range(suite.profile.seeds)]
-    return np.stack([verdicts.points for verdicts in per_seed if verdicts is not None])
 
 
 def moved(suite: Suite, row_id: str, prompts_of: str, prompts: int = 512) -> dict[str, float]:

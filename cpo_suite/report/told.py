@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pandas as pd
 from cpo_suite.artifacts.judge_quality import BASELINES
 from cpo_suite.profile import ROOT
 from cpo_suite.report.claims import CLAIM_COLUMNS
+from cpo_suite.report.findings import joined
 from cpo_suite.report.head_to_head import against_mle
 from cpo_suite.report.names import comparison_name, row_name
 from cpo_suite.report.paired_measures import AGAINST_COLUMNS
@@ -97,7 +98,7 @@ def _is_learnt(ends: pd.DataFrame) -> str:
         each = f" with each of {seeds} seeds" if seeds > 1 else ""
         text += f": on held-out prompts their loss ends below its start{each}"
     failed = [f"{_row(row)} ({change:+.2f})" for row, change in ends["change"][~learnt].items()]
-    return f"{text}{f'; that is not shown for {_and(failed)}' if failed else ''}."
+    return f"{text}{f'; that is not shown for {joined(failed)}' if failed else ''}."
 
 
 def _what_is_learnt(ends: pd.DataFrame) -> str:
@@ -150,9 +151,10 @@ def _believed(records: Sequence[Mapping[str, Any]]) -> str:
     judge, *baselines = records
     agreement = {baseline["judge"]: baseline["agreement"] for baseline in baselines}
     beside = [f"{name} on {agreement[name]:.3f}" for name in BASELINES if name in agreement]
+    others = f", {joined(beside)}" if beside else ""
     return (
         f" (verdicts of a judge that agrees with people on {judge['agreement']:.3f} of "
-        f"{judge['pairs']:,} pairs{f', {_and(beside)}' if beside else ''}, so they decide nothing)"
+        f"{judge['pairs']:,} pairs{others}, so they decide nothing)"
     )
 
 
@@ -177,7 +179,7 @@ def _decoding(compared: pd.DataFrame) -> str:
         lines = _lines(compared[compared["verdict"] == verdict])
         methods = [f"{_method(line)} {_effect(line)}".rstrip() for line in lines]
         if methods:
-            parts.append(f"{words} under {_and(methods)}")
+            parts.append(f"{words} under {joined(methods)}")
     return f"The gain over continued MLE {'; it '.join(parts)}"
 
 
@@ -191,7 +193,7 @@ def _at_the_mode(compared: pd.DataFrame | None) -> str:
         f"{words[line.verdict]} under {_method(line)} ({_effect(line)})" for line in _lines(run)
     ]
     text = "after negatives drawn by the decoder itself, articles repeat themselves"
-    return f"; {text} {_and(parts)}"
+    return f"; {text} {joined(parts)}"
 
 
 def _reason(compared: pd.DataFrame, models: pd.DataFrame, improved: bool) -> str:
@@ -253,11 +255,6 @@ def _percent(share: float) -> str:
 
 def _rate(model: Any) -> str:
     return f"{model['value']:.3f} [{model['low']:.3f}, {model['high']:.3f}]"
-
-
-def _and(items: Iterable[str]) -> str:
-    *first, last = items
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
