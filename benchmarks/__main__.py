@@ -13,7 +13,7 @@ import torch
 from benchmarks.measurements import HEADER, machine, write
 
 # The `run` of each module prints its lines as they are measured, and returns them.
-NAMES = ("steps", "memory", "sampling", "judging", "embedding")
+NAMES = ("steps", "memory", "packing", "sampling", "judging", "embedding")
 
 selected = sys.argv[1:] or list(NAMES)
 if unknown := set(selected) - set(NAMES):

@@ -59,7 +59,7 @@ def generate(
     width = _checked_width(model, prefixes, max_new_tokens)
     model.eval()
     options = _options(decoding)
-    top_k = _top_k_of(options) if forward_pass_of(model).may_share(model, width) else None
+    top_k = _top_k_of(options) if forward_pass_of(model).sharing(model, width) == "cached" else None
     batches = _batches(
         [len(prefix) for prefix in prefixes],
         lengths or [0] * len(prefixes),

@@ -7,7 +7,7 @@ module, precision and shapes, so the first training loss is exactly ln K.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from cpo.engine.forward_pass import (
+    Sharing,
     forward_pass_of,
     is_checkpointed,
     left_aligned,
@@ -76,6 +77,11 @@ def order_by_length(groups: Sequence[Group], batch: int) -> list[int]:
     rows = range(len(groups))
     batches = (rows[start : start + batch] for start in range(0, len(rows), batch))
     return [row for rows_of_batch in batches for row in sorted(rows_of_batch, key=width)]
+
+
+def longest(groups: Iterable[Group]) -> int:
+    """Tokens of the longest group, its prefix counted once."""
+    return max(len(group.prefix_ids) + sum(map(len, group.continuations)) for group in groups)
 
 
 def collate_groups(
@@ -284,18 +290,22 @@ class GroupScorer(nn.Module):
         """`forward_pass.states_before_tokens` in this scorer's precision."""
         prefix_ids, prefix_mask = left_aligned(prefix_ids, prefix_mask)
         width = prefix_ids.shape[-1] + mask.shape[-1]
-        wanted = self.share_prefix and mask.shape[1] > 1
-        shared = wanted and self.forward_pass.may_share(self.model, width)
+        sharing: Sharing = "repeated"
+        if self.share_prefix and mask.shape[1] > 1:
+            lengths = (mask.sum(-1) - 1).clamp_(min=0).flatten()
+            sharing = self.forward_pass.sharing(self.model, width, lengths)
         # A model's own logits come out of autocast in bf16, too coarse for log-ratios.
         rounded = self.forward_pass.base_and_head or not self.fp32_head
         bf16 = self.precision == "bf16" and rounded
-        plain_products = prefix_ids.device.type == "cpu" and bf16 and width <= SHORT_SEQUENCE
+        # A checkpointed layer, run again in the backward pass, would use another kernel there.
+        short = sharing != "packed" and width <= SHORT_SEQUENCE and not self.model.training
+        plain_products = prefix_ids.device.type == "cpu" and bf16 and short
         with (
             torch.autocast(prefix_ids.device.type, torch.bfloat16, enabled=bf16),
             sdpa_kernel(SDPBackend.MATH) if plain_products else nullcontext(),
         ):
             inputs = prefix_ids, prefix_mask, continuation_ids, mask
-            return states_before_tokens(self.model, self.forward_pass, *inputs, shared)
+            return states_before_tokens(self.model, self.forward_pass, *inputs, sharing)
 
     def _head_logps(self, states: Tensor, targets: Tensor) -> Tensor:
         """log-softmax of the logits at `targets` `[N]`, fp32."""

@@ -18,17 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from cpo import losses
 from cpo.engine import machine
 from cpo.engine.callbacks import Progress, TimedCheckpoints, Watcher, last_good_checkpoint
+from cpo.engine.division import DividableTrainer, divide, has_shards, is_divided
 from cpo.engine.processes import from_main_process, is_main_process, process_count
 from cpo.models.folders import ModelFolderError, load_model
 from cpo.objectives import EXTRA_INPUTS, NEXT_TOKEN_OBJECTIVES, OBJECTIVES, objective_with
 from cpo.objectives import register_objective as register_objective
 from cpo.scheduled_sampling import ScheduledSamplingScorer
-from cpo.scoring import Group, GroupScorer, collate_groups, order_by_length
+from cpo.scoring import Group, GroupScorer, collate_groups, longest, order_by_length
 
 # Bound on |first loss - loss at policy = reference|: beyond it, the two were scored differently.
 FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
@@ -62,8 +63,8 @@ class TrainingSettings:
     """A training's settings apart from its examples; `batch` is the global batch.
 
     `micro_batch` examples are scored together, at most about `tokens_at_once` tokens at a time.
-    Neither changes values. A policy that `starts_at_reference` has a first loss known beforehand,
-    which is checked.
+    Neither changes values, nor does whether the model is `divided` among the processes. A policy
+    that `starts_at_reference` has a first loss known beforehand, which is checked.
     """
 
     objective: str
@@ -84,6 +85,7 @@ class TrainingSettings:
     seed: int = 0
     micro_batch: int = 16
     tokens_at_once: int | None = None
+    divided: bool = False
     checkpoint_minutes: float = 10.0
     starts_at_reference: bool = True
     description: str = "training"
@@ -103,7 +105,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class SequenceTrainer(Trainer):
+class SequenceTrainer(DividableTrainer):
     """Trains a `GroupScorer` on `steps x batch` examples with one of the objectives.
 
     Examples are read in order, sorted by length within a global batch. Each carries the number of
@@ -241,11 +243,18 @@ class SequenceTrainer(Trainer):
         if not self.args.should_save:
             return
         # The inner model's own format: a from_pretrained folder, tied weights stored once.
-        if state_dict is not None:  # gathered from processes that shard the model
+        if state_dict is not None:
             state_dict = {name.removeprefix("model."): state_dict[name] for name in state_dict}
         self._inner().save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if has_shards(resume_from_checkpoint):
+            return  # read with the optimizer's moments, once that exists
+        if is_divided(self.model):
+            raise TrainingError(
+                f"{resume_from_checkpoint} was written by a training that was not divided among "
+                "its processes: set processes.divide=never, or remove it, and the training restarts"
+            )
         try:
             saved = load_model(Path(resume_from_checkpoint), self._inner().dtype)
             self._inner().load_state_dict(saved.state_dict())
@@ -316,6 +325,9 @@ def train(
         scorer = ScheduledSamplingScorer(
             model, settings.precision, settings.sampling_probability, settings.sampling_passes
         )
+    if settings.divided:
+        tokens = settings.micro_batch * longest(example.group for example in examples)
+        divide(scorer, recompute=tokens > (settings.tokens_at_once or math.inf))
     trainer = SequenceTrainer(
         scorer,
         examples,

@@ -17,7 +17,7 @@ from cpo.engine.processes import process_count
 from cpo.held_out import HeldOutContrast, HeldOutLoss
 from cpo.models.folders import dequantise, fetched, gguf_file, load_model
 from cpo.plan import plan_batches
-from cpo.scoring import Group
+from cpo.scoring import Group, longest
 from cpo.training import TrainingExample, TrainingSettings, micro_batch, train
 from cpo_suite.artifacts.step import Step
 from cpo_suite.corpora import Corpora
@@ -38,13 +38,14 @@ class Loadable:
         assert isinstance(self, Artifact)
         return store.get(self)
 
-    def load(self, folder: Path) -> Any:
-        """The causal language model, fp32, in evaluation mode, on the GPU where there is one.
+    def load(self, folder: Path, device: str | None = None) -> Any:
+        """The causal language model, fp32, in evaluation mode, by default on the GPU where there is
+        one.
 
         Raises:
             ModelFolderError: as `load_model`.
         """
-        return load_model(folder).to(machine.device()).eval()
+        return load_model(folder).to(device or machine.device()).eval()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,12 @@ class Trained(Loadable, Step):
     seed: int
     micro_batch_tokens: int = how()
     checkpoint_minutes: float = how()
+    divided: bool = how(default=False)
+
+    @property
+    def divides(self) -> bool:
+        """Whether its model is divided among the processes of this launch, if there are several."""
+        return self.divided and process_count() > 1
 
     def train(
         self,
@@ -80,6 +87,7 @@ class Trained(Loadable, Step):
         settings = {
             "micro_batch": micro_batch_of(groups, self.batch, self.micro_batch_tokens),
             "tokens_at_once": self.micro_batch_tokens,
+            "divided": self.divides,
         } | settings
         for field in dataclasses.fields(TrainingSettings):
             if field.name in fields:
@@ -95,8 +103,7 @@ class Trained(Loadable, Step):
 
 def micro_batch_of(groups: Sequence[Group], batch: int, tokens: int) -> int:
     """Groups per micro-batch: as many as fit into `tokens` at the longest group's length."""
-    longest = max(len(group.prefix_ids) + sum(map(len, group.continuations)) for group in groups)
-    return micro_batch(batch, longest, tokens, process_count())
+    return micro_batch(batch, longest(groups), tokens, process_count())
 
 
 @dataclass(frozen=True, kw_only=True)

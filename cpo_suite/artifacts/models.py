@@ -76,7 +76,8 @@ class Model(Trained):
             if self.held_out is not None:
                 held_out = self._selected(store, self.held_out).training_examples(ranked)
         self.train(
-            self.start.load(self.start.folder(store)),
+            # A divided model moves to the GPUs layer by layer.
+            self.start.load(self.start.folder(store), "cpu" if self.divides else None),
             list(islice(cycle(examples), self.steps * self.batch)),
             folder,
             store,

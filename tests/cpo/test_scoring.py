@@ -1,6 +1,7 @@
 """The scorer against the plain version, which runs unpadded sequences one at a time."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -83,12 +84,20 @@ def float64_norms(monkeypatch):
     )
 
 
+@pytest.fixture
+def from_cache(monkeypatch):
+    """Continuations take their prefix from the cache, however small the passes."""
+    monkeypatch.setattr(forward_pass, "SMALL_PASS_TOKENS", 0)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 12, 16])
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("small_pass", [0, 10**6])  # from the cache, and in one row
 def test_a_shared_prefix_gives_the_values_and_gradients_of_a_repeated_one(
-    architecture, k, side, float64_norms
+    architecture, k, side, small_pass, float64_norms, monkeypatch
 ):
+    monkeypatch.setattr(forward_pass, "SMALL_PASS_TOKENS", small_pass)
     model = tiny_model(architecture).double()
     generator = torch.Generator().manual_seed(k)
     truths = [[*range(2, 9), EOS], [5, EOS], list(range(10, 23))]
@@ -195,7 +204,7 @@ def test_gradients_of_rows_taken_several_times_are_the_same_bit_for_bit():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_keys_rounded_once_are_those_that_attention_rounds(architecture, monkeypatch):
+def test_keys_rounded_once_are_those_that_attention_rounds(architecture, from_cache, monkeypatch):
     model = tiny_model(architecture)
     batch = collate_groups([Group([3, 4, 5, 6], [[2, 3, EOS], [7, 8, 9, EOS], [2, 5, EOS]])])
     kept = []
@@ -222,7 +231,7 @@ def test_keys_rounded_once_are_those_that_attention_rounds(architecture, monkeyp
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_prefix_is_computed_once_and_truncations_never(architecture):
+def test_a_prefix_is_computed_once_and_truncations_never(architecture, from_cache, monkeypatch):
     model = tiny_model(architecture)
     truth = [*range(2, 9), EOS]
     group = Group([3, 4, 5, 6], [truth, [2, 3, EOS], [2, EOS], [9, 10, 11]])
@@ -235,14 +244,20 @@ def test_a_prefix_is_computed_once_and_truncations_never(architecture):
     scorer(**collate_groups([group]))
     # 4 of the prefix; of a continuation all but its last token: 7 of the truth, 2 of the last one.
     assert tokens == [4, 7, 2]
+    tokens.clear()
+    monkeypatch.setattr(forward_pass, "SMALL_PASS_TOKENS", 512)
+    scorer(**collate_groups([group]))
+    assert tokens == [4 + 7 + 2]  # in one row, since two passes of 4.5 tokens each are small
 
 
-def test_a_model_that_drops_its_cache_repeats_the_prefix_and_says_so():
+def test_a_checkpointed_model_that_cannot_pack_repeats_the_prefix_and_says_so():
     model = tiny_model("llama").train()
     model.gradient_checkpointing_enable()
     batch = collate_groups(ragged_groups())
+    scorer = GroupScorer(model)
+    scorer.forward_pass = dataclasses.replace(scorer.forward_pass, packs=False)
     with pytest.warns(UserWarning, match="gradient checkpointing drops the key/value cache"):
-        found = GroupScorer(model)(**batch)
+        found = scorer(**batch)
     torch.testing.assert_close(found, GroupScorer(model, share_prefix=False)(**batch))
 
 

@@ -25,8 +25,8 @@ from cpo_suite.suite import Suite
 TESTS = [str(Path(__file__).parents[3] / name) for name in ("", "tests", "tests/cpo")]
 
 
-def run_in(count: int, script: str, folder: Path) -> str:
-    """Run a script in `count` processes; returns what they printed."""
+def command_of(count: int, script: str, folder: Path) -> list[str]:
+    """The command that runs a script in `count` processes."""
     path = folder / "script.py"
     header = f"import sys; sys.path[:0] = {TESTS!r}\n"
     footer = "\nfrom cpo.engine.processes import leave_together\nleave_together()\n"
@@ -36,9 +36,18 @@ def run_in(count: int, script: str, folder: Path) -> str:
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={count}"]
         command += ["--mixed_precision=no", "--dynamo_backend=no", "--num_machines=1"]
         command += ["--machine_rank=0"]
+    return [*command, str(path), str(folder)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run_in(count: int, script: str, folder: Path) -> str:
+    """Run a script in `count` processes; returns what they printed."""
     done = subprocess.run(
-        [*command, str(path), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        command_of(count, script, folder),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
