@@ -45,7 +45,7 @@ cpo.held_out
 cpo
 cpo_suite.paper cpo_suite.profile_files
 cpo_suite.profile cpo_suite.provenance cpo_suite.store cpo_suite.world
-cpo_suite.corpora cpo_suite.estimate cpo_suite.precision cpo_suite.judges
+cpo_suite.corpora cpo_suite.estimate cpo_suite.precision cpo_suite.judges cpo_suite.training_memory
 cpo_suite.calibration cpo_suite.artifacts cpo_suite.draws cpo_suite.iterations
 cpo_suite.suite cpo_suite.launching
 cpo_suite.report

@@ -23,8 +23,8 @@ from benchmarks.steps import PlainRepetition
 from cpo.engine.memory import keep_freed_memory
 from cpo.losses import cpo_loss
 from cpo.scoring import GroupScorer, collate_groups
-from cpo_suite.estimate import training_memory_gb
 from cpo_suite.profile import load_profile
+from cpo_suite.training_memory import training_memory_gb
 
 LENGTHS = [(128, 128), (512, 64)]
 TARGET = 4.0
@@ -70,6 +70,7 @@ def planned_megabytes(tokens: int) -> float:
         "models.llama.width": shape.width,
         "models.llama.layers": shape.layers,
         "optimiser.micro_batch_tokens": tokens,
+        "optimiser.precision": precision(),
     }
     settings = [f"{key}={value}" for key, value in overrides.items()]
     return training_memory_gb(load_profile("paper", settings), "llama") * 1e9 / 2**20

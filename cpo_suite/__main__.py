@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cpo_suite.profile import ROOT, ProfileError, load_profile
 from cpo_suite.profile_files import profile_names
@@ -42,7 +43,13 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "make":
             from cpo_suite.run import make
 
-            return make.build_profile(options.profile, options.settings)
+            return make.build_profile(options.profile, options.settings, options.only)
+        case "rehearse":
+            from cpo_suite.run import rehearsal
+
+            return rehearsal.rehearse(options.profile, options.settings)
+        case "convert":
+            return _convert(options.source, options.target)
         case "site":
             return _site(options.profile)
         case "doctor":
@@ -67,6 +74,16 @@ def _dispatch(options: argparse.Namespace) -> int:
             return _profiles()
         case command:
             raise ProfileError(f"start it with `./run_all.sh {command}`")
+
+
+def _convert(source: str, target: str) -> int:
+    from cpo.models import pickles, weights
+
+    try:
+        pickles.convert(source, Path(target).expanduser().absolute())
+    except (FileNotFoundError, weights.ModelFolderError) as error:
+        raise ProfileError(str(error)) from None
+    return 0
 
 
 def _site(profile: str) -> int:

@@ -6,7 +6,6 @@ profile's hardware (`calibration`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,20 +17,12 @@ from cpo_suite.profile import JudgeSettings, ModelSettings, Profile, Server
 
 CHARACTERS_A_TOKEN = 4.2
 WITHOUT_MODEL = ("ensemble", "verdicts", "unhelpful")
-OF_A_PROCESS = 1.0  # GB, before a model is loaded
 # Overhead besides the tokens: per artifact with and without a model, per weight read or written,
 # and per training step, in equivalent tokens.
 OVERHEAD_SECONDS, OVERHEAD_WITHOUT_MODEL = 0.5, 0.1
 SECONDS_A_WEIGHT = 8e-9
 STEP_TOKENS = 900
 LAUNCH_SECONDS = 15.0  # until several processes have started and connected
-BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
-BYTES_OF_COPY = 2  # per weight: autocast's bf16 copy, kept until the backward pass
-# Activation bytes per token, layer and unit of width, by precision. Measured on groups of 4 and 12:
-# bf16 70 (GPT-2) and 63 (Llama), fp32 130 and 95. We take the larger for bf16, and a middle value
-# for fp32, in which large models are not trained. The bf16 value is twice the 34 of Korthikanti et
-# al. (2022), since autocast leaves norms and residuals in fp32.
-BYTES_A_UNIT = {"bf16": 70, "fp32": 118}
 CHECKPOINT_BYTES = 2 * 12  # weights and moments; the previous one stays until the next is complete
 QUESTION_TOKENS = 60  # of the template alone
 REPLY_TOKENS = 2  # "A" and EOS, unless the judge's parameters set a limit
@@ -171,28 +162,3 @@ class CostModel:
             tokens=requests * (question + reply),
             usd=requests * usd / 1e6,
         )
-
-
-def training_memory_gb(profile: Profile, name: ModelName) -> float:
-    """Training memory per process: weights, gradients, moments, and a micro-batch's activations,
-    where the model's width and layers are known."""
-    model = profile.models[name]
-    copy = BYTES_OF_COPY if profile.optimiser.precision == "bf16" else 0
-    weights = model.parameters * (BYTES_A_WEIGHT + copy) / 1e9
-    return weights + _activations_gb(profile, name) + OF_A_PROCESS
-
-
-def micro_batch_that_fits(profile: Profile, name: ModelName) -> int:
-    """The largest power of two for `optimiser.micro_batch_tokens` that fits the profile's GPUs, or
-    0."""
-    now = profile.optimiser.micro_batch_tokens
-    a_token = _activations_gb(profile, name) / now
-    room = (profile.gpu_memory_gb or 0.0) - training_memory_gb(profile, name) + a_token * now
-    return 2 ** int(math.log2(room / a_token)) if a_token and room / a_token >= 64 else 0
-
-
-def _activations_gb(profile: Profile, name: ModelName) -> float:
-    """Activations of a micro-batch; 0 where the model's width or layers are unknown."""
-    model = profile.models[name]
-    bytes_a_unit = BYTES_A_UNIT[profile.optimiser.precision]
-    return bytes_a_unit * math.prod(model.shape) * profile.optimiser.micro_batch_tokens / 1e9

@@ -32,8 +32,8 @@ class LaunchError(RuntimeError):
     """The launched processes failed; the message holds the last lines they printed."""
 
 
-def launch(profile: Profile, root: Path, artifact: Artifact) -> None:
-    """Build an artifact in the profile's processes, under the store's `root`.
+def launch(profile: Profile, root: Path, *artifacts: Artifact) -> None:
+    """Build artifacts in the profile's processes, started once, under the store's `root`.
 
     Their output is printed here as it arrives.
 
@@ -41,19 +41,17 @@ def launch(profile: Profile, root: Path, artifact: Artifact) -> None:
         LaunchError: a process failed, or cannot import a sampler or loss registered here.
     """
     processes = profile.processes
-    # The processes launch no further ones.
-    alone = profile.model_copy(update={"processes": Processes(count=1)})
     job = {
-        "profile": alone.model_dump_json(),
+        "profile": profile.model_dump_json(),
         "store": str(root),
-        "keys": [artifact.key],
+        "keys": [artifact.key for artifact in artifacts],
         "modules": _own_modules(profile),
         "owner": {"host": socket.gethostname(), "pid": os.getpid()},
     }
     if torch.cuda.is_available():  # free memory for the process that shares this device
         gc.collect()
         torch.cuda.empty_cache()
-    described = root / "partial" / f"{artifact.key}.{os.getpid()}.job.json"
+    described = root / "partial" / f"{artifacts[0].key}.{os.getpid()}.job.json"
     described.parent.mkdir(parents=True, exist_ok=True)
     described.write_text(json.dumps(job), encoding="utf-8")
     try:
@@ -61,8 +59,10 @@ def launch(profile: Profile, root: Path, artifact: Artifact) -> None:
     finally:
         described.unlink()
     if code:
+        [first, *others] = artifacts
+        what = f"{len(artifacts)} artifacts" if others else f"{first.stage} {first.key}"
         raise LaunchError(
-            f"{processes.count} processes for {artifact.stage} {artifact.key} ended with code "
+            f"{processes.count} processes for {what} ended with code "
             f"{code}. Their last lines:\n{''.join(last)}\n"
             "Correct the error and run again: training resumes from the last checkpoint. "
             "processes.count=1 runs the same work in one process."

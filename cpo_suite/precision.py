@@ -23,7 +23,10 @@ def measured_for(profile: Profile, root: Path) -> Measured | None:
 
 
 def resolved(profile: Profile, root: Path) -> Profile:
-    """The profile with `auto` replaced by the precision that is faster here."""
+    """The profile with `auto` replaced by the precision that is faster here, and, where it needs
+    GPUs that this machine has, with their memory."""
+    if profile.gpus and (available := machine.gpu_memory_gb()):
+        profile = profile.model_copy(update={"gpu_memory_gb": available})
     if profile.optimiser.precision != "auto":
         return profile
     speeds = measured_for(profile, root)

@@ -175,14 +175,23 @@ class Processes(_Settings):
     """Processes that train, sample and score together, each with the model on its own device.
 
     `count` is the total over all `machines`. `options` are further arguments of `accelerate
-    launch`; `before` is a command put in front of it, such as `srun`. None of these changes
-    results, except those of PSS, whose samples each process draws for its own share.
+    launch`; `before` is a command put in front of it, such as `srun`. A training's weights,
+    gradients and moments are divided among the processes `always`, `never`, or by `auto` if a whole
+    copy does not fit into `gpu_memory_gb`. None of these changes results, except those of PSS,
+    whose samples each process draws for its own share.
     """
 
     count: Count = 1
     machines: Count = 1
     options: list[str] = []
     before: list[str] = []
+    divide: Literal["auto", "never", "always"] = "auto"
+
+    @model_validator(mode="after")
+    def _can_divide(self) -> Processes:
+        if self.divide == "always" and self.count == 1:
+            raise ValueError("divide=always needs several processes: raise count, or leave `auto`")
+        return self
 
     @property
     def on_each_machine(self) -> int:

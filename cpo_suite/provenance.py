@@ -1,9 +1,10 @@
-"""Versions, git revision and machine, as recorded in manifests and `run.json`."""
+"""Versions, git revision, machine and memory, as recorded in manifests and `run.json`."""
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from functools import cache
@@ -44,6 +45,26 @@ def git_revision() -> dict[str, Any] | None:
     lines = status.stdout.splitlines()
     [revision] = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
     return {"revision": revision, "clean": all(line.startswith("# ") for line in lines)}
+
+
+def watch_memory() -> None:
+    """Forget this process's peak of GPU memory, so that the next `peak_memory_gb` is of what
+    follows."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_gb() -> float:
+    """The most memory, in 10**9 bytes, that this process's tensors took on its GPU since
+    `watch_memory`; without a GPU, the most that the process has taken so far."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def package_version(package: str) -> str | None:

@@ -30,7 +30,7 @@ from cpo.engine.processes import (
     wait_for_everyone,
 )
 from cpo_suite.profile import ROOT
-from cpo_suite.provenance import provenance
+from cpo_suite.provenance import peak_memory_gb, provenance, watch_memory
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class Store:
         self.root = Path(root)
         self.elsewhere: Callable[[Artifact], bool] | None = None
         self._intact: set[Path] = set()
+        self._alone = False  # whether this process builds while the others wait for it
 
     def path(self, artifact: Artifact) -> Path:
         """The artifact's folder, whether built or not."""
@@ -170,8 +171,8 @@ class Store:
         message. Launched processes build a `shared` artifact together; otherwise the main process
         builds and the others wait.
         """
-        target = self.path(artifact)
-        if from_main_process(lambda: self._is_whole(artifact)):
+        target, whole = self.path(artifact), partial(self._is_whole, artifact)
+        if whole() if self._alone else from_main_process(whole):
             return target
         for need in artifact.needs:
             self.get(need)
@@ -211,8 +212,11 @@ class Store:
             # Left by a killed run: we hold the lock, so nobody else is writing.
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
+            outer = self._alone
             try:
+                watch_memory()
                 started, clock = time.time(), time.perf_counter()
+                self._alone = not artifact.shared
                 artifact.build(temporary, self)
                 if main:
                     _write_manifest(temporary, artifact, started, time.perf_counter() - clock)
@@ -222,6 +226,7 @@ class Store:
                     shutil.rmtree(self.partial(artifact), ignore_errors=True)
                     self._intact.add(target)
             finally:
+                self._alone = outer
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -236,6 +241,7 @@ def _write_manifest(folder: Path, artifact: Artifact, started: float, seconds: f
         "seconds": round(seconds, 3),
         "processes": processes,
         "gpus": processes if torch.cuda.is_available() else 0,
+        "peak_memory_gb": round(peak_memory_gb(), 3),  # of the main process
         "provenance": provenance(),
         "sha256": checksums_of(folder),
     }

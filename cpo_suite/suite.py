@@ -63,6 +63,7 @@ from cpo_suite.paper import (
 )
 from cpo_suite.profile import JudgeSettings, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, artifacts_folder, walk
+from cpo_suite.training_memory import training_fields
 
 # Of `gradients`: rows with negatives AN, AN without truncation, and mixed; parts of the batch.
 GRADIENT_ROWS = ("t2/ANR", "x/AN-untruncated", "t2/MixNR/0")
@@ -208,7 +209,7 @@ class Suite:
             name=name,
             corpora=self.corpora,
             **dict(model.pretraining),
-            **dict(self.profile.optimiser),
+            **training_fields(self.profile, name),
         )
 
     def examples(
@@ -245,7 +246,7 @@ class Suite:
             seed=seed,
             name=f"{which}/{model}",
             **dict(stage),
-            **dict(self.profile.optimiser),
+            **training_fields(self.profile, model),
         )
 
     def negatives_artifact(self, row: Row, seed: int = 0, split: str = "train") -> Negatives:
@@ -325,7 +326,7 @@ class Suite:
             seed=seed,
             name=row.id,
             **extra,
-            **dict(self.profile.optimiser),
+            **training_fields(self.profile, row.model),
         )
         return iterated(model, row) if row.redraw else model
 
@@ -415,9 +416,9 @@ class Suite:
 
     # --- The plan ---------------------------------------------------------------------------------
 
-    def artifacts(self) -> list[Step]:
-        """All artifacts of the profile's rows, built or not, in build order."""
-        return cast(list[Step], walk(*self._roots()))
+    def artifacts(self, some: Sequence[Row] | None = None) -> list[Step]:
+        """All artifacts of the profile's rows, or of some rows, built or not, in build order."""
+        return cast(list[Step], walk(*self._roots(some)))
 
     def plan(self, *roots: Artifact) -> list[Planned]:
         """The cost of building each artifact of the suite, or of `roots` and their dependencies."""
@@ -428,20 +429,19 @@ class Suite:
     def cost_model(self) -> CostModel:
         """The cost model: speeds of this machine or as stated, and data lengths."""
         here = self.profile, self.corpora, self._store.root
-        return CostModel(
-            self.profile,
-            self.corpora,
-            cache(partial(calibration.speeds, *here)),
-            cache(partial(calibration.embedded_texts_per_second, *here)),
-        )
+        speeds = cache(partial(calibration.speeds, *here))
+        embedded = cache(partial(calibration.embedded_texts_per_second, *here))
+        return CostModel(self.profile, self.corpora, speeds, embedded)
 
-    def _roots(self) -> Iterator[Artifact]:
+    def _roots(self, some: Sequence[Row] | None) -> Iterator[Artifact]:
+        rows = self.profile.trained_rows if some is None else some
         judged = self.profile.judge.kind != "none"
         chosen = chosen_among(chain(*self.profile.claims.values()))
         for seed in range(self.profile.seeds):
             for row, sampling in product(self.profile.sampled_rows, self.profile.samplings):
-                yield self.measures_artifact(row.id, seed, sampling)
-            for row in self.profile.trained_rows:
+                if row in rows:
+                    yield self.measures_artifact(row.id, seed, sampling)
+            for row in rows:
                 both = (f"{row.reference}/{row.model}", row.id)
                 yield from (self.measures_artifact(row_id, seed) for row_id in both)
                 if judged and row.measure == "win_rate":
@@ -450,7 +450,7 @@ class Suite:
                     yield self.verdicts_artifact(row.id, None, seed, "validation")
                 if row.id in EXPOSURE_ROWS and self.profile.judge.kind == "oracle":
                     yield from (self.exposure_bias_artifact(row_id, seed) for row_id in both)
-        if gradients := self.gradients_artifact():
+        if some is None and (gradients := self.gradients_artifact()):
             yield gradients
 
     # --- Rows -------------------------------------------------------------------------------------

@@ -44,6 +44,15 @@ def unused_gpu() -> str:
     return ""
 
 
+def gpu_memory_gb() -> float | None:
+    """Memory of the smallest GPU, in GB of 10^9 bytes; None without any."""
+    import torch
+
+    count = torch.cuda.device_count() if device() == "cuda" else 0
+    sizes = [torch.cuda.get_device_properties(number).total_memory / 1e9 for number in range(count)]
+    return min(sizes, default=None)
+
+
 def name() -> str:
     """The GPU's name, or the processor's."""
     import torch

@@ -1,7 +1,7 @@
 """External models: what a folder must contain, what is wrong with it, and how to load it.
 
-Weights are read only from safetensors or .gguf, since a pickle can run any code. A model's own code
-is never run (`trust_remote_code` stays off).
+Weights are read only from safetensors or .gguf, since a pickle can run any code: `pickles` converts
+one, once. A model's own code is never run (`trust_remote_code` stays off).
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from cpo.models.weights import Fault, ModelFolderError, quantisation_fault, summ
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 FILES = (*SMALL_FILES, "*.safetensors")
 ADAPTER = "adapter_config.json"
+PLAIN = ("tokenizer.json", "vocab.json", "vocab.txt")  # vocabularies that need no other package
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-CONVERT = (
-    'Convert it once where you trust its origin: python -c "from transformers import '
-    "AutoModelForCausalLM as M, AutoTokenizer as T; [part.from_pretrained('{name}')"
-    ".save_pretrained('FOLDER') for part in (M, T)]\", and use FOLDER instead"
-)
+CONVERT = "Convert it once: ./run_all.sh convert {name} FOLDER, and use FOLDER instead"
 MERGE = (
     'Merge it into its model: pip install peft; python -c "from peft import '
     "AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
@@ -178,10 +175,11 @@ def missing_weights(name: str, files: Iterable[str]) -> Fault | None:
         return Fault(what, "Give the path of one, on this machine")
     if pickled := [file for file in files if file.endswith(PICKLED)]:
         what = f"its weights are in {pickled[0]}, but only safetensors are read"
-        return Fault(what, CONVERT.format(name=name))
+        ours = pickled[0].startswith("pytorch_model") and pickled[0].endswith(".bin")
+        return Fault(what, CONVERT.format(name=name) if ours else SAVED)
     return Fault(
         f"it holds no weights, {weights.WEIGHTS} or {weights.INDEX}",
-        f"{SAVED}, or a hub name. If its repository has weights of another kind: "
+        f"{SAVED}, or a hub name. If its repository has pytorch_model.bin: "
         f"{CONVERT.format(name=name)}",
     )
 
@@ -226,9 +224,16 @@ def _config_faults(config: Mapping[str, Any], longest: int) -> Iterator[Fault]:
 
 
 def _tokenizer_faults(place: Path, config: Mapping[str, Any]) -> Iterator[Fault]:
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
     # Without these files, transformers may silently create an empty tokenizer.
     if not gguf_file(place) and not any((place / name).is_file() for name in VOCABULARIES):
         yield Fault(f"it holds no tokenizer: none of {', '.join(VOCABULARIES)}", TOKENIZER)
+        return
+    plain = gguf_file(place) or any((place / name).is_file() for name in PLAIN)
+    if not plain and not (is_sentencepiece_available() and is_protobuf_available()):
+        what = "its tokenizer is a sentencepiece model, which two more packages read"
+        yield Fault(what, "pip install sentencepiece protobuf")
         return
     try:
         tokenizer = load_tokenizer(place)

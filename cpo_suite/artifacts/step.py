@@ -7,7 +7,6 @@ from typing import ClassVar
 from cpo_suite.estimate import (
     CHECKPOINT_BYTES,
     LAUNCH_SECONDS,
-    OF_A_PROCESS,
     OVERHEAD_SECONDS,
     OVERHEAD_WITHOUT_MODEL,
     SECONDS_A_WEIGHT,
@@ -15,10 +14,10 @@ from cpo_suite.estimate import (
     Cost,
     CostModel,
     Planned,
-    training_memory_gb,
 )
 from cpo_suite.paper import ModelName
 from cpo_suite.store import Artifact, Store
+from cpo_suite.training_memory import OF_A_PROCESS, training_memory_gb
 
 
 class Step(Artifact):
@@ -71,7 +70,7 @@ def planned_artifact(artifact: Step, store: Store, costs: CostModel) -> Planned:
         disk_gb=weights_gb if trains or stage == "ensemble" else 0.001,
         scratch_gb=parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
         alone=cost.seconds + fixed,
-        gpu_hours=seconds * processes / 3600 if profile.gpus else 0.0,
+        gpu_hours=seconds * processes / 3600 if profile.gpus and not cost.requests else 0.0,
         usd=cost.usd,
         requests=cost.requests,
         tokens=cost.tokens,

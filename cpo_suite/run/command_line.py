@@ -3,13 +3,19 @@
     built, and its cost; --set changes a setting of the profile, such as seeds=3; --from and --only
     choose notebooks by number, and --only may be repeated. Output: figures/<profile>/ for a full
     run of an unchanged profile, artifacts/figures/ otherwise.
-accelerate launch [...] -m cpo_suite make [--profile P] [--set key=value]...
+accelerate launch [...] -m cpo_suite make [--profile P] [--set key=value]... [--only NAME]...
     Build every artifact that several processes share, in the processes launched: see
-    docs/several_gpus.md
+    docs/several_gpus.md. --only builds what rows need, by id or prefix of ids (t1, t2/ANR), or the
+    artifacts of a stage: `python -m cpo_suite make --only unhelpful`, without GPUs
+./run_all.sh rehearse [--profile P] [--set key=value]...
+    Build all artifacts of a profile (default: paper-smoke) in one start of its processes, then
+    show seconds and memory, estimated and taken
 ./run_all.sh lab [arguments of jupyter lab]   JupyterLab in the same environment
 ./run_all.sh site [--profile P]               a website of the notebooks and their results, in site/
 ./run_all.sh test [arguments of pytest]       ruff, mypy and pytest
 ./run_all.sh doctor [--profile P] [--set ...] what is missing here, each with its remedy
+./run_all.sh convert FOLDER_OR_HUB_NAME TARGET_FOLDER
+    A model's pytorch_model.bin into safetensors; no code is executed from it
 ./run_all.sh profiles                         the profiles: purpose and requirements
 ./run_all.sh verdicts [--model M] [--export FILE.csv]   the cost of judging, and every verdict;
     --forget refused (or: unclear, cut, empty, "too long") makes the next run ask these again
@@ -45,7 +51,9 @@ SELECTION: Options = {
 }
 COMMANDS: Mapping[str, Options] = {
     "run": {**PROFILE, **SETTINGS, **SELECTION},
-    "make": {**PROFILE, **SETTINGS},
+    "make": {**PROFILE, **SETTINGS, "--only": SELECTION["--only"]},
+    "rehearse": {"--profile": {"default": "paper-smoke"}, **SETTINGS},
+    "convert": {"source": {}, "target": {}},
     "lab": {},
     "site": PROFILE,
     "test": {},

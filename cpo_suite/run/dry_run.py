@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from cpo_suite import precision
-from cpo_suite.estimate import NOTEBOOK_SECONDS, Planned, micro_batch_that_fits, training_memory_gb
+from cpo_suite.estimate import NOTEBOOK_SECONDS, Planned
+from cpo_suite.paper import ModelName
 from cpo_suite.profile import Profile
 from cpo_suite.store import artifacts_folder
+from cpo_suite.training_memory import is_divided, micro_batch_that_fits, training_memory_gb
 
 
 def to_build(planned: Sequence[Planned]) -> list[Planned]:
@@ -32,11 +34,13 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
     settings = precision.resolved(profile, store)
     todo, count = to_build(planned), settings.processes.count
     memory = max((item.memory_gb for item in todo), default=0.0)
-    time, on_each_gpu = duration(sum(item.seconds for item in todo)), ""
+    seconds, on_each_gpu = sum(item.seconds for item in todo), ""
+    time = duration(seconds)
     if settings.gpus:
         alone = duration(sum(item.alone for item in todo))
         time += f" on {count} GPUs or {alone} on one" if count > 1 else " on 1 GPU"
-        time += f", {sum(item.gpu_hours for item in todo):.1f} GPU-hours"
+        used, held = sum(item.gpu_hours for item in todo), seconds * count / 3600
+        time += f", {used:.1f} GPU-hours used, {held:.1f} held if all is done in one run"
         on_each_gpu = " on each GPU"
     costs = (
         f"about {time}",
@@ -51,9 +55,41 @@ def totals(profile: Profile, planned: Sequence[Planned]) -> str:
         f"{', '.join(costs)}.",
     ]
     if (available := settings.gpu_memory_gb) is not None:
-        for training, remedy in too_large(settings, available):
-            lines.append(f"Does not fit: {training}, which has {available:g}: {remedy}.")
+        lines += what_fits(settings, available)
     return "\n".join(lines)
+
+
+def what_fits(profile: Profile, gpu_memory_gb: float) -> list[str]:
+    """For each trained model, a sentence: whether its training fits into this memory per GPU, whole
+    or divided, and otherwise what to set."""
+    profile = profile.model_copy(update={"gpu_memory_gb": gpu_memory_gb})
+    remedies = dict(too_large(profile, gpu_memory_gb))
+    lines = []
+    for name in _trained(profile):
+        training = _training(profile, name)
+        if training in remedies:
+            lines.append(
+                f"Does not fit: {training}, which has {gpu_memory_gb:g}: {remedies[training]}."
+            )
+        else:
+            lines.append(f"Fits: {training}, which has {gpu_memory_gb:g}.")
+    return lines
+
+
+def _trained(profile: Profile) -> list[ModelName]:
+    return list({row.model: None for row in profile.trained_rows})
+
+
+def _training(profile: Profile, name: ModelName) -> str:
+    """A model's training and its memory, in words."""
+    needed, count = training_memory_gb(profile, name), profile.processes.count
+    if not is_divided(profile, name):
+        return f"training {name} takes {needed:.0f} GB on each GPU"
+    whole = training_memory_gb(profile, name, divided=False)
+    return (
+        f"training {name}, divided among {count} GPUs, takes {needed:.0f} GB on each "
+        f"({whole:.0f} whole)"
+    )
 
 
 def of_notebooks(count: int) -> str:
@@ -64,15 +100,26 @@ def of_notebooks(count: int) -> str:
 
 def too_large(profile: Profile, gpu_memory_gb: float) -> Iterator[tuple[str, str]]:
     """Trainings that exceed this memory per GPU, each with a remedy."""
-    for name in {row.model: None for row in profile.trained_rows}:
-        needed = training_memory_gb(profile, name)
-        if needed > gpu_memory_gb:
-            limited = profile.model_copy(update={"gpu_memory_gb": gpu_memory_gb})
-            tokens = micro_batch_that_fits(limited, name)
-            remedy = f"take GPUs with more memory, or leave out the rows of models.{name}"
-            if tokens:
-                remedy = f"set optimiser.micro_batch_tokens={tokens}"
-            yield f"training {name} takes {needed:.0f} GB on each GPU", remedy
+    profile = profile.model_copy(update={"gpu_memory_gb": gpu_memory_gb})
+    for name in _trained(profile):
+        if training_memory_gb(profile, name) > gpu_memory_gb:
+            yield _training(profile, name), _remedy(profile, name, gpu_memory_gb)
+
+
+def _remedy(profile: Profile, name: ModelName, gpu_memory_gb: float) -> str:
+    """What makes a training fit that does not."""
+    processes, tokens = profile.processes, micro_batch_that_fits(profile, name)
+    if tokens:
+        return f"set optimiser.micro_batch_tokens={tokens}"
+    may_divide = processes.count > 1 and processes.divide == "never"
+    if may_divide and training_memory_gb(profile, name, divided=True) <= gpu_memory_gb:
+        return "set processes.divide=auto"
+    if processes.count == 1:
+        return (
+            "set processes.count to several GPUs, among which it is divided, take one with more "
+            f"memory, or leave out the rows of models.{name}"
+        )
+    return f"take more GPUs, or some with more memory, or leave out the rows of models.{name}"
 
 
 def custom_rows(

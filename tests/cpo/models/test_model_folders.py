@@ -276,5 +276,7 @@ def test_a_pickled_model_is_never_loaded(tmp_path, suite_of):
 def test_files_of_a_repository_tell_whether_it_can_be_read():
     assert missing_weights("a/b", ["config.json", "model.safetensors.index.json"]) is None
     fault = missing_weights("a/b", ["config.json", "pytorch_model-00001-of-00002.bin"])
-    assert fault is not None and "from_pretrained('a/b')" not in fault.what
-    assert "'a/b'" in fault.remedy
+    assert fault is not None and "pytorch_model-00001-of-00002.bin" in fault.what
+    assert "./run_all.sh convert a/b FOLDER" in fault.remedy
+    fault = missing_weights("a/b", ["config.json", "flax_model.msgpack"])
+    assert fault is not None and "convert" not in fault.remedy

@@ -62,7 +62,7 @@ def test_everything_that_the_paper_s_profile_lacks_is_said_at_once(tmp_path):
             "https://huggingface.co/wikimedia/wikipedia"
         ),
         "MISSING  model openlm-research/open_llama_3b from the hub: found: its weights are in "
-        "pytorch_model.bin": "from_pretrained('openlm-research/open_llama_3b')",
+        "pytorch_model.bin": "./run_all.sh convert openlm-research/open_llama_3b FOLDER",
         "MISSING  model openlm-research/open_llama_3b from the hub: found: its tokenizer has no "
         "EOS": "eos_token",
         "MISSING  model openlm-research/open_llama_3b from the hub: found: its weights are "
@@ -169,7 +169,9 @@ class Card:
         ([Card()] * 8, ["processes.count=16"], ["processes"]),
         ([Card()] * 8, ["processes={count: 16, machines: 2}"], []),
         # OpenLlama-3B: 18 bytes of each of 3.43e9 weights, 62 GB, 12 of activations and 1 beside.
-        ([Card(total_memory=72e9)] * 8, [], ["GPU memory"]),
+        ([Card(total_memory=72e9)] * 8, ["processes.divide=never"], ["GPU memory"]),
+        ([Card(total_memory=43e9)] * 8, [], []),  # divided, 30 GB
+        ([Card(total_memory=43e9)], ["gpus=1", "processes.count=1"], ["GPU memory"]),
         ([Card(total_memory=72e9)] * 8, ["optimiser.micro_batch_tokens=1024"], []),
         # GPT2-XL alone is trained: 28 GB, 11 and 1.
         ([Card(total_memory=72e9)] * 8, ["rows=[t1/MLE, t1/ANR]"], []),
