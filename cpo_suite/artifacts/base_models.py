@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from cpo import data
 from cpo.engine import machine
-from cpo.engine.processes import process_count
+from cpo.engine.processes import is_main_process, process_count
 from cpo.held_out import HeldOutContrast, HeldOutLoss
 from cpo.models.folders import dequantise, fetched, gguf_file, load_model
 from cpo.plan import plan_batches
@@ -93,6 +93,9 @@ class Trained(Loadable, Step):
             if field.name in fields:
                 settings.setdefault(field.name, getattr(self, field.name))
         chosen, partial = TrainingSettings(**settings), store.partial(self)
+        if self.divides and is_main_process():
+            among = f"divided among {process_count()} processes"
+            print(f"{chosen.description}: {among}", flush=True)
         callbacks: list[TrainerCallback] = []
         if held_out and held_out_every:
             callbacks = [HeldOutLoss(held_out, chosen, folder, held_out_every)]

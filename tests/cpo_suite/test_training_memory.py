@@ -5,7 +5,6 @@ import pytest
 from cpo_suite.profile import ProfileError, load_profile
 from cpo_suite.training_memory import is_divided, training_fields, training_memory_gb
 
-
 BF16 = "optimiser.precision=bf16"
 
 

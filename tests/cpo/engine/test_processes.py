@@ -153,6 +153,7 @@ def test_two_processes_resume_from_their_common_checkpoint(tmp_path):
     assert len(_losses(tmp_path / "mle-2")) == 20
 
 
+@pytest.mark.slow
 def test_losses_in_fp32_agree_too(tmp_path):
     for count in (1, 2):
         run_in(count, training("ranked_cpo", "float32"), tmp_path)

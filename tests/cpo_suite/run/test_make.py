@@ -86,6 +86,7 @@ def given(settings: Sequence[str]) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
+@pytest.mark.slow
 def test_the_command_builds_a_row_and_nothing_else(artifacts, capsys):
     settings = [*SMALL, "continuation.held_out_batches=0"]
     assert main(["make", "--profile", "smoke", *given(settings), "--only", "t2/ANR"]) == 0

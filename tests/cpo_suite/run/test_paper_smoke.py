@@ -47,6 +47,9 @@ def test_every_kind_of_artifact_is_built_and_compared_with_the_estimate(tmp_path
     for name, write in {"gpt2": gpt2_folder, "llama": llama_folder}.items():
         given.append(f"models.{name}.pretrained={write(tmp_path / name, texts)}")
     said = rehearse(tmp_path / "artifacts", given)
+    trainings = said.count("build: model ") + said.count("build: reference/")
+    trainings += said.count("build: articles_reference/")
+    assert said.count(": divided among 2 processes") == trainings > 5
     manifests = {
         path.parent.parent.name: json.loads(path.read_text())
         for path in (tmp_path / "artifacts").glob("*/*/manifest.json")
