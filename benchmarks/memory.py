@@ -71,6 +71,8 @@ def planned_megabytes(tokens: int) -> float:
         "models.llama.layers": shape.layers,
         "optimiser.micro_batch_tokens": tokens,
         "optimiser.precision": precision(),
+        "gpus": int(torch.cuda.is_available()),
+        "processes.count": 1,
     }
     settings = [f"{key}={value}" for key, value in overrides.items()]
     return training_memory_gb(load_profile("paper", settings), "llama") * 1e9 / 2**20

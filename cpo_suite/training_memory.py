@@ -1,9 +1,10 @@
 """Memory of a training on each GPU, whole or divided, and whether a model is divided.
 
 A training keeps weights, gradients and AdamW's two moments in fp32, in bf16 autocast's copy of the
-weights until the backward pass, and a micro-batch's activations. Divided (`cpo.engine.division`),
-a process keeps its share of the first; the copy, activations, the embedding and the head stay
-whole, and besides them the layer that runs and the next one.
+weights until the backward pass, and a micro-batch's activations. Where continuations share their
+prefix, they are differentiated first, and their gradients wait for the prefix's. Divided
+(`cpo.engine.division`), a process keeps its share of the first; the copy, activations, the
+embedding and the head stay whole, and besides them the layer that runs and the next one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,24 @@ BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
 BYTES_OF_COPY = 2  # per weight: autocast's bf16 copy, kept until the backward pass
 BYTES_GATHERED = 8  # per weight that is put together: its value and its gradient, fp32
 LAYERS_GATHERED = 2  # at once: the one that runs, and the next
-# Activation bytes per token, layer and unit of width, by precision. Measured on groups of 4 and 12:
-# bf16 70 (GPT-2) and 63 (Llama), fp32 130 and 95. We take the larger for bf16, and a middle value
-# for fp32, in which large models are not trained. The bf16 value is twice the 34 of Korthikanti et
-# al. (2022), since autocast leaves norms and residuals in fp32.
-BYTES_A_UNIT = {"bf16": 70, "fp32": 118}
+# Bytes that a layer keeps for its backward pass, per token and unit of width: of a whole model, and
+# of a divided one, which puts every group in one row. Counted on layers of GPT2-XL and OpenLlama-3B
+# (`python -m benchmarks.activations`). Autocast leaves norms and residuals in fp32: bf16 takes
+# twice the 34 of Korthikanti et al. (2022).
+BYTES_A_UNIT = {
+    ("gpt2", "bf16"): (71.1, 60.1),
+    ("gpt2", "fp32"): (134.3, 112.2),
+    ("llama", "bf16"): (62.7, 55.4),
+    ("llama", "fp32"): (97.6, 83.1),
+}
+PREFIX_SHARE = 3 / 8  # of these activations, in the groups counted
+# Per weight: its gradient by the continuations, which waits for that by their prefix, in the
+# precision of the products.
+BYTES_WAITING = {"bf16": 2, "fp32": 4}
+BYTES_OF_INPUT = 4  # of activations, per unit of a layer that is recomputed: its input alone, fp32
+# What activations take of a process on a CPU, which keeps freed memory (`cpo.engine.memory`),
+# relative to their size. Measured on two models of 25 M.
+KEPT_ON_CPU = {"bf16": 1.4, "fp32": 1.0}
 # A layer's weights in units of width^2: attention's four matrices, and an MLP of about eight.
 SQUARES_A_LAYER = 12
 
@@ -32,19 +46,23 @@ def training_memory_gb(profile: Profile, name: ModelName, divided: bool | None =
     """Memory of a training of a model on each process, in GB of 10^9 bytes.
 
     Args:
-        profile: the profile; micro-batch, precision and processes count.
+        profile: the profile, its precision not `auto`; micro-batch and processes count.
         name: the model; activations are 0 where its width or layers are unknown.
         divided: whether it is divided among the processes; by default as the profile does.
     """
     if divided is None:
         divided = is_divided(profile, name)
-    parameters = profile.models[name].parameters
+    parameters, precision = profile.models[name].parameters, profile.optimiser.precision
+    activations = _activations_gb(profile, name, divided)
     weights = parameters * BYTES_A_WEIGHT
     if divided:
         weights = weights / profile.processes.count + _gathered(profile, name) * BYTES_GATHERED
-    if profile.optimiser.precision == "bf16":
+    else:  # continuations are differentiated first, and their activations freed
+        waiting = parameters * BYTES_WAITING[precision] / 1e9
+        activations = max(activations, waiting + PREFIX_SHARE * activations)
+    if precision == "bf16":
         weights += parameters * BYTES_OF_COPY
-    return weights / 1e9 + _activations_gb(profile, name) + OF_A_PROCESS
+    return weights / 1e9 + activations + OF_A_PROCESS
 
 
 def is_divided(profile: Profile, name: ModelName) -> bool:
@@ -62,12 +80,15 @@ def training_fields(profile: Profile, name: ModelName) -> dict[str, Any]:
 
 
 def micro_batch_that_fits(profile: Profile, name: ModelName) -> int:
-    """The largest power of two for `optimiser.micro_batch_tokens` that fits the profile's GPUs, or
-    0."""
-    now = profile.optimiser.micro_batch_tokens
-    a_token = _activations_gb(profile, name) / now
-    room = (profile.gpu_memory_gb or 0.0) - training_memory_gb(profile, name) + a_token * now
-    return 2 ** int(math.log2(room / a_token)) if a_token and room / a_token >= 64 else 0
+    """The largest power of two for `optimiser.micro_batch_tokens`, from 64 to its value, with which
+    a training fits the profile's GPUs, as divided as it is now; or 0."""
+    optimiser, divided = profile.optimiser, is_divided(profile, name)
+    for exponent in range(int(math.log2(optimiser.micro_batch_tokens)), 5, -1):
+        smaller = optimiser.model_copy(update={"micro_batch_tokens": 2**exponent})
+        changed = profile.model_copy(update={"optimiser": smaller})
+        if training_memory_gb(changed, name, divided) <= (profile.gpu_memory_gb or 0.0):
+            return 2**exponent
+    return 0
 
 
 def _gathered(profile: Profile, name: ModelName) -> float:
@@ -80,8 +101,36 @@ def _gathered(profile: Profile, name: ModelName) -> float:
     return outside + min(LAYERS_GATHERED, layers) * layer
 
 
-def _activations_gb(profile: Profile, name: ModelName) -> float:
-    """Activations of a micro-batch; 0 where the model's width or layers are unknown."""
-    model = profile.models[name]
-    bytes_a_unit = BYTES_A_UNIT[profile.optimiser.precision]
-    return bytes_a_unit * math.prod(model.shape) * profile.optimiser.micro_batch_tokens / 1e9
+def _activations_gb(profile: Profile, name: ModelName, divided: bool) -> float:
+    """Activations of a micro-batch; 0 where the model's width or layers are unknown.
+
+    One layer more than there are is counted, for the gradients within the layer that runs. A
+    divided model recomputes layers in a group above `micro_batch_tokens`, and then keeps their
+    inputs, one layer and its gradients.
+    """
+    width, layers = profile.models[name].shape
+    architecture = name.removesuffix("_small")
+    kept = BYTES_A_UNIT[architecture, profile.optimiser.precision][divided]
+    units = (layers + 1) * kept * profile.optimiser.micro_batch_tokens
+    if divided:
+        recomputed = layers * BYTES_OF_INPUT + 2 * kept
+        units = max(units, recomputed * _longest_group(profile, name))
+    taken = 1.0 if profile.gpus else KEPT_ON_CPU[profile.optimiser.precision]
+    return taken * units * width / 1e9
+
+
+def _longest_group(profile: Profile, name: ModelName) -> float:
+    """Tokens of the longest group that the rows of a model may train on, by the profile's limits: a
+    prefix and its K continuations."""
+    pairs, article = profile.instructions, profile.articles.max_tokens
+    limits = {
+        "instructions": (pairs.max_prefix_tokens, pairs.max_continuation_tokens),
+        "articles": (0.15 * article, 0.85 * article),
+    }
+    longest = 0.0
+    for row in profile.trained_rows:
+        if row.model == name:
+            prefix, continuation = limits[row.task]
+            k = 1 + (sum(profile.negatives[row.negatives].values()) if row.negatives else 0)
+            longest = max(longest, prefix + k * continuation)
+    return longest

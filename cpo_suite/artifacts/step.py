@@ -58,8 +58,10 @@ def planned_artifact(artifact: Step, store: Store, costs: CostModel) -> Planned:
         fixed += parameters * SECONDS_A_WEIGHT
     processes = profile.processes.count if artifact.shared else 1
     seconds = cost.seconds / processes + fixed + (LAUNCH_SECONDS if processes > 1 else 0.0)
-    memory = training_memory_gb(profile, artifact.model_name)
     differentiates = trains or stage == "gradients"
+    # One process differentiates for `gradients`, the whole model.
+    divided = False if stage == "gradients" else None
+    memory = training_memory_gb(profile, artifact.model_name, divided)
     return Planned(
         artifact.title,
         stage,

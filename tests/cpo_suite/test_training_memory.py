@@ -1,9 +1,17 @@
 """Which trainings are divided, and what their processes hold."""
 
 import pytest
+from transformers import GPT2Config, LlamaConfig
 
+from benchmarks.activations import bytes_a_unit
 from cpo_suite.profile import ProfileError, load_profile
-from cpo_suite.training_memory import is_divided, training_fields, training_memory_gb
+from cpo_suite.training_memory import (
+    BYTES_A_UNIT,
+    is_divided,
+    micro_batch_that_fits,
+    training_fields,
+    training_memory_gb,
+)
 
 BF16 = "optimiser.precision=bf16"
 
@@ -14,9 +22,9 @@ def divided(*settings: str) -> dict[str, bool]:
 
 
 def test_auto_divides_what_does_not_fit_whole():
-    # GPT2-XL takes 40.1 GB whole, OpenLlama-3B 74.7.
+    # GPT2-XL takes 40.5 GB whole, OpenLlama-3B 73.8.
     assert divided() == {"gpt2": False, "llama": False}  # on 85 GB
-    assert divided("gpu_memory_gb=74") == {"gpt2": False, "llama": True}
+    assert divided("gpu_memory_gb=73") == {"gpt2": False, "llama": True}
     assert divided("gpu_memory_gb=40") == {"gpt2": True, "llama": True}
     assert divided("gpu_memory_gb=40", "processes.count=1") == {"gpt2": False, "llama": False}
     assert divided("gpu_memory_gb=40", "processes.divide=never") == {"gpt2": False, "llama": False}
@@ -36,14 +44,58 @@ def test_a_process_holds_its_share_and_what_is_gathered():
         *("processes.count=4", "processes.divide=always"),
     ]
     profile = load_profile("paper", settings)
-    activations = 118 * 1000 * 10 * 100 / 1e9  # 0.118 GB
+    # 10 layers and one more keep 97.6 bytes a unit, each of 1,000 units of 100 tokens.
+    activations = 97.6 * 11 * 1000 * 100 / 1e9  # 0.107 GB
     whole = training_memory_gb(profile, "llama", divided=False)
-    assert whole == pytest.approx(16 + activations + 1)
+    # After the continuations' backward pass, their gradients wait for those of the prefixes: 4
+    # bytes for each of 1e9 weights. Three eighths of the activations are left.
+    assert whole == pytest.approx(16 + 4 + 3 / 8 * activations + 1)
     # A quarter of 16 GB; 0.88e9 weights outside the layers and two layers of 0.012e9, at 8 bytes.
-    assert training_memory_gb(profile, "llama") == pytest.approx(4 + 7.232 + activations + 1)
-    bf16 = load_profile("paper", [*settings, BF16])
-    kept = 70 * 1000 * 10 * 100 / 1e9
-    assert training_memory_gb(bf16, "llama") == pytest.approx(4 + 7.232 + 2 + kept + 1)
+    # A group has up to 768 + 12 x 256 tokens, more than 100, so that layers are recomputed: 10
+    # inputs at 4 bytes a unit, one layer and its gradients.
+    recomputed = (10 * 4 + 2 * 83.1) * 1000 * 3840 / 1e9  # 0.79 GB
+    assert training_memory_gb(profile, "llama") == pytest.approx(4 + 7.232 + recomputed + 1)
+    # With 100,000 tokens in a micro-batch no group is larger, and every layer keeps 55.4 in bf16.
+    large = [*settings, BF16, "optimiser.micro_batch_tokens=100000"]
+    kept = 55.4 * 11 * 1000 * 100_000 / 1e9
+    held = training_memory_gb(load_profile("paper", large), "llama")
+    assert held == pytest.approx(4 + 7.232 + 2 + kept + 1)
+
+
+def test_on_a_cpu_a_process_keeps_what_it_has_freed():
+    gpu, cpu = (load_profile("paper", [BF16, f"gpus={gpus}"]) for gpus in (8, 0))
+    # 71.1 bytes for each of 1,600 units of 2,048 tokens in 48 layers and one more: 11.4 GB.
+    more = training_memory_gb(cpu, "gpt2") - training_memory_gb(gpu, "gpt2")
+    assert more == pytest.approx(0.4 * 71.1 * 49 * 1600 * 2048 / 1e9)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+@pytest.mark.parametrize(("name", "precision"), list(BYTES_A_UNIT))
+def test_activations_are_those_that_a_backward_pass_keeps(name, precision, divided):
+    config = {
+        "gpt2": GPT2Config(n_embd=256, n_head=4),
+        "llama": LlamaConfig(hidden_size=256, num_attention_heads=4, intermediate_size=691),
+    }[name]
+    kept = bytes_a_unit(config, precision, divided)
+    assert kept == pytest.approx(BYTES_A_UNIT[name, precision][divided], rel=0.1)
+
+
+def test_the_micro_batch_that_fits_is_the_largest_power_of_two():
+    def fits(*settings: str) -> int:
+        return micro_batch_that_fits(load_profile("paper", [BF16, *settings]), "gpt2")
+
+    never = "processes.divide=never"
+    # 18 x 1.56 GB and 1 are 29.08 GB. A token keeps 71.1 x 49 x 1,600 bytes, 5.57 MB: 2,048 of them
+    # are 11.4 GB, 1,024 are 5.7 and 64 are 0.36.
+    assert fits(never, "gpu_memory_gb=41") == 2048
+    assert fits(never, "gpu_memory_gb=40") == 1024
+    # At 64, waiting gradients are more: 2 x 1.56 GB, with three eighths of the activations 3.25.
+    assert fits(never, "gpu_memory_gb=32.4") == 64
+    assert fits(never, "gpu_memory_gb=32.3") == 0
+    # Divided, the longest group of 3,840 tokens takes (4 x 48 + 2 x 60.1) x 1,600 bytes for each
+    # whatever the micro-batch, 1.9 GB, and the model 3.12 + 3.12 + 1.17 + 1.
+    assert fits("processes.divide=always", "gpu_memory_gb=10.4") > 0
+    assert fits("processes.divide=always", "gpu_memory_gb=10.2") == 0
 
 
 def test_a_model_of_unknown_shape_is_gathered_whole():

@@ -168,9 +168,9 @@ class Card:
         ([Card()] * 4, [], ["GPU"]),
         ([Card()] * 8, ["processes.count=16"], ["processes"]),
         ([Card()] * 8, ["processes={count: 16, machines: 2}"], []),
-        # OpenLlama-3B: 18 bytes of each of 3.43e9 weights, 62 GB, 12 of activations and 1 beside.
+        # OpenLlama-3B: 18 bytes of each of 3.43e9 weights, 62 GB, 11 of activations and 1 beside.
         ([Card(total_memory=72e9)] * 8, ["processes.divide=never"], ["GPU memory"]),
-        ([Card(total_memory=43e9)] * 8, [], []),  # divided, 30 GB
+        ([Card(total_memory=43e9)] * 8, [], []),  # divided, 28 GB
         ([Card(total_memory=43e9)], ["gpus=1", "processes.count=1"], ["GPU memory"]),
         ([Card(total_memory=72e9)] * 8, ["optimiser.micro_batch_tokens=1024"], []),
         # GPT2-XL alone is trained: 28 GB, 11 and 1.

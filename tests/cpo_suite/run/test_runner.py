@@ -420,35 +420,36 @@ def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
         lines = capsys.readouterr().out.splitlines()
         return [line for line in lines if line.startswith(("Does", "Fits: training llama"))]
 
-    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; a token keeps 70 x 3,200 x 26 bytes, 5.82 MB.
-    # 8,192 of them are 47.7 GB, 110 in all; into the 22.3 GB that are left go 3,822, so 2,048.
+    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; in each of 26 layers and one more a token keeps 62.7
+    # bytes for each of 3,200 units, 5.42 MB. 8,192 of them are 44.4 GB, 107 in all; 4,096 fit.
     assert said("optimiser.micro_batch_tokens=8192", "processes.divide=never") == [
-        "Does not fit: training llama takes 110 GB on each GPU, which has 85: "
-        "set optimiser.micro_batch_tokens=2048."
+        "Does not fit: training llama takes 107 GB on each GPU, which has 85: "
+        "set optimiser.micro_batch_tokens=4096."
     ]
-    # 8 x 80 GB: a token's 5.82 MB x 2,048 are 11.9 GB, 74.7 with the weights.
-    assert said() == ["Fits: training llama takes 75 GB on each GPU, which has 85."]
+    # 8 x 80 GB: a token's 5.42 MB x 2,048 are 11.1 GB, 73.8 with the weights.
+    assert said() == ["Fits: training llama takes 74 GB on each GPU, which has 85."]
     # 8 x 40 GB: an eighth of 16 x 3.43 GB is 6.9. A layer has 12 x 3,200^2 weights, 0.123e9; 26
     # layers leave 0.235e9 for embedding and head, gathered with two layers at 8 bytes: 3.8 GB. The
-    # bf16 copy of all weights has 6.9, activations 11.9, and 1 GB is the process's: 30.5.
+    # bf16 copy of all weights has 6.9, and 1 GB is the process's. Activations have 9.8, as groups
+    # in one row keep 55.4 bytes: 28.4.
     assert said("gpu_memory_gb=43") == [
-        "Fits: training llama, divided among 8 GPUs, takes 30 GB on each (75 whole), which has 43."
+        "Fits: training llama, divided among 8 GPUs, takes 28 GB on each (74 whole), which has 43."
     ]
     assert said("gpu_memory_gb=43", "processes.divide=never") == [
-        "Does not fit: training llama takes 75 GB on each GPU, which has 43: "
+        "Does not fit: training llama takes 74 GB on each GPU, which has 43: "
         "set processes.divide=auto."
     ]
     # 1 x 80 GB, and 1 x 40 GB.
     alone = "gpus=1", "processes.count=1"
-    assert said(*alone) == ["Fits: training llama takes 75 GB on each GPU, which has 85."]
+    assert said(*alone) == ["Fits: training llama takes 74 GB on each GPU, which has 85."]
     assert said(*alone, "gpu_memory_gb=43") == [
-        "Does not fit: training llama takes 75 GB on each GPU, which has 43: set processes.count "
+        "Does not fit: training llama takes 74 GB on each GPU, which has 43: set processes.count "
         "to several GPUs, among which it is divided, take one with more memory, or leave out the "
         "rows of models.llama."
     ]
-    assert said("gpu_memory_gb=28") == [
-        "Does not fit: training llama, divided among 8 GPUs, takes 30 GB on each (75 whole), "
-        "which has 28: set optimiser.micro_batch_tokens=1024."
+    assert said("gpu_memory_gb=27") == [
+        "Does not fit: training llama, divided among 8 GPUs, takes 28 GB on each (74 whole), "
+        "which has 27: set optimiser.micro_batch_tokens=1024."
     ]
     assert said("gpu_memory_gb=43", "rows=[t1/MLE]") == []
 
