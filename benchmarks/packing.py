@@ -1,9 +1,9 @@
 """One row for a prefix and its continuations, against the cache and plain repetition.
 
 Lengths are those of real Dolly pairs (`CPO_DATA`), in tokens of 4.2 characters: a prompt, its
-response, and eleven others as negatives; they are heavy-tailed, as are those of equal length in no
-other benchmark here. With gradient checkpointing the cache is not available. Seconds are of a step
-without an optimizer, memory is its peak above the weights, each measured in a process of its own.
+response, and eleven others as negatives. They are heavy-tailed; the other benchmarks here have
+equal lengths. With gradient checkpointing the cache is not available. Seconds are of a step without
+an optimizer; memory is its peak above weights and gradients, in a process of its own.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def scorer_of(way: str) -> GroupScorer:
     model = SMALL_VOCABULARY.model()
     sharing, _, checkpointed = way.partition(", ")
     scorer = GroupScorer(model, precision(), share_prefix=sharing != "repeated")
-    if sharing == "packed":
-        scorer.forward_pass = dataclasses.replace(scorer.forward_pass, shares_prefix=False)
+    left_out = {"cached": "packs", "packed": "shares_prefix"}.get(sharing)
+    if left_out:
+        scorer.forward_pass = dataclasses.replace(scorer.forward_pass, **{left_out: False})
     if checkpointed:
         checkpoint_layers(model)
         scorer.train()
