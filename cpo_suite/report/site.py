@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -71,7 +72,8 @@ def gather(results: Path, source: Path, root: Path = ROOT) -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path.parent / drawing, kept)
     # Reports and tables as files: of this run, and of those that the README speaks of.
-    runs = {path.parent.name: path.parent for path in (root / "figures").glob("*/report.html")}
+    marks = chain(*((root / "figures").glob(f"*/{name}") for name in ("report.html", "claims.csv")))
+    runs = {path.parent.name: path.parent for path in marks}
     for name, run in (runs | {results.name: results}).items():
         if run.is_dir():
             without = shutil.ignore_patterns("notebooks")

@@ -204,6 +204,7 @@ def test_a_row_is_made_alike_by_two_processes(suites, capfd):
     }
 
 
+@pytest.mark.slow  # `test_make` has a launch of its own
 def test_all_that_is_shared_out_is_made_in_one_launch(tmp_path):
     rows = "rows=[f1b/MLE, f1b/TNR]"
     arguments = [part for setting in (*SMALL, rows) for part in ("--set", setting)]
