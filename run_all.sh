@@ -84,7 +84,8 @@ case "${1:-}" in
     "$python" -m mypy
     # In parallel with one thread each: more threads would contend.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "${@:2}"
+    # Files in the order that tests/conftest.py gives them, the longest first.
+    exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "${@:2}"
     ;;
   *)
     exec "$python" -m cpo_suite "$@"

@@ -83,6 +83,8 @@ def _command(processes: Processes, job: Path) -> list[str]:
         "--multi_gpu",
         # Required, but ignored: the rendezvous assigns ranks.
         "--machine_rank=0",
+        # On one machine any free port: others' launches may have taken the default.
+        *(["--main_process_port=0"] if processes.machines == 1 else []),
         *processes.options,
         *("--module", MODULE, str(job)),
     ]

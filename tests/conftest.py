@@ -21,8 +21,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: a real browser; skipped where none is found")
 
 
+# Files of a minute and more, the longest first. Begun last, one of them would run on alone.
+LONGEST = (
+    *("test_smoke", "test_processes", "test_killed_run", "test_division", "test_browser"),
+    *("test_paper_smoke", "test_reply_store"),
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run when a marker expression asks for them, such as `-m slow`."""
+    """Long files come first; slow tests run when a marker expression asks for them, such as
+    `-m slow`."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if not config.getoption("markexpr"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from test_suite import SMALL
 
 from cpo.negatives import SAMPLERS
+from cpo_suite import launching
 from cpo_suite.launching import LaunchError
 from cpo_suite.profile import Processes
 from cpo_suite.store import Store
@@ -35,7 +36,7 @@ def command_of(count: int, script: str, folder: Path) -> list[str]:
     if count > 1:
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={count}"]
         command += ["--mixed_precision=no", "--dynamo_backend=no", "--num_machines=1"]
-        command += ["--machine_rank=0"]
+        command += ["--machine_rank=0", "--main_process_port=0"]  # tests beside have ports, too
     return [*command, str(path), str(folder)]
 
 
@@ -165,6 +166,17 @@ def _losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "history.jsonl").open()]
 
 
+def test_launches_side_by_side_take_free_ports_unless_one_is_asked_for(tmp_path):
+    def ports(**settings) -> list[str]:
+        command = launching._command(Processes(count=2, **settings), tmp_path / "job")
+        return [part for part in command if part.startswith("--main_process_port")]
+
+    own = "--main_process_port=29511"
+    assert ports() == ["--main_process_port=0"]  # 0 is "any free one"
+    assert ports(options=[own])[-1] == own  # of several the launcher takes the last
+    assert ports(machines=2, options=[own]) == [own]  # all machines meet at one
+
+
 @pytest.fixture(autouse=True)
 def on_the_processor(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -210,7 +222,7 @@ def test_all_that_is_shared_out_is_made_in_one_launch(tmp_path):
     arguments = [part for setting in (*SMALL, rows) for part in ("--set", setting)]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes=2", "--mixed_precision=no", "--dynamo_backend=no"]
-    command += ["--num_machines=1", "--machine_rank=0", "-m", "cpo_suite", "make"]
+    command += ["--num_machines=1", "--main_process_port=0", "-m", "cpo_suite", "make"]
 
     def launched(*more: str) -> str:
         done = subprocess.run(

@@ -173,7 +173,8 @@ def test_two_processes_build_what_depends_on_one(artifacts):
     settings = [*SMALL, "continuation.held_out_batches=0", "instructions.validation_rows=8"]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes=2", "--mixed_precision=no", "--dynamo_backend=no"]
-    command += ["--num_machines=1", "-m", "cpo_suite", "make", "--profile", "smoke"]
+    command += ["--num_machines=1", "--main_process_port=0"]  # tests beside have ports, too
+    command += ["-m", "cpo_suite", "make", "--profile", "smoke"]
     done = subprocess.run(
         [*command, *given(settings), "--only", "t1/DPO", "--only", "t1/MixNR/0.5"],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},

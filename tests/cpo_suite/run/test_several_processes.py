@@ -91,6 +91,7 @@ def assert_alike(one: Path, two: Path) -> None:
         assert left[column].isna().equals(right[column].isna()), (one.name, column)
 
 
+@pytest.mark.slow  # `test_processes` has a row of its own
 def test_two_processes_train_and_sample_to_the_same_tables(tmp_path):
     names = compare(tmp_path, FEW_ROWS, ["01", "03"])
     assert names == ["gradients.csv", "reference.csv", "training_curves.csv"]
