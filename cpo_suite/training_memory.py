@@ -1,4 +1,5 @@
-"""Memory of a training on each GPU, whole or divided, and whether a model is divided.
+"""Memory of a training on each GPU, whole or divided, whether a model is divided, and the memory of
+gradients alone.
 
 A training keeps weights, gradients and AdamW's two moments in fp32, in bf16 autocast's copy of the
 weights until the backward pass, and a micro-batch's activations. Where continuations share their
@@ -16,6 +17,7 @@ from cpo_suite.paper import ModelName
 from cpo_suite.profile import Profile
 
 OF_A_PROCESS = 1.0  # GB, before a model is loaded
+BYTES_OF_WEIGHT = 4  # fp32
 BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
 BYTES_OF_COPY = 2  # per weight: autocast's bf16 copy, kept until the backward pass
 BYTES_GATHERED = 8  # per weight that is put together: its value and its gradient, fp32
@@ -38,6 +40,9 @@ BYTES_OF_INPUT = 4  # of activations, per unit of a layer that is recomputed: it
 # What activations take of a process on a CPU, which keeps freed memory (`cpo.engine.memory`),
 # relative to their size. Measured on two models of 25 M.
 KEPT_ON_CPU = {"bf16": 1.4, "fp32": 1.0}
+# Of a group's tokens, those that notebook 03 differentiates at once: the prefix and half of the
+# negatives. Holds while a prefix has at most four continuations' tokens, K = 5 or more.
+SHARE_DIFFERENTIATED = 2 / 3
 # A layer's weights in units of width^2: attention's four matrices, and an MLP of about eight.
 SQUARES_A_LAYER = 12
 
@@ -63,6 +68,20 @@ def training_memory_gb(profile: Profile, name: ModelName, divided: bool | None =
     if precision == "bf16":
         weights += parameters * BYTES_OF_COPY
     return weights / 1e9 + activations + OF_A_PROCESS
+
+
+def gradients_memory_gb(profile: Profile, name: ModelName) -> float:
+    """Memory of the gradients of notebook 03 (`cpo.evaluation.gradients`), in GB of 10^9 bytes.
+
+    One process takes them, whole and in fp32. Activations stay for each choice of weights, beside
+    the gradients by the continuations, which wait for those by the prefix.
+    """
+    parameters = profile.models[name].parameters
+    in_fp32 = profile.optimiser.model_copy(update={"precision": "fp32"})
+    profile = profile.model_copy(update={"optimiser": in_fp32})
+    activations = SHARE_DIFFERENTIATED * _activations_gb(profile, name, divided=False)
+    weights = parameters * (BYTES_OF_WEIGHT + BYTES_WAITING["fp32"]) / 1e9
+    return weights + activations + OF_A_PROCESS
 
 
 def is_divided(profile: Profile, name: ModelName) -> bool:

@@ -14,7 +14,8 @@ two halves of the negatives, whose noise is independent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,8 @@ def compare_gradients(
     """Each kind's expected gradient against MLE's on one batch of N prompts.
 
     Costs about a training step on all candidates, and a backward pass more for each further kind
-    on the same candidates. Beside the model, memory holds a few gradients per chunk.
+    on the same candidates. Beside the model, memory holds a micro-batch's activations, at most one
+    whole gradient, and a few chunks' entries of others.
 
     Args:
         model: policy and reference, a causal language model with fp32 weights; left unchanged.
@@ -178,21 +180,53 @@ def chunk_gradients(
     groups, weights = _weighted_only(groups, weights)
     parts = torch.arange(len(groups)).tensor_split(min(chunks, len(groups)))
     means = torch.zeros(len(weights), len(parts), sum(map(len, kept)))
-    with progress_bar(len(groups), description, "prompt") as bar:
+    with (
+        _differentiated(parameters, kept) as entries,
+        progress_bar(len(groups), description, "prompt") as bar,
+    ):
         for chunk, rows in enumerate(parts):
             by_length = order_by_length([groups[row] for row in rows], len(rows))
             for part in rows[by_length].split(micro_batch):
                 batch = collate_groups([groups[row] for row in part], scorer.model.device)
                 logps = scorer(**batch)
                 for choice, weight in enumerate(weights[:, part].to(logps) / len(rows)):
-                    more = choice + 1 < len(weights)
-                    gradients = torch.autograd.grad(
-                        logps, parameters, weight, retain_graph=more, materialize_grads=True
-                    )
-                    entries = [one.flatten()[of] for one, of in zip(gradients, kept, strict=True)]
+                    for one in entries:
+                        one.zero_()  # some weights may have no part in this pass
+                    logps.backward(weight, retain_graph=choice + 1 < len(weights))
                     means[choice, chunk] += torch.cat(entries).cpu()
                 bar.update(len(part))
     return means
+
+
+@contextmanager
+def _differentiated(parameters: Sequence[Tensor], kept: Sequence[Any]) -> Iterator[list[Tensor]]:
+    """The kept entries of each parameter's gradient by the last backward pass. A gradient is freed
+    once its entries are taken: of a large model, never are all held at once."""
+    pairs = list(zip(parameters, kept, strict=True))
+    entries = [torch.zeros(len(of), dtype=one.dtype, device=one.device) for one, of in pairs]
+    before = [one.grad for one in parameters]
+
+    def taking(place: int) -> Callable[[Tensor], None]:
+        def take(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            entries[place] = parameter.grad.flatten()[kept[place]]
+            parameter.grad = None
+
+        return take
+
+    hooks = [
+        one.register_post_accumulate_grad_hook(taking(place))
+        for place, one in enumerate(parameters)
+    ]
+    try:
+        for one in parameters:
+            one.grad = None
+        yield entries
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for one, gradient in zip(parameters, before, strict=True):
+            one.grad = gradient
 
 
 def _weighted_only(groups: Sequence[Group], weights: Tensor) -> tuple[list[Group], Tensor]:

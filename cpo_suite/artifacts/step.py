@@ -17,7 +17,7 @@ from cpo_suite.estimate import (
 )
 from cpo_suite.paper import ModelName
 from cpo_suite.store import Artifact, Store
-from cpo_suite.training_memory import OF_A_PROCESS, training_memory_gb
+from cpo_suite.training_memory import OF_A_PROCESS, gradients_memory_gb, training_memory_gb
 
 
 class Step(Artifact):
@@ -58,17 +58,18 @@ def planned_artifact(artifact: Step, store: Store, costs: CostModel) -> Planned:
         fixed += parameters * SECONDS_A_WEIGHT
     processes = profile.processes.count if artifact.shared else 1
     seconds = cost.seconds / processes + fixed + (LAUNCH_SECONDS if processes > 1 else 0.0)
-    differentiates = trains or stage == "gradients"
-    # One process differentiates for `gradients`, the whole model.
-    divided = False if stage == "gradients" else None
-    memory = training_memory_gb(profile, artifact.model_name, divided)
+    memory = weights_gb + OF_A_PROCESS
+    if trains:
+        memory = training_memory_gb(profile, artifact.model_name)
+    elif stage == "gradients":
+        memory = gradients_memory_gb(profile, artifact.model_name)
     return Planned(
         artifact.title,
         stage,
         artifact.key,
         cached=store.find(artifact) is not None,
         seconds=seconds,
-        memory_gb=memory if differentiates else weights_gb + OF_A_PROCESS,
+        memory_gb=memory,
         disk_gb=weights_gb if trains or stage == "ensemble" else 0.001,
         scratch_gb=parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
         alone=cost.seconds + fixed,

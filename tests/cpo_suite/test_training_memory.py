@@ -7,6 +7,7 @@ from benchmarks.activations import bytes_a_unit
 from cpo_suite.profile import ProfileError, load_profile
 from cpo_suite.training_memory import (
     BYTES_A_UNIT,
+    gradients_memory_gb,
     is_divided,
     micro_batch_that_fits,
     training_fields,
@@ -60,6 +61,14 @@ def test_a_process_holds_its_share_and_what_is_gathered():
     kept = 55.4 * 11 * 1000 * 100_000 / 1e9
     held = training_memory_gb(load_profile("paper", large), "llama")
     assert held == pytest.approx(4 + 7.232 + 2 + kept + 1)
+
+
+def test_gradients_alone_are_taken_whole():
+    # 3.43e9 weights and their waiting gradients at 4 bytes each, 27.44 GB. Two thirds of 2,048
+    # tokens keep 97.6 bytes for each of 3,200 units in 26 layers and one more: 11.51 GB.
+    assert gradients_memory_gb(load_profile("paper", [BF16]), "llama") == pytest.approx(
+        27.44 + 11.51 + 1, abs=0.01
+    )
 
 
 def test_on_a_cpu_a_process_keeps_what_it_has_freed():

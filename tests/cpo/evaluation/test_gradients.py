@@ -237,6 +237,27 @@ def test_equals_autograd_through_the_loss(architecture, loss, of):
     assert all(one.grad is None for one in parameters)
 
 
+def test_gradients_of_a_large_model_are_never_held_at_once():
+    model = tiny_model("llama").eval()
+    groups, mask = ragged()
+    parameters = list(model.parameters())
+    held, most = 0, 0
+    before = torch.ones_like(parameters[0])
+    parameters[0].grad = before.clone()
+
+    def count(_: Tensor) -> None:
+        nonlocal held, most
+        held = sum(one.grad.numel() for one in parameters if one.grad is not None)
+        most = max(most, held)
+
+    hooks = [one.register_post_accumulate_grad_hook(count) for one in parameters]
+    chunk_gradients(model, groups, advantages(mask)[None], 1, 5)
+    for hook in hooks:
+        hook.remove()
+    assert 0 < most == max(one.numel() for one in parameters)  # one at a time
+    assert torch.equal(parameters[0].grad, before)  # what the model had is left as it was
+
+
 def test_chunks_are_means_over_their_own_prompts():
     model = tiny_model("gpt2").eval()
     groups, _ = ragged()
