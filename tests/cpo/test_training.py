@@ -18,6 +18,7 @@ from models import ARCHITECTURES, VOCABULARY, tiny_model
 from safetensors.torch import load_file, save_file
 
 from cpo.engine.files import checksums_of
+from cpo.objectives import NEXT_TOKEN_OBJECTIVES, OBJECTIVES
 from cpo.scoring import Group, score_groups
 from cpo.training import (
     TrainingError,
@@ -70,12 +71,35 @@ def test_first_loss_is_ln_k(tmp_path, architecture, precision, bound, objective)
     assert history[1]["loss"] != history[0]["loss"]
 
 
-def test_a_reference_scored_otherwise_is_refused(tmp_path):
+@pytest.mark.parametrize("objective", ["cpo", "lipo_lambda"])
+def test_a_reference_scored_otherwise_is_refused(tmp_path, objective):
     model = tiny_model("gpt2")
     examples = contrasted(tiny_model("gpt2", seed=1), random_groups(8, 3))
+    examples = [dataclasses.replace(one, scores=[1.0, 0.2, 0.6]) for one in examples]
     with pytest.raises(TrainingError, match="scored differently"):
-        train(model, examples, settings("cpo", 1), tmp_path / "out", tmp_path / "part")
+        train(model, examples, settings(objective, 1), tmp_path / "out", tmp_path / "part")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    sorted(set(OBJECTIVES) - {*NEXT_TOKEN_OBJECTIVES, "dpo"}),  # DPO takes pairs alone
+)
+def test_every_objective_starts_at_its_reference(tmp_path, objective):
+    """Policy and reference differ by rounding, which must not stop any of them."""
+    model = tiny_model("gpt2")
+    # One after the other, about a unit in the last place too high or too low.
+    rounded = torch.tensor([1, -1, -1, 1, -1]) * 1e-7 + 1
+    examples = [
+        dataclasses.replace(
+            one,
+            reference_logps=(torch.tensor(one.reference_logps) * rounded).tolist(),
+            scores=[1.0, 0.2, 0.6, 0.5, 0.9],
+        )
+        for one in contrasted(model, random_groups(16, 5))
+    ]
+    given = settings(objective, 2)
+    assert len(train(model, examples, given, tmp_path / "out", tmp_path / "part")) == 2
 
 
 def test_cpo_raises_the_margin_and_reports_it(tmp_path):
