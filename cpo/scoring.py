@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -162,6 +162,13 @@ class GroupScorer(nn.Module):
         self.forward_pass = forward_pass_of(model)
         self.train()
 
+    def in_one_pass(self) -> GroupScorer:
+        """From now on, score every batch in exactly one forward pass, as processes must that hold
+        parts of one model; returns itself."""
+        self.tokens_at_once = None
+        self.forward_pass = replace(self.forward_pass, one_pass=True)
+        return self
+
     def train(self, mode: bool = True) -> GroupScorer:
         """Set training mode, except for the model itself: dropout, router jitter or skipped layers
         would make policy and reference differ. Only gradient checkpointing needs the mode there."""
@@ -292,8 +299,12 @@ class GroupScorer(nn.Module):
         width = prefix_ids.shape[-1] + mask.shape[-1]
         sharing: Sharing = "repeated"
         if self.share_prefix and mask.shape[1] > 1:
-            lengths = (mask.sum(-1) - 1).clamp_(min=0).flatten()
-            sharing = self.forward_pass.sharing(self.model, width, lengths)
+            lengths = (mask.sum(-1) - 1).clamp_(min=0)
+            row = int((prefix_mask.sum(-1) + lengths.sum(-1)).max())
+            # The ways differ in bf16 by some .1 nats a response. Policy and reference must go the
+            # same, whatever batches they come in: the choice by length is for fp32.
+            by_speed = lengths.flatten() if self.precision == "fp32" else None
+            sharing = self.forward_pass.sharing(self.model, width, row, by_speed)
         # A model's own logits come out of autocast in bf16, too coarse for log-ratios.
         rounded = self.forward_pass.base_and_head or not self.fp32_head
         bf16 = self.precision == "bf16" and rounded
@@ -346,10 +357,14 @@ def score_groups(
     batch: int,
     description: str,
     tokens_at_once: int | None = None,
+    in_one_pass: bool = False,
 ) -> Tensor:
     """Log-probabilities of groups of K continuations, `[N, K]`, fp32, on the CPU, without
-    gradient."""
+    gradient; `in_one_pass` as the scorer of a divided policy takes them, whose reference they
+    are."""
     scorer = GroupScorer(model, precision, tokens_at_once=tokens_at_once)
+    if in_one_pass:
+        scorer.in_one_pass()
 
     def scored(start: int) -> Tensor:
         part = groups[start : start + batch]

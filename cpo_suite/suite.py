@@ -63,7 +63,7 @@ from cpo_suite.paper import (
 )
 from cpo_suite.profile import JudgeSettings, Profile, ProfileError, load_profile, missing_paths
 from cpo_suite.store import Artifact, Store, artifacts_folder, walk
-from cpo_suite.training_memory import training_fields
+from cpo_suite.training_memory import is_divided, training_fields
 
 # Of `gradients`: rows with negatives AN, AN without truncation, and mixed; parts of the batch.
 GRADIENT_ROWS = ("t2/ANR", "x/AN-untruncated", "t2/MixNR/0")
@@ -278,6 +278,7 @@ class Suite:
             name=row.id + (", held out" if split == "validation" else ""),
             counts=mixture,
             tokens_at_once=self.profile.optimiser.micro_batch_tokens,
+            in_one_pass=is_divided(self.profile, row.model),
             **plan,
         )
 

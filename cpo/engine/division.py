@@ -7,7 +7,6 @@ training ends in the weights of a whole one, up to rounding.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,7 @@ def divide(scorer: Any, recompute: bool = False) -> None:
             "lengths cannot share a batch, so that the numbers of forward passes would differ. Set "
             "processes.divide=never"
         )
-    scorer.tokens_at_once = None
-    scorer.forward_pass = replace(scorer.forward_pass, one_pass=True)
+    scorer.in_one_pass()
     if recompute:
         checkpoint_layers(scorer.model)
         scorer.train()

@@ -67,7 +67,8 @@ class ForwardPass:
         shares_prefix: continuations may continue from their prefix's keys and values, with padding
             between the two.
         packs: continuations may stand in one row with their prefix, under a mask.
-        window: the most tokens, padding included, that may share; None for any number.
+        window: the most tokens, padding included, that may share, or stand in one row; None for any
+            number.
         pads: rows of different lengths may share a batch.
         one_pass: every batch takes exactly one forward pass, of whatever lengths: processes that
             hold parts of one model must make equally many.
@@ -93,7 +94,9 @@ class ForwardPass:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
 
-    def sharing(self, model: Any, width: int, lengths: Tensor | None = None) -> Sharing:
+    def sharing(
+        self, model: Any, width: int, row: int = 0, lengths: Tensor | None = None
+    ) -> Sharing:
         """How continuations share their prefix best, of the ways that the model allows.
 
         Warns if gradient checkpointing leaves nothing but repeating it: transformers then drops the
@@ -102,13 +105,18 @@ class ForwardPass:
         Args:
             model: the model, whose mode decides whether layers are recomputed.
             width: tokens of prefix, continuation and padding together.
-            lengths: tokens of each continuation to run, `[R]`, for the choice by speed.
+            row: tokens of the longest row of a prefix and all its continuations, if there is more
+                than one.
+            lengths: tokens of each continuation to run, `[R]`, for the choice by speed; without
+                them one row is taken only where a cache cannot be.
         """
         fits = self.window is None or width <= self.window
+        # A window may count the places in a row, across other continuations.
+        packs = self.packs and (self.window is None or max(row, width) <= self.window)
         checkpointed = model.training and is_checkpointed(model)
         if self.shares_prefix and fits and not checkpointed and not self.one_pass:
-            return "packed" if self.packs and self._in_small_passes(lengths) else "cached"
-        if self.packs and fits:
+            return "packed" if packs and self._in_small_passes(lengths) else "cached"
+        if packs:
             return "packed"
         if self.shares_prefix and checkpointed:
             what = "gradient checkpointing drops the key/value cache"

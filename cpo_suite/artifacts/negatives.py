@@ -206,6 +206,7 @@ class Negatives(Step):
     name: str = how()
     counts: dict[str, int] = how()  # the mixture, by registered names
     tokens_at_once: int = how()
+    in_one_pass: bool = how(default=False)  # the reference of policies that are divided
 
     def describe(self) -> dict[str, Any]:
         """The hashed fields. What a later iteration is drawn from stands there by its key: each
@@ -281,8 +282,8 @@ class Negatives(Step):
         return [None if text is None else (*next(encoded), end)[:limit] for text in texts]
 
     def _reference_logps(self, reference: Any, groups: Sequence[Group]) -> torch.Tensor:
-        """`[N, K]`, in micro-batches as in training: equal shapes give equal values, and a first
-        loss of ln K."""
+        """`[N, K]`, in micro-batches and the kind of pass as in training: equal shapes give equal
+        values, and a first loss of ln K."""
         by_length = order_by_length(groups, self.batch)
         scored = score_groups(
             reference,
@@ -291,6 +292,7 @@ class Negatives(Step):
             micro_batch_of(groups, self.batch, self.tokens_at_once),
             "reference log-probabilities",
             self.tokens_at_once,
+            self.in_one_pass,
         )
         reference_logps = torch.empty_like(scored)
         reference_logps[by_length] = scored

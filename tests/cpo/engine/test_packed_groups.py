@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 import torch
-from models import ARCHITECTURES, EOS, tiny_model
+from models import ARCHITECTURES, EOS, VOCABULARY, tiny_model
 from test_scoring import candidates, float64_norms, gradients  # noqa: F401
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, MistralConfig, MistralForCausalLM
 
 from cpo.engine.forward_pass import checkpoint_layers
 from cpo.engine.packed_groups import PADDING, attention_mask, pack
-from cpo.scoring import Group, GroupScorer, collate_groups, sequence_logps
+from cpo.scoring import Group, GroupScorer, collate_groups, score_groups, sequence_logps
 
 
 def packed(groups: list[Group]) -> tuple[torch.Tensor, ...]:
@@ -154,15 +154,50 @@ def windowed(architecture: str, window: int):
 @pytest.mark.filterwarnings("ignore:.*cannot be shared")
 @pytest.mark.filterwarnings("ignore:.*attention mask")
 @pytest.mark.parametrize("architecture", ["mistral", "gpt_neo"])
-@pytest.mark.parametrize("window", [8, 40])
-def test_a_sliding_window_is_kept_to_or_the_prefix_repeated(architecture, window):
+@pytest.mark.parametrize("window", [8, 25, 40])
+@pytest.mark.parametrize("in_one_pass", [True, False])
+def test_a_sliding_window_is_kept_to_or_the_prefix_repeated(architecture, window, in_one_pass):
     model = windowed(architecture, window).eval()
     scorer = GroupScorer(model)
-    scorer.forward_pass = dataclasses.replace(scorer.forward_pass, one_pass=True)
-    assert scorer.forward_pass.sharing(model, window + 1) == "repeated"
-    groups = [Group(list(range(2, 12)), [list(range(3, 12)), [20, 21, 22]])]
-    expected = sequence_logps(model, groups[0].prefix_ids, groups[0].continuations)
-    torch.testing.assert_close(scorer(**collate_groups(groups))[0], expected, atol=1e-4, rtol=1e-4)
+    if in_one_pass:
+        scorer.in_one_pass()
+        assert scorer.forward_pass.sharing(model, window + 1) == "repeated"
+        assert scorer.forward_pass.sharing(model, window, row=window + 1) == "repeated"
+    # Of two ragged groups, a prefix and one continuation have 19 tokens at most, all six 41 and 20.
+    groups = [
+        Group(
+            list(range(2, 12)), [list(range(3, 12)), *([20 + k, *range(30, 35)] for k in range(5))]
+        ),
+        Group([5, 6], [[7 + k, 8, 9, 10] for k in range(6)]),
+    ]
+    for logps, group in zip(scorer(**collate_groups(groups)), groups, strict=True):
+        expected = sequence_logps(model, group.prefix_ids, group.continuations)
+        torch.testing.assert_close(logps, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_in_bf16_policy_and_reference_are_scored_the_same_way():
+    """The ways differ by rounding. A choice by the lengths in a batch would make some log-ratios
+    differ from 0 where the weights are the same."""
+    torch.manual_seed(0)
+    model = tiny_model("llama").eval()
+    groups = [
+        Group([3, 4, 5], [torch.randint(1, VOCABULARY, (n,)).tolist() for n in lengths])
+        for lengths in ([9, 2, 14], [3, 3, 3], [20, 1, 6], [2, 17, 17])
+    ]
+
+    def scored(micro_batch: int, in_one_pass: bool) -> torch.Tensor:
+        return score_groups(model, groups, "bf16", micro_batch, "", in_one_pass=in_one_pass)
+
+    passes = scored(4, True), scored(4, False)
+    assert not torch.equal(*passes)
+    for in_one_pass, together in zip((True, False), passes, strict=True):
+        scorer = GroupScorer(model, "bf16")
+        scorer = scorer.in_one_pass() if in_one_pass else scorer
+        with torch.no_grad():
+            torch.testing.assert_close(scorer(**collate_groups(groups)), together, rtol=0, atol=0)
+        # In other batches, by less than between the ways.
+        alone = (scored(1, in_one_pass) - together).abs().mean()
+        assert alone < (passes[0] - passes[1]).abs().mean() / 2
 
 
 def test_one_pass_is_one_whatever_the_lengths():
