@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cpo.engine import machine
 from cpo.engine.precision import UNKNOWN_WIDTH, Measured, measured_speed
+from cpo.engine.processes import least_of_all
 from cpo_suite.profile import Profile
 
 WARNED_FROM = 2.0  # slowdown relative to the other precision
@@ -24,9 +25,14 @@ def measured_for(profile: Profile, root: Path) -> Measured | None:
 
 def resolved(profile: Profile, root: Path) -> Profile:
     """The profile with `auto` replaced by the precision that is faster here, and, where it needs
-    GPUs that this machine has, with their memory."""
-    if profile.gpus and (available := machine.gpu_memory_gb()):
-        profile = profile.model_copy(update={"gpu_memory_gb": available})
+    GPUs, with the memory of the smallest of all processes' GPUs, if that is less than it states.
+
+    Processes launched together must all call it: they must agree on whether to divide a model.
+    """
+    if profile.gpus:
+        sizes = profile.gpu_memory_gb, least_of_all(machine.gpu_memory_gb())
+        least = min((size for size in sizes if size is not None), default=None)
+        profile = profile.model_copy(update={"gpu_memory_gb": least})
     if profile.optimiser.precision != "auto":
         return profile
     speeds = measured_for(profile, root)

@@ -53,16 +53,18 @@ def watch_memory() -> None:
     import torch
 
     if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what earlier work left in reserve
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory_gb() -> float:
-    """The most memory, in 10**9 bytes, that this process's tensors took on its GPU since
-    `watch_memory`; without a GPU, the most that the process has taken so far."""
+    """The most memory, in 10**9 bytes, that this process took of its GPU for tensors since
+    `watch_memory`, with what its allocator held in reserve; without a GPU, the most that the
+    process has taken so far."""
     import torch
 
     if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e9
+        return torch.cuda.max_memory_reserved() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

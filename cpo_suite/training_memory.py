@@ -16,6 +16,8 @@ from typing import Any
 from cpo_suite.paper import ModelName
 from cpo_suite.profile import Profile
 
+USABLE = 0.92  # of a GPU's memory; buffers of the exchange and fragmentation need the rest
+WITH_RECOMPUTATION = 4 / 3  # a second forward pass beside a backward pass of two
 OF_A_PROCESS = 1.0  # GB, before a model is loaded
 BYTES_OF_WEIGHT = 4  # fp32
 BYTES_A_WEIGHT = 16  # fp32 weight, gradient and Adam's two moments
@@ -84,13 +86,27 @@ def gradients_memory_gb(profile: Profile, name: ModelName) -> float:
     return weights + activations + OF_A_PROCESS
 
 
+def usable_gb(gpu_memory_gb: float) -> float:
+    """What a process may plan to take of a GPU's memory."""
+    return USABLE * gpu_memory_gb
+
+
+def slowdown(profile: Profile, name: ModelName, task: str, k: int) -> float:
+    """How many times as long as a whole model's a training step with K continuations takes: more
+    than once where layers are recomputed. Judged by the longest group within the limits; the
+    exchange of a divided model's weights is not counted."""
+    recomputed = longest_group(profile, task, k) > profile.optimiser.micro_batch_tokens
+    return WITH_RECOMPUTATION if recomputed and is_divided(profile, name) else 1.0
+
+
 def is_divided(profile: Profile, name: ModelName) -> bool:
     """Whether a model's trainings are divided among the profile's processes: as
     `processes.divide` says, and by `auto` if a whole copy does not fit into `gpu_memory_gb`."""
     processes, available = profile.processes, profile.gpu_memory_gb
     if processes.divide != "auto" or processes.count == 1:
         return processes.divide == "always"
-    return available is not None and training_memory_gb(profile, name, divided=False) > available
+    whole = training_memory_gb(profile, name, divided=False)
+    return available is not None and whole > usable_gb(available)
 
 
 def training_fields(profile: Profile, name: ModelName) -> dict[str, Any]:
@@ -105,7 +121,7 @@ def micro_batch_that_fits(profile: Profile, name: ModelName) -> int:
     for exponent in range(int(math.log2(optimiser.micro_batch_tokens)), 5, -1):
         smaller = optimiser.model_copy(update={"micro_batch_tokens": 2**exponent})
         changed = profile.model_copy(update={"optimiser": smaller})
-        if training_memory_gb(changed, name, divided) <= (profile.gpu_memory_gb or 0.0):
+        if training_memory_gb(changed, name, divided) <= usable_gb(profile.gpu_memory_gb or 0.0):
             return 2**exponent
     return 0
 
@@ -133,23 +149,31 @@ def _activations_gb(profile: Profile, name: ModelName, divided: bool) -> float:
     units = (layers + 1) * kept * profile.optimiser.micro_batch_tokens
     if divided:
         recomputed = layers * BYTES_OF_INPUT + 2 * kept
-        units = max(units, recomputed * _longest_group(profile, name))
+        units = max(units, recomputed * _longest_of(profile, name))
     taken = 1.0 if profile.gpus else KEPT_ON_CPU[profile.optimiser.precision]
     return taken * units * width / 1e9
 
 
-def _longest_group(profile: Profile, name: ModelName) -> float:
-    """Tokens of the longest group that the rows of a model may train on, by the profile's limits: a
-    prefix and its K continuations."""
+def longest_group(profile: Profile, task: str, k: int) -> float:
+    """The most tokens that a prefix and its K continuations may have, by the profile's limits."""
     pairs, article = profile.instructions, profile.articles.max_tokens
     limits = {
         "instructions": (pairs.max_prefix_tokens, pairs.max_continuation_tokens),
         "articles": (0.15 * article, 0.85 * article),
     }
-    longest = 0.0
-    for row in profile.trained_rows:
-        if row.model == name:
-            prefix, continuation = limits[row.task]
-            k = 1 + (sum(profile.negatives[row.negatives].values()) if row.negatives else 0)
-            longest = max(longest, prefix + k * continuation)
-    return longest
+    prefix, continuation = limits[task]
+    return prefix + k * continuation
+
+
+def _longest_of(profile: Profile, name: ModelName) -> float:
+    """The longest group that the rows of a model may train on."""
+    return max(
+        (
+            longest_group(profile, row.task, 1 + sum(profile.negatives[row.negatives].values()))
+            if row.negatives
+            else longest_group(profile, row.task, 1)
+            for row in profile.trained_rows
+            if row.model == name
+        ),
+        default=0.0,
+    )

@@ -58,6 +58,14 @@ def from_main_process(work: Callable[[], Result]) -> Result:
     return broadcast_object_list(result)[0]
 
 
+def least_of_all(value: float | None) -> float | None:
+    """The smallest of the processes' values, returned in every process; None where all are None."""
+    if process_count() == 1:
+        return value
+    values: list[float | None] = gather_object([value])
+    return min((one for one in values if one is not None), default=None)
+
+
 def shared_out(items: Sequence[WorkItem], work: Callable[[WorkItem], Result]) -> list[Result]:
     """`[work(item) for item in items]` in every process, each item computed by one of them.
 

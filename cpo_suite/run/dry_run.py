@@ -11,7 +11,12 @@ from cpo_suite.estimate import NOTEBOOK_SECONDS, Planned
 from cpo_suite.paper import ModelName
 from cpo_suite.profile import Profile
 from cpo_suite.store import artifacts_folder
-from cpo_suite.training_memory import is_divided, micro_batch_that_fits, training_memory_gb
+from cpo_suite.training_memory import (
+    is_divided,
+    micro_batch_that_fits,
+    training_memory_gb,
+    usable_gb,
+)
 
 
 def to_build(planned: Sequence[Planned]) -> list[Planned]:
@@ -68,11 +73,9 @@ def what_fits(profile: Profile, gpu_memory_gb: float) -> list[str]:
     for name in _trained(profile):
         training = _training(profile, name)
         if training in remedies:
-            lines.append(
-                f"Does not fit: {training}, which has {gpu_memory_gb:g}: {remedies[training]}."
-            )
+            lines.append(f"Does not fit: {training}: {remedies[training]}.")
         else:
-            lines.append(f"Fits: {training}, which has {gpu_memory_gb:g}.")
+            lines.append(f"Fits: {training}.")
     return lines
 
 
@@ -83,12 +86,13 @@ def _trained(profile: Profile) -> list[ModelName]:
 def _training(profile: Profile, name: ModelName) -> str:
     """A model's training and its memory, in words."""
     needed, count = training_memory_gb(profile, name), profile.processes.count
+    usable = f"of {usable_gb(profile.gpu_memory_gb or 0.0):.0f} usable"
     if not is_divided(profile, name):
-        return f"training {name} takes {needed:.0f} GB on each GPU"
+        return f"training {name} takes {needed:.1f} GB on each GPU, {usable}"
     whole = training_memory_gb(profile, name, divided=False)
     return (
-        f"training {name}, divided among {count} GPUs, takes {needed:.0f} GB on each "
-        f"({whole:.0f} whole)"
+        f"training {name}, divided among {count} GPUs, takes {needed:.1f} GB on each, {usable} "
+        f"({whole:.1f} whole)"
     )
 
 
@@ -102,7 +106,7 @@ def too_large(profile: Profile, gpu_memory_gb: float) -> Iterator[tuple[str, str
     """Trainings that exceed this memory per GPU, each with a remedy."""
     profile = profile.model_copy(update={"gpu_memory_gb": gpu_memory_gb})
     for name in _trained(profile):
-        if training_memory_gb(profile, name) > gpu_memory_gb:
+        if training_memory_gb(profile, name) > usable_gb(gpu_memory_gb):
             yield _training(profile, name), _remedy(profile, name, gpu_memory_gb)
 
 
@@ -112,7 +116,8 @@ def _remedy(profile: Profile, name: ModelName, gpu_memory_gb: float) -> str:
     if tokens:
         return f"set optimiser.micro_batch_tokens={tokens}"
     may_divide = processes.count > 1 and processes.divide == "never"
-    if may_divide and training_memory_gb(profile, name, divided=True) <= gpu_memory_gb:
+    divided = training_memory_gb(profile, name, divided=True)
+    if may_divide and divided <= usable_gb(gpu_memory_gb):
         return "set processes.divide=auto"
     if processes.count == 1:
         return (

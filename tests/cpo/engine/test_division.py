@@ -23,6 +23,7 @@ TRAIN = """
     from models import tiny_model
     from test_training import random_groups, settings
     from transformers.models.llama import modeling_llama
+    from cpo.engine.forward_pass import is_checkpointed
     from cpo.scoring import GroupScorer, collate_groups
     from cpo.training import TrainingExample, train
 
@@ -48,6 +49,7 @@ TRAIN = """
         options = dict(micro_batch=2, mle_weight=0.3, learning_rate=1e-3) | options
         train(model, examples, settings(objective, 20, **options), out,
               out.with_name(name + "-partial"))
+        assert is_checkpointed(model) == (name == "recomputed")
 """
 
 

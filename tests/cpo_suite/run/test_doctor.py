@@ -160,6 +160,19 @@ class Card:
     total_memory: float = 85e9
 
 
+def test_starting_a_divided_training_takes_the_processors_memory(monkeypatch):
+    def needed(*overrides: str) -> str:
+        return next(
+            one.detail
+            for one in doctor.advice(load_profile("paper", overrides))
+            if one.what == "memory"
+        )
+
+    # Each of 8 processes reads 3.43e9 weights of 4 bytes: 102 GiB.
+    assert needed("gpu_memory_gb=43").endswith(" 102 GB needed")
+    assert needed().endswith(" 64 GB needed")
+
+
 @pytest.mark.parametrize(
     ("cards", "overrides", "missing"),
     [
@@ -171,8 +184,9 @@ class Card:
         # OpenLlama-3B: 18 bytes of each of 3.43e9 weights, 62 GB, 11 of activations and 1 beside.
         ([Card(total_memory=72e9)] * 8, ["processes.divide=never"], ["GPU memory"]),
         ([Card(total_memory=43e9)] * 8, [], []),  # divided, 28 GB
-        ([Card(total_memory=43e9)], ["gpus=1", "processes.count=1"], ["GPU memory"]),
-        ([Card(total_memory=72e9)] * 8, ["optimiser.micro_batch_tokens=1024"], []),
+        ([Card(total_memory=43e9)], ["gpus=1", "processes.count=1"], ["GPU memory"] * 2),
+        ([Card(total_memory=79e9)] * 8, ["optimiser.micro_batch_tokens=1024"], []),
+        ([Card()] * 8, ["gpu_memory_gb=72", "processes.divide=never"], ["GPU memory"]),
         # GPT2-XL alone is trained: 28 GB, 11 and 1.
         ([Card(total_memory=72e9)] * 8, ["rows=[t1/MLE, t1/ANR]"], []),
     ],

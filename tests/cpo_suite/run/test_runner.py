@@ -424,35 +424,41 @@ def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
         return [line for line in lines if line.startswith(("Does", "Fits: training llama"))]
 
     # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; in each of 26 layers and one more a token keeps 62.7
-    # bytes for each of 3,200 units, 5.42 MB. 8,192 of them are 44.4 GB, 107 in all; 4,096 fit.
+    # bytes for each of 3,200 units, 5.42 MB. 8,192 of them are 44.4 GB, 107.1 in all. Of 85 GB, .92
+    # are usable: 4,096 take 84.9, 2,048 fit.
     assert said("optimiser.micro_batch_tokens=8192", "processes.divide=never") == [
-        "Does not fit: training llama takes 107 GB on each GPU, which has 85: "
-        "set optimiser.micro_batch_tokens=4096."
+        "Does not fit: training llama takes 107.1 GB on each GPU, of 78 usable: "
+        "set optimiser.micro_batch_tokens=2048."
     ]
     # 8 x 80 GB: a token's 5.42 MB x 2,048 are 11.1 GB, 73.8 with the weights.
-    assert said() == ["Fits: training llama takes 74 GB on each GPU, which has 85."]
+    assert said() == ["Fits: training llama takes 73.8 GB on each GPU, of 78 usable."]
     # 8 x 40 GB: an eighth of 16 x 3.43 GB is 6.9. A layer has 12 x 3,200^2 weights, 0.123e9; 26
     # layers leave 0.235e9 for embedding and head, gathered with two layers at 8 bytes: 3.8 GB. The
     # bf16 copy of all weights has 6.9, and 1 GB is the process's. Activations have 9.8, as groups
     # in one row keep 55.4 bytes: 28.4.
     assert said("gpu_memory_gb=43") == [
-        "Fits: training llama, divided among 8 GPUs, takes 28 GB on each (74 whole), which has 43."
+        "Fits: training llama, divided among 8 GPUs, takes 28.4 GB on each, of 40 usable "
+        "(73.8 whole)."
     ]
     assert said("gpu_memory_gb=43", "processes.divide=never") == [
-        "Does not fit: training llama takes 74 GB on each GPU, which has 43: "
-        "set processes.divide=auto."
+        "Does not fit: training gpt2 takes 40.5 GB on each GPU, of 40 usable: "
+        "set optimiser.micro_batch_tokens=1024.",
+        "Does not fit: training llama takes 73.8 GB on each GPU, of 40 usable: "
+        "set processes.divide=auto.",
     ]
     # 1 x 80 GB, and 1 x 40 GB.
     alone = "gpus=1", "processes.count=1"
-    assert said(*alone) == ["Fits: training llama takes 74 GB on each GPU, which has 85."]
+    assert said(*alone) == ["Fits: training llama takes 73.8 GB on each GPU, of 78 usable."]
     assert said(*alone, "gpu_memory_gb=43") == [
-        "Does not fit: training llama takes 74 GB on each GPU, which has 43: set processes.count "
-        "to several GPUs, among which it is divided, take one with more memory, or leave out the "
-        "rows of models.llama."
+        "Does not fit: training gpt2 takes 40.5 GB on each GPU, of 40 usable: "
+        "set optimiser.micro_batch_tokens=1024.",
+        "Does not fit: training llama takes 73.8 GB on each GPU, of 40 usable: set "
+        "processes.count to several GPUs, among which it is divided, take one with more memory, or "
+        "leave out the rows of models.llama.",
     ]
     assert said("gpu_memory_gb=27") == [
-        "Does not fit: training llama, divided among 8 GPUs, takes 28 GB on each (74 whole), "
-        "which has 27: set optimiser.micro_batch_tokens=1024."
+        "Does not fit: training llama, divided among 8 GPUs, takes 28.4 GB on each, of 25 usable "
+        "(73.8 whole): set optimiser.micro_batch_tokens=1024."
     ]
     assert said("gpu_memory_gb=43", "rows=[t1/MLE]") == []
 
