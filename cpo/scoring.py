@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from cpo.engine.forward_pass import (
     forward_pass_of,
     is_checkpointed,
     left_aligned,
+    score_in_one_pass,
     states_before_tokens,
 )
 from cpo.engine.processes import process_count, shared_out
@@ -162,13 +163,6 @@ class GroupScorer(nn.Module):
         self.forward_pass = forward_pass_of(model)
         self.train()
 
-    def in_one_pass(self) -> GroupScorer:
-        """From now on, score every batch in exactly one forward pass, as processes must that hold
-        parts of one model; returns itself."""
-        self.tokens_at_once = None
-        self.forward_pass = replace(self.forward_pass, one_pass=True)
-        return self
-
     def train(self, mode: bool = True) -> GroupScorer:
         """Set training mode, except for the model itself: dropout, router jitter or skipped layers
         would make policy and reference differ. Only gradient checkpointing needs the mode there."""
@@ -299,12 +293,10 @@ class GroupScorer(nn.Module):
         width = prefix_ids.shape[-1] + mask.shape[-1]
         sharing: Sharing = "repeated"
         if self.share_prefix and mask.shape[1] > 1:
-            lengths = (mask.sum(-1) - 1).clamp_(min=0)
-            row = int((prefix_mask.sum(-1) + lengths.sum(-1)).max())
             # The ways differ in bf16 by some .1 nats a response. Policy and reference must go the
             # same, whatever batches they come in: the choice by length is for fp32.
-            by_speed = lengths.flatten() if self.precision == "fp32" else None
-            sharing = self.forward_pass.sharing(self.model, width, row, by_speed)
+            by_length = self.precision == "fp32"
+            sharing = self.forward_pass.sharing_in(self.model, prefix_mask, mask, by_length)
         # A model's own logits come out of autocast in bf16, too coarse for log-ratios.
         rounded = self.forward_pass.base_and_head or not self.fp32_head
         bf16 = self.precision == "bf16" and rounded
@@ -364,7 +356,7 @@ def score_groups(
     are."""
     scorer = GroupScorer(model, precision, tokens_at_once=tokens_at_once)
     if in_one_pass:
-        scorer.in_one_pass()
+        score_in_one_pass(scorer)
 
     def scored(start: int) -> Tensor:
         part = groups[start : start + batch]

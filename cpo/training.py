@@ -33,9 +33,6 @@ from cpo.scoring import Group, GroupScorer, collate_groups, longest, order_by_le
 
 # Bound on |first loss - loss at policy = reference|: beyond it, the two were scored differently.
 FIRST_LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.1}
-# Objectives that depend on the order of rewards. Those of a policy that equals its reference differ
-# by rounding alone, which then decides the first loss: their mean rewards are checked instead.
-OF_THE_ORDER = ("lipo_lambda",)
 
 # Bound on the batch mean of |beta x log-ratio|: at the paper's beta of 5, a response is then e **
 # 2,000 times as probable as under the reference.
@@ -223,16 +220,16 @@ class SequenceTrainer(DividableTrainer):
             return
         first, expected = step["contrastive_loss"], step["loss_at_reference"]
         bound = FIRST_LOSS_BOUND[self.settings.precision]
-        by_order = self.settings.objective in OF_THE_ORDER
-        difference = reward if by_order else abs(first - expected)
+        # LiPO-lambda depends on the order of rewards. At the reference rounding decides the order,
+        # and with it the loss: the rewards themselves are checked.
+        difference = reward if self.settings.objective == "lipo_lambda" else abs(first - expected)
         if difference > bound and self.settings.objective != "ranking_nce":
             raise TrainingError(
                 f"{name}: the first loss is {first:.4f}, but a policy that equals its reference "
                 f"has {expected:.4f} (CPO: ln K, or ln K! if ranked, if nothing is masked). The "
-                f"difference {'in rewards ' if by_order else ''}{difference:.2g} exceeds "
-                f"{bound:g}: policy and reference were scored differently. Check for remaining "
-                "dropout or other randomness, and for reference values of another model, text or "
-                "precision."
+                f"difference {difference:.2g} exceeds {bound:g}: policy and reference were scored "
+                "differently. Check for remaining dropout or other randomness, and for reference "
+                "values of another model, text, precision or division among processes."
             )
 
     def _save_batch(self, number: int) -> Path:

@@ -26,7 +26,7 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
 from cpo.engine import machine
-from cpo.engine.forward_pass import ModelError, checkpoint_layers
+from cpo.engine.forward_pass import ModelError, checkpoint_layers, score_in_one_pass
 from cpo.engine.processes import process_count
 
 SHARDS = "shards"
@@ -53,7 +53,7 @@ def divide(scorer: Any, recompute: bool = False) -> None:
             "lengths cannot share a batch, so that the numbers of forward passes would differ. Set "
             "processes.divide=never"
         )
-    scorer.in_one_pass()
+    score_in_one_pass(scorer)
     if recompute:
         checkpoint_layers(scorer.model)
         scorer.train()

@@ -123,11 +123,26 @@ class ForwardPass:
             warnings.warn(f"{what}: the prefix is repeated for every continuation", stacklevel=2)
         return "repeated"
 
+    def sharing_in(self, model: Any, prefix_mask: Tensor, mask: Tensor, by_length: bool) -> Sharing:
+        """`sharing` in a batch of groups, with masks `[B, P]` and `[B, K, L]`; the lengths decide
+        which way is faster only if `by_length`."""
+        lengths = (mask.sum(-1) - 1).clamp_(min=0)
+        row = int((prefix_mask.sum(-1) + lengths.sum(-1)).max())
+        width = prefix_mask.shape[-1] + mask.shape[-1]
+        return self.sharing(model, width, row, lengths.flatten() if by_length else None)
+
     def _in_small_passes(self, lengths: Tensor | None) -> bool:
         if lengths is None or lengths.device.type != "cpu":  # not measured on a GPU
             return False
         passes = sum(1 for _ in _of_like_length(lengths, self))
         return passes > 1 and int(lengths.sum()) < SMALL_PASS_TOKENS * passes
+
+
+def score_in_one_pass(scorer: Any) -> None:
+    """Let a `GroupScorer` take exactly one forward pass for every batch, as processes must that
+    hold parts of one model."""
+    scorer.tokens_at_once = None
+    scorer.forward_pass = replace(scorer.forward_pass, one_pass=True)
 
 
 def is_checkpointed(model: Any) -> bool:

@@ -60,7 +60,9 @@ def contrast_finding(learnt: pd.DataFrame) -> str:
     parts = []
     for row_id, of_row in learnt.groupby("row", sort=False):
         losses = of_row.groupby("moment")["contrast_loss"].mean()
-        outcome = "learnt" if of_row["learnt"].all() else "not shown to be learnt"
+        worse = of_row.groupby("seed").last()["low"].gt(0).all()
+        otherwise = "grew worse" if worse else "not shown to be learnt"
+        outcome = "learnt" if of_row["learnt"].all() else otherwise
         parts.append(
             f"{row_name(str(row_id))} {losses['start']:.2f} to {losses['end']:.2f}, {outcome}"
         )

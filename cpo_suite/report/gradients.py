@@ -131,7 +131,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
         + ", ".join(
             f"{len(of_name)} {words}"
             for words, of_name in zip(
-                ("came out", "are contradicted", "are undecided"), outcomes.values(), strict=True
+                ("came out", "contradicted", "undecided"), outcomes.values(), strict=True
             )
         )
         + "."
@@ -151,14 +151,14 @@ def findings(frame: pd.DataFrame) -> list[str]:
     mle = by_line["MLE", "common"]
     if mle.low <= 0:
         said.append(
-            "What other prompts share of MLE's gradient cannot be told from 0, as where MLE has "
-            "converged."
+            "MLE's own gradient has no part in common with other prompts that can be told from 0, "
+            "as expected of a model that has converged."
         )
     ranked, share = by_line.get(("ANR", "cosine")), by_line.get(("ANR", "common"))
     if ranked and share and outcome(ranked) == "as predicted" and share.low > mle.high:
         said.append(
-            "Ranking pulls where MLE does not, and other prompts share more of it: what is new in "
-            "this step is the rank."
+            "With ranking the gradient of AN is only partly along MLE's, and other prompts share "
+            "more of it: the ranks teach something general."
         )
     return said
 

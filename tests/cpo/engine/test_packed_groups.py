@@ -9,7 +9,7 @@ from models import ARCHITECTURES, EOS, VOCABULARY, tiny_model
 from test_scoring import candidates, float64_norms, gradients  # noqa: F401
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, MistralConfig, MistralForCausalLM
 
-from cpo.engine.forward_pass import checkpoint_layers
+from cpo.engine.forward_pass import checkpoint_layers, score_in_one_pass
 from cpo.engine.packed_groups import PADDING, attention_mask, pack
 from cpo.scoring import Group, GroupScorer, collate_groups, score_groups, sequence_logps
 
@@ -160,7 +160,7 @@ def test_a_sliding_window_is_kept_to_or_the_prefix_repeated(architecture, window
     model = windowed(architecture, window).eval()
     scorer = GroupScorer(model)
     if in_one_pass:
-        scorer.in_one_pass()
+        score_in_one_pass(scorer)
         assert scorer.forward_pass.sharing(model, window + 1) == "repeated"
         assert scorer.forward_pass.sharing(model, window, row=window + 1) == "repeated"
     # Of two ragged groups, a prefix and one continuation have 19 tokens at most, all six 41 and 20.
@@ -192,7 +192,8 @@ def test_in_bf16_policy_and_reference_are_scored_the_same_way():
     assert not torch.equal(*passes)
     for in_one_pass, together in zip((True, False), passes, strict=True):
         scorer = GroupScorer(model, "bf16")
-        scorer = scorer.in_one_pass() if in_one_pass else scorer
+        if in_one_pass:
+            score_in_one_pass(scorer)
         with torch.no_grad():
             torch.testing.assert_close(scorer(**collate_groups(groups)), together, rtol=0, atol=0)
         # In other batches, by less than between the ways.

@@ -61,10 +61,26 @@ def test_what_was_not_measured_is_said() -> None:
     )
 
 
-@pytest.mark.parametrize(("change", "outcome"), [(-0.2, "learnt"), (0.2, "not shown to be learnt")])
-def test_a_contrast_is_told_from_start_to_end(change: float, outcome: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "half_width", "outcome"),
+    [(-0.2, 0.1, "learnt"), (0.2, 0.3, "not shown to be learnt"), (0.2, 0.1, "grew worse")],
+)
+def test_a_contrast_is_told_from_start_to_end(
+    change: float, half_width: float, outcome: str
+) -> None:
+    ends = change - half_width, change + half_width
     lines = [
-        ("t2/ANR", seed, moment, step, 1.6 + share * change, 0.5, share * change, 0, 0, change < 0)
+        (
+            "t2/ANR",
+            seed,
+            moment,
+            step,
+            1.6 + share * change,
+            0.5,
+            share * change,
+            *ends,
+            ends[1] < 0,
+        )
         for seed in (0, 1)
         for step, (moment, share) in enumerate({"start": 0.0, "middle": 0.5, "end": 1.0}.items())
     ]
