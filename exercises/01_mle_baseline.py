@@ -124,5 +124,6 @@ assert abs(found - share) < 0.02, f"in {share:.3f} of the games, not {found:.3f}
 
 # %% note
 # At 0.95 a token, a loss of 0.05, three prompts in four have the truth among their eleven
-# negatives. At a loss of 0.5 and 22 tokens it is one prompt in 5,000. This project draws such a
-# negative again, but near copies of the truth stay.
+# negatives. At a loss of 0.5 and 22 tokens it is one prompt in 5,000: for a text of average loss.
+# Short and predictable responses are far more probable, so that real samples equal the truth more
+# often (notebook 02). This project draws such a negative again, but near copies of the truth stay.

@@ -185,5 +185,5 @@ assert abs(found - same) < 0.02, f"in {same:.3f} of the games, not {found:.3f}"
 # %% note
 # The sum over all choices is an elementary symmetric polynomial; a loop over
 # `itertools.combinations` is right as well, and slow for long texts. The rate falls quickly with
-# the number of positions: short answers come back unchanged, long ones hardly ever. It is the
-# column `equal_to_truth` of the table.
+# the number of positions: short answers often come back unchanged, much longer ones hardly ever.
+# It is the column `equal_to_truth` of the table.

@@ -79,9 +79,8 @@ assert gains(torch.tensor([0.3, 0.6, 0.1]), torch.tensor([1.0, 0.0, 0.0]), 2.0, 
 assert abs(gains(p, grades, 1.0, 3)[1]) < 1e-6, "to the power 1 nothing changes"
 
 # %% note
-# So a gain under drawing alone, with none under greedy decoding, says that the distribution has
-# become narrower. Negatives sampled from the reference do just that: they take probability from
-# what it would say by chance.
+# So a gain under drawing alone, with none under greedy decoding, may say only that the
+# distribution has become narrower. Figure 1a shows both.
 
 # %% exercise: A beam | medium | 25 minutes
 # Write beam search for a model that looks back one token: `first` are log-probabilities of the
@@ -137,5 +136,5 @@ for _ in range(5):
     assert tuple(tokens) == best and abs(logp - total(best)) < 1e-4, f"{best} beats {tokens}"
 
 # %% note
-# More probable is not better: a beam prefers what ends early, and what repeats itself. Figure 1a
-# shows what it does here.
+# More probable need not be better: a beam prefers what ends early, and what repeats itself. Where
+# answers are short and few are right, it may be: figure 1a shows what it does here.
