@@ -87,6 +87,8 @@ def advice(settings: Profile) -> Iterator[Finding]:
 def _gb_to_divide(settings: Profile) -> float:
     """Memory of the processor while a training starts whose model is divided, in GiB: each process
     on a machine reads it whole."""
+    if settings.processes.count == 1:
+        return 0.0
     resolved = precision.resolved(settings, artifacts_folder())
     names = {row.model for row in resolved.trained_rows}
     read = (resolved.models[name].parameters for name in names if is_divided(resolved, name))

@@ -399,8 +399,8 @@ def test_the_paper_is_counted_without_network_or_data(
     # million.
     assert lines["verdicts on t1/ANR"].split()[-3:] == ["1,000", "310,914", "0.13"]
     *_, total, gpt2, llama, besides = shown.splitlines()
-    assert gpt2 == "Fits: training gpt2 takes 40 GB on each GPU, which has 85."
-    assert llama == "Fits: training llama takes 74 GB on each GPU, which has 85."
+    assert gpt2 == "Fits: training gpt2 takes 40.5 GB on each GPU, of 78 usable."
+    assert llama == "Fits: training llama takes 73.8 GB on each GPU, of 78 usable."
     assert besides == "Besides, the notebook itself: up to 40 s."
     hours = r"about [\d.]+ h on 8 GPUs or [\d.]+ h on one, ([\d.]+) GPU-hours used, ([\d.]+) held"
     found = re.search(hours, total)
