@@ -83,6 +83,16 @@ def test_every_notebook_runs_and_some_again_from_artifacts(first_run):
     assert manifests(artifacts) == made  # nothing was made anew
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
+def test_all_of_them_run_again_from_artifacts(first_run):
+    artifacts, _ = first_run
+    made = manifests(artifacts)
+    said = run(artifacts)
+    assert manifests(artifacts) == made
+    assert re.search(r"(\d+) artifacts, \1 cached, 0 to build", said)
+
+
 @pytest.mark.smoke
 def test_a_paid_judge_is_asked_once_and_its_key_is_written_nowhere(first_run):
     artifacts, _ = first_run
