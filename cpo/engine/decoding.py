@@ -8,8 +8,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
-from cpo.engine.forward_pass import ModelError, forward_pass_of, same_logits, select_rows
+from cpo.engine.forward_pass import (
+    ForwardPass,
+    ModelError,
+    forward_pass_of,
+    of_like_length,
+    same_logits,
+    select_rows,
+)
+from cpo.engine.growing_cache import GrowingLayer
 
 # Finished rows leave the batch once at most this share is still active: removing rows copies the
 # cache of the rest.
@@ -35,14 +44,11 @@ def decode_top_k(
     position = torch.tensor([len(prefix) for prefix in prefixes], device=device)
     width = max(map(len, prefixes))
     ids = torch.tensor([[*ids, *[eos_token_id] * (width - len(ids))] for ids in prefixes])
-    output = model.base_model(input_ids=ids.to(device), use_cache=True)
-    states = output.last_hidden_state[torch.arange(len(prefixes), device=device), position - 1]
+    states, cache = _computed_prefixes(model, forward_pass, ids.to(device), position, per_prefix)
     # From here on, rows are continuations; `row` numbers those still in the batch.
     row = torch.arange(len(prefixes) * per_prefix, device=device)
-    states = states.repeat_interleave(per_prefix, 0)
     position = position.repeat_interleave(per_prefix, 0)
     mask = (torch.arange(width, device=device) < position[:, None]).long()
-    cache = select_rows(output.past_key_values, row // per_prefix)
     drawn = torch.full((len(row), max_new_tokens), eos_token_id, device=device)
     alive = torch.ones_like(row, dtype=torch.bool)
     for step in range(max_new_tokens):
@@ -60,7 +66,8 @@ def decode_top_k(
         if active <= ACTIVE_SHARE * len(row):
             kept = alive.nonzero()[:, 0]
             row, token, position, mask = row[kept], token[kept], position[kept], mask[kept]
-            alive, cache = alive[kept], select_rows(cache, kept)
+            alive = alive[kept]
+            cache.batch_select_indices(kept)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
         states = model.base_model(
             input_ids=token[:, None],
@@ -71,6 +78,34 @@ def decode_top_k(
         ).last_hidden_state[:, -1]
         position = position + 1
     return drawn
+
+
+def _computed_prefixes(
+    model: Any, forward_pass: ForwardPass, ids: Tensor, lengths: Tensor, copies: int
+) -> tuple[Tensor, Cache]:
+    """The last hidden state of each prefix `[B x copies, H]`, and a cache of as many rows, in which
+    prefixes are padded on the right.
+
+    Prefixes of similar length run together: few positions are padding, and activations stay small.
+    """
+    states, layers = ids.new_empty(0), list[Any]()
+    for rows, longest in of_like_length(lengths, forward_pass):
+        output = model.base_model(input_ids=ids[rows, :longest], use_cache=True)
+        part = torch.arange(len(rows), device=ids.device)
+        last = output.last_hidden_state[part, lengths[rows] - 1].repeat_interleave(copies, 0)
+        copied: list[Any] = select_rows(
+            output.past_key_values, part.repeat_interleave(copies)
+        ).layers
+        if not layers:
+            shape = len(ids) * copies, ids.shape[1]
+            layers = [GrowingLayer.of_zeros(layer, *shape) for layer in copied]
+            states = last.new_empty(len(ids) * copies, last.shape[-1])
+        to = (rows[:, None] * copies + torch.arange(copies, device=ids.device)).flatten()
+        states[to] = last
+        for layer, filled in zip(layers, copied, strict=True):
+            layer.keys[to, :, :longest] = filled.keys
+            layer.values[to, :, :longest] = filled.values
+    return states, Cache(layers=layers)
 
 
 def decode_by_transformers(
@@ -86,6 +121,10 @@ def decode_by_transformers(
     width = max(map(len, prefixes))
     ids = [[*[eos_token_id] * (width - len(prefix)), *prefix] for prefix in prefixes]
     mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
+    # Only a cache that is keys and values alone can be replaced.
+    cache = {}
+    if forward_pass_of(model).shares_prefix:
+        cache["past_key_values"] = Cache(layer_class_to_replicate=GrowingLayer)
     output = model.generate(
         torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
@@ -94,6 +133,7 @@ def decode_by_transformers(
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
         suppress_tokens=list(never) or None,
+        **cache,
         **options,
     )
     return output[:, width:]

@@ -134,7 +134,7 @@ class ForwardPass:
     def _in_small_passes(self, lengths: Tensor | None) -> bool:
         if lengths is None or lengths.device.type != "cpu":  # not measured on a GPU
             return False
-        passes = sum(1 for _ in _of_like_length(lengths, self))
+        passes = sum(1 for _ in of_like_length(lengths, self))
         return passes > 1 and int(lengths.sum()) < SMALL_PASS_TOKENS * passes
 
 
@@ -202,7 +202,7 @@ def states_before_tokens(
         last = prefix.last_hidden_state[batch, ends - 1]
         states.append(last.index_select(0, group[wanted[:, 0]]))
         numbers.append(number[:, 0][wanted[:, 0]])
-    for rows, longest in _of_like_length(lengths, forward_pass):
+    for rows, longest in of_like_length(lengths, forward_pass):
         expected = wanted[rows, 1 : 1 + longest]  # token t + 1, by the state at t
         if share_prefix:
             owner = group[rows]
@@ -245,7 +245,7 @@ def left_aligned(ids: Tensor, mask: Tensor, *others: Tensor) -> tuple[Tensor, ..
     return tuple(rows.gather(-1, order) for rows in (ids, mask, *others))
 
 
-def _of_like_length(lengths: Tensor, forward_pass: ForwardPass) -> Iterator[tuple[Tensor, int]]:
+def of_like_length(lengths: Tensor, forward_pass: ForwardPass) -> Iterator[tuple[Tensor, int]]:
     """Rows grouped by similar length, longest first, each group with its longest length; no empty
     rows.
 

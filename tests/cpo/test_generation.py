@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, EOS, tiny_model
 
+from cpo.engine import growing_cache
 from cpo.generation import generate, up_to_eos
 
 PREFIXES = [[5, 6, 7], [9], [3, 4], [8, 8, 8, 8, 8]]
@@ -27,6 +28,26 @@ def test_greedy_equals_one_sequence_at_a_time(architecture, batch):
         model, PREFIXES, eos_token_id=EOS, max_new_tokens=8, batch=batch, lengths=[4, 1, 3, 2]
     )
     assert found == [[greedy_by_hand(model, prefix, 8)] for prefix in PREFIXES]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "top_p": 0.8}], ids=str)
+def test_transformers_decodes_alike_with_its_own_cache(architecture, options, monkeypatch):
+    monkeypatch.setattr(growing_cache, "ROOM", 2)  # memory is taken several times
+    model = tiny_model(architecture).eval().double()
+    ids, mask = torch.tensor([[EOS, 5, 6, 7], [9, 3, 4, 2]]), torch.tensor([[0, 1, 1, 1], [1] * 4])
+    torch.manual_seed(3)
+    expected = model.generate(
+        ids, attention_mask=mask, max_new_tokens=12, top_k=0, eos_token_id=EOS, pad_token_id=EOS,
+        **options,
+    )[:, 4:].tolist()  # fmt: skip
+    monkeypatch.setattr("cpo.generation.stream_seed", lambda *numbers: 3)
+    # In order of length, as one batch: [5, 6, 7] first.
+    continuations = generate(
+        model, [[5, 6, 7], [9, 3, 4, 2]], eos_token_id=EOS, max_new_tokens=12, batch=2, **options
+    )
+    assert continuations == [[up_to_eos(row, EOS)] for row in expected]
+    assert len(continuations[0][0]) > 4 or len(continuations[1][0]) > 4
 
 
 def test_sampling_is_seeded_and_top_k_is_not_transformers_default():
