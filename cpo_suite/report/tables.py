@@ -36,6 +36,7 @@ TABLE_COLUMNS = [
 # Before `ours`, where the judge does not beat the rule "the longer response".
 LENGTH_CONTROLLED = ["length_controlled", "length_controlled_low", "length_controlled_high"]
 QUALITY_FILE = "judge_quality.json"  # beside the tables: what is known of their judge
+FOLDED_ROWS = 60  # a longer table is folded on the screen
 MEASURE_COLUMNS = ["row", "measure", "value", "low", "high", "n"]
 # What stands in a judge's place, by a table's measure.
 SCORED_BY = {
@@ -275,7 +276,8 @@ def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
     """A table for the screen (HTML), under the caption `text`.
 
     The first column is each line's header; `name` is for screen readers. A table wider than the
-    screen scrolls without moving the page, also with the keyboard.
+    screen scrolls without moving the page, also with the keyboard. One of more than `FOLDED_ROWS`
+    rows is folded.
     """
     shown = readable(frame)
     header = shown.columns[0]
@@ -284,7 +286,10 @@ def html_table(frame: pd.DataFrame, text: str, name: str) -> str:
     with pd.option_context("display.max_colwidth", None):
         body = shown.to_html(border=0, justify="left").replace("<thead>", about, 1)
     label = html.escape(name)
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{body}</div>'
+    table = f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{body}</div>'
+    if len(shown) <= FOLDED_ROWS:
+        return table
+    return f"<details><summary>{label}: {len(shown)} rows</summary>{table}</details>"
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
