@@ -63,6 +63,10 @@ OBJECTIVES: Registry[GroupLoss] = Registry(
 # Objectives that take the columns in ranked order, best first.
 RANKED_OBJECTIVES = {"ranked_cpo", "brio", "rrhf"}
 
+# Training checks that the first loss is that of a policy equal to its reference. LiPO-lambda's
+# depends on the order of rewards, which rounding decides there: its rewards are checked instead.
+CHECKED_BY_REWARDS = {"lipo_lambda"}
+
 
 def register_objective(name: str, ranked: bool = False) -> Callable[[GroupLoss], GroupLoss]:
     """Decorator that registers a loss, as `@register_objective("hinge")`; a row then trains with

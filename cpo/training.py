@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from cpo import losses
+from cpo import losses, objectives
 from cpo.engine import machine
 from cpo.engine.callbacks import Progress, TimedCheckpoints, Watcher, last_good_checkpoint
 from cpo.engine.division import DividableTrainer, divide, has_shards, is_divided
 from cpo.engine.processes import from_main_process, is_main_process, process_count
 from cpo.models.folders import ModelFolderError, load_model
-from cpo.objectives import EXTRA_INPUTS, NEXT_TOKEN_OBJECTIVES, OBJECTIVES, objective_with
-from cpo.objectives import register_objective as register_objective
 from cpo.scheduled_sampling import ScheduledSamplingScorer
 from cpo.scoring import Group, GroupScorer, collate_groups, longest, order_by_length
 
@@ -159,10 +157,10 @@ class SequenceTrainer(DividableTrainer):
             self.step_began = time.monotonic()
         mask, batch_tokens = inputs.pop("mask"), inputs.pop("batch_tokens")
         reference_logps = inputs.pop("reference_logps", None)
-        extras = {name: inputs.pop(name) for name in EXTRA_INPUTS if name in inputs}
+        extras = {name: inputs.pop(name) for name in objectives.EXTRA_INPUTS if name in inputs}
         policy_logps: Tensor = model(**inputs)
         loss = -policy_logps[:, 0].sum() / batch_tokens  # L_MLE
-        if self.settings.objective not in NEXT_TOKEN_OBJECTIVES:
+        if self.settings.objective not in objectives.NEXT_TOKEN_OBJECTIVES:
             contrastive = self._contrastive_loss(policy_logps, reference_logps, mask, extras)
             weight = self.settings.mle_weight
             loss = contrastive + weight * loss if weight else contrastive
@@ -177,7 +175,8 @@ class SequenceTrainer(DividableTrainer):
         extras: Mapping[str, Tensor],
     ) -> Tensor:
         """The micro-batch's share of the objective; accumulates the logged means."""
-        objective, beta = objective_with(self.settings.objective, extras), self.settings.beta
+        objective = objectives.objective_with(self.settings.objective, extras)
+        beta = self.settings.beta
         loss = objective(policy_logps, reference_logps, beta, mask)
         if loss.dim():
             raise TrainingError(
@@ -220,10 +219,9 @@ class SequenceTrainer(DividableTrainer):
             return
         first, expected = step["contrastive_loss"], step["loss_at_reference"]
         bound = FIRST_LOSS_BOUND[self.settings.precision]
-        # LiPO-lambda depends on the order of rewards. At the reference rounding decides the order,
-        # and with it the loss: the rewards themselves are checked.
-        difference = reward if self.settings.objective == "lipo_lambda" else abs(first - expected)
-        if difference > bound and self.settings.objective != "ranking_nce":
+        by_rewards = self.settings.objective in objectives.CHECKED_BY_REWARDS
+        difference = reward if by_rewards else abs(first - expected)
+        if difference > bound:
             raise TrainingError(
                 f"{name}: the first loss is {first:.4f}, but a policy that equals its reference "
                 f"has {expected:.4f} (CPO: ln K, or ln K! if ranked, if nothing is masked). The "
@@ -315,7 +313,7 @@ def train(
         TrainingError: the loss is not a finite scalar, a reward has exploded, or the first loss
             differs from its value at policy = reference.
     """
-    OBJECTIVES.check(settings.objective)
+    objectives.OBJECTIVES.check(settings.objective)
     steps, batch = settings.steps, settings.batch
     if len(examples) != steps * batch:
         raise ValueError(

@@ -23,7 +23,9 @@ from cpo_suite.artifacts.step import Step
 from cpo_suite.corpora import Corpora
 from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.paper import ModelName
+from cpo_suite.profile import Profile
 from cpo_suite.store import Artifact, Identity, Store, how
+from cpo_suite.training_memory import training_memory_gb
 
 
 class Loadable:
@@ -68,6 +70,9 @@ class Trained(Loadable, Step):
     def divides(self) -> bool:
         """Whether its model is divided among the processes of this launch, if there are several."""
         return self.divided and process_count() > 1
+
+    def memory_gb(self, profile: Profile) -> float:
+        return training_memory_gb(profile, self.model_name)
 
     def train(
         self,

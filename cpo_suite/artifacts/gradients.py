@@ -19,7 +19,9 @@ from cpo_suite.artifacts.negatives import ContrastSets, Negatives
 from cpo_suite.artifacts.step import Step
 from cpo_suite.estimate import Cost, CostModel
 from cpo_suite.paper import ModelName
+from cpo_suite.profile import Profile
 from cpo_suite.store import Store, how
+from cpo_suite.training_memory import gradients_memory_gb
 
 UNTRUNCATED = "AN untruncated"
 
@@ -60,6 +62,9 @@ class Gradients(Step):
     @property
     def model_name(self) -> ModelName:
         return self.reference.model_name
+
+    def memory_gb(self, profile: Profile) -> float:
+        return gradients_memory_gb(profile, self.model_name)
 
     def build(self, folder: Path, store: Store) -> None:
         candidates = list(self._candidates(store))

@@ -16,8 +16,9 @@ from cpo_suite.estimate import (
     Planned,
 )
 from cpo_suite.paper import ModelName
+from cpo_suite.profile import Profile
 from cpo_suite.store import Artifact, Store
-from cpo_suite.training_memory import OF_A_PROCESS, gradients_memory_gb, training_memory_gb
+from cpo_suite.training_memory import BYTES_OF_WEIGHT, OF_A_PROCESS
 
 
 class Step(Artifact):
@@ -47,29 +48,28 @@ class Step(Artifact):
         """The cost of building it on one process."""
         return Cost()
 
+    def memory_gb(self, profile: Profile) -> float:
+        """Memory of each process that builds it, in GB of 10^9 bytes."""
+        return profile.models[self.model_name].parameters * BYTES_OF_WEIGHT / 1e9 + OF_A_PROCESS
+
 
 def planned_artifact(artifact: Step, store: Store, costs: CostModel) -> Planned:
     """An artifact's entry in the plan: its state, and its cost here."""
     profile, cost, stage = costs.profile, artifact.cost(costs), artifact.stage
     parameters = profile.models[artifact.model_name].parameters
-    weights_gb, trains = parameters * 4 / 1e9, stage in ("base_model", "model")
+    weights_gb, trains = parameters * BYTES_OF_WEIGHT / 1e9, stage in ("base_model", "model")
     fixed = cost.fixed + (OVERHEAD_WITHOUT_MODEL if stage in WITHOUT_MODEL else OVERHEAD_SECONDS)
     if stage not in ("verdicts", "unhelpful"):
         fixed += parameters * SECONDS_A_WEIGHT
     processes = profile.processes.count if artifact.shared else 1
     seconds = cost.seconds / processes + fixed + (LAUNCH_SECONDS if processes > 1 else 0.0)
-    memory = weights_gb + OF_A_PROCESS
-    if trains:
-        memory = training_memory_gb(profile, artifact.model_name)
-    elif stage == "gradients":
-        memory = gradients_memory_gb(profile, artifact.model_name)
     return Planned(
         artifact.title,
         stage,
         artifact.key,
         cached=store.find(artifact) is not None,
         seconds=seconds,
-        memory_gb=memory,
+        memory_gb=artifact.memory_gb(profile),
         disk_gb=weights_gb if trains or stage == "ensemble" else 0.001,
         scratch_gb=parameters * CHECKPOINT_BYTES / 1e9 if trains else 0.0,
         alone=cost.seconds + fixed,

@@ -20,8 +20,9 @@ from test_suite import SMALL
 from cpo import losses, negatives, objectives
 from cpo.evaluation import judging
 from cpo.negatives import register
+from cpo.objectives import register_objective
 from cpo.registry import RegistryError
-from cpo.training import TrainingError, register_objective
+from cpo.training import TrainingError
 from cpo_suite.estimate import Planned
 from cpo_suite.launching import LaunchError, launch
 from cpo_suite.profile import ROOT, Profile, ProfileError

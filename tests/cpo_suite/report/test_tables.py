@@ -180,3 +180,13 @@ def test_seeds_widen_the_intervals_of_tables_and_measures(profile: Profile) -> N
     assert mauve["high"] == pytest.approx(0.45 + 12.7 * 0.05, abs=0.002)
     text = captions.caption(tables.table(two, "t1"), two.profile)
     assert "intervals over prompts and training seeds" in text
+
+
+@pytest.mark.parametrize("rows", [tables.FOLDED_ROWS, tables.FOLDED_ROWS + 1])
+def test_a_long_table_is_folded_under_its_name_and_length(rows: int) -> None:
+    frame = pd.DataFrame({"row": ["t1/MLE"] * rows, "n": range(rows)})
+    markup = tables.html_table(frame, "What was measured.", "Measures & more")
+    folded = f"<details><summary>Measures &amp; more: {rows} rows</summary>"
+    assert markup.startswith(folded) == (rows > tables.FOLDED_ROWS)
+    assert markup.count("<tr") == rows + 1 and markup.count("<caption>") == 1
+    assert markup.count("<details>") == markup.count("</details>")
