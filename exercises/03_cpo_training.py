@@ -34,7 +34,7 @@ for candidates, beta in ((2, 5.0), (5, 1.0), (12, 0.5), (12, 5.0)):
 # %% note
 # $w_1 = 1/2$ where $e^{\beta \cdot \text{lead}} = K - 1$. With $K = 2$ the push starts at half of
 # $\beta$: there is nothing to let go. With $\beta = 5$ and $K = 12$ half a nat, on a whole
-# sequence, is the end of it.
+# sequence, brings the push from 4.6 to 2.5; one nat brings it to 0.35.
 
 # %% exercise: What the curves show | medium | 15 minutes
 # Write two of the curves: the **margin**, the reward of $y_1$ minus the mean reward of its usable

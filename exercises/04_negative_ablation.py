@@ -136,5 +136,6 @@ for _ in range(5):
     assert tuple(tokens) == best and abs(logp - total(best)) < 1e-4, f"{best} beats {tokens}"
 
 # %% note
-# More probable need not be better: a beam prefers what ends early, and what repeats itself. Where
-# answers are short and few are right, it may be: figure 1a shows what it does here.
+# More probable need not be better. Each further token adds a log-probability below 0, so a beam
+# prefers what ends early, and what repeats itself. Where answers are short and few are right it can
+# be better, as in figure 1a of `tiny`, where beam search is the highest.

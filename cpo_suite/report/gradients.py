@@ -99,6 +99,7 @@ def _predictions(axes: Axes, rows: pd.DataFrame, places: pd.Series) -> None:
         axes.scatter(values, places[drawn], s=24, zorder=4, label=label, **look)
 
 
+MOSTLY = 0.5  # a gradient is told to be common to all prompts above this share
 OUTCOMES = ("as predicted", "contradicted", "undecided")
 
 
@@ -152,7 +153,14 @@ def findings(frame: pd.DataFrame) -> list[str]:
     if mle.low <= 0:
         said.append(
             "MLE's own gradient has no part in common with other prompts that can be told from 0, "
-            "as expected of a model that has converged."
+            "as expected of a model that has converged on its training prompts."
+        )
+    shared = [line for line in lines if line.measure == "common" and line.low > MOSTLY]
+    if shared:
+        shares = ", ".join(f"{line.value:.2f} for {line.kind}" for line in shared)
+        said.append(
+            f"The share common to other prompts is {shares}, and {mle.value:.2f} for MLE: "
+            "above a half, the push is much the same whatever the prompt."
         )
     ranked, share = by_line.get(("ANR", "cosine")), by_line.get(("ANR", "common"))
     if ranked and share and outcome(ranked) == "as predicted" and share.low > mle.high:

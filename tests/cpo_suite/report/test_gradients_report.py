@@ -78,12 +78,13 @@ def test_what_becomes_of_a_prediction(predicted, low, high, expected):
 
 def test_the_words_follow_the_numbers():
     said = findings(gradients_frame(measured()))
-    counted, longest, converged = said
+    counted, longest, converged, common = said
     # As predicted: three of AN untruncated (1, 0.875 and 0 lie inside), BN's cosine and negative
     # part (wholly on their side). AN's negative part, 0.05 +- 0.1, is not shown to be above 0.
     assert counted == "Of the predictions 5 came out, 0 contradicted, 1 undecided."
     assert "that of BN: 5.0 times MLE's" in longest
     assert "no part in common with other prompts" in converged
+    assert "is 0.90 for BN, and 0.05 for MLE" in common  # AN's 0.2 is below a half
     other = findings(gradients_frame(measured(untruncated=0.5)))
     assert "Contradicted: AN untruncated cosine 0.500 [0.400, 0.600] (1)." in other
 
