@@ -134,7 +134,7 @@ def optimum_of_batch_negatives(
 
 
 # %% check
-# Two prefixes, four sequences: the third is fluent and fits both prefixes, that is, neither.
+# Two prefixes, four sequences: the third is as probable under one prefix as the other.
 data = torch.tensor([[0.5, 0.1, 0.3, 0.1], [0.1, 0.5, 0.3, 0.1]])
 reference, prior = torch.full((2, 4), 0.25), torch.tensor([0.5, 0.5])
 for beta in (0.5, 1.0, 5.0):
