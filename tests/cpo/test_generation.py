@@ -132,3 +132,16 @@ def test_prefixes_that_do_not_fit_are_refused():
         generate(model, [[1] * 60], eos_token_id=EOS, max_new_tokens=8)
     with pytest.raises(ValueError, match="empty prefix"):
         generate(model, [[]], eos_token_id=EOS, max_new_tokens=8)
+
+
+def test_beams_count_in_the_batch_that_is_decoded_together(monkeypatch):
+    model = tiny_model("llama").eval()
+    rows, own = [], model.generate
+
+    def recorded(ids, **options):
+        rows.append(len(ids))
+        return own(ids, **options)
+
+    monkeypatch.setattr(model, "generate", recorded)
+    generate(model, PREFIXES, eos_token_id=EOS, max_new_tokens=2, batch=4, num_beams=2)
+    assert rows[-2:] == [2, 2]
