@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -121,9 +122,8 @@ def decode_by_transformers(
     width = max(map(len, prefixes))
     ids = [[*[eos_token_id] * (width - len(prefix)), *prefix] for prefix in prefixes]
     mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
-    # Only a cache that is keys and values alone can be replaced.
     cache = {}
-    if forward_pass_of(model).shares_prefix:
+    if forward_pass_of(model).shares_prefix and _generate_of(model).grows:
         cache["past_key_values"] = Cache(layer_class_to_replicate=GrowingLayer)
     output = model.generate(
         torch.tensor(ids, device=model.device),
@@ -139,35 +139,56 @@ def decode_by_transformers(
     return output[:, width:]
 
 
-_PADS_LEFT: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Generate:
+    """What a model's `generate` gives its own logits with.
+
+    Attributes:
+        pads_left: a prefix with padding on its left.
+        grows: a cache that grows in place.
+    """
+
+    pads_left: bool
+    grows: bool
+
+
+_COMPARED: WeakKeyDictionary[Any, Generate] = WeakKeyDictionary()
 
 
 def pads_left(model: Any) -> bool:
     """Whether `generate` gives the same logits for a left-padded prefix as for the prefix alone.
 
-    Compares two steps with the model's own forward pass, once per model.
+    Raises:
+        ModelError: as `_generate_of`.
+    """
+    return _generate_of(model).pads_left
+
+
+def _generate_of(model: Any) -> Generate:
+    """Compares two steps of `generate` with the model's own forward pass, once per model.
 
     Raises:
         ModelError: even without padding, `generate` disagrees with the model's forward pass.
     """
-    if model not in _PADS_LEFT:
+    if model not in _COMPARED:
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            _PADS_LEFT[model] = _compare_generate(model)
-    return _PADS_LEFT[model]
+            _COMPARED[model] = _compare_generate(model)
+    return _COMPARED[model]
 
 
-def _compare_generate(model: Any) -> bool:
+def _compare_generate(model: Any) -> Generate:
     generator = torch.Generator().manual_seed(1)
     entries = model.config.get_text_config().vocab_size
     prefix = torch.randint(entries, (1, 3), generator=generator).to(model.device)
     padded = torch.cat([prefix[:, :1].expand(-1, 2), prefix], -1)
     mask = torch.ones_like(padded).index_fill_(1, torch.tensor([0, 1], device=model.device), 0)
 
-    def two_steps(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def two_steps(ids: Tensor, mask: Tensor, **cache: Cache) -> tuple[Tensor, Tensor]:
         """The sequence without its last token, `[1, T + 1]`, and two logits, `[2, V]`."""
         output = model.generate(
             ids, attention_mask=mask, min_new_tokens=2, max_new_tokens=2, do_sample=False,
             num_beams=1, pad_token_id=0, return_dict_in_generate=True, output_logits=True,
+            **cache,
         )  # fmt: skip
         return output.sequences[:, :-1], torch.cat(output.logits)
 
@@ -178,7 +199,14 @@ def _compare_generate(model: Any) -> bool:
         raise ModelError(f"{refusal}fails ({type(error).__name__}: {error})") from error
     if not same_logits(steps, model(input_ids=ids).logits[0, -2:]):
         raise ModelError(f"{refusal}gives logits that differ from its forward pass")
-    try:
-        return same_logits(two_steps(padded, mask)[1], steps)
-    except Exception:
-        return False
+
+    def agrees(ids: Tensor, mask: Tensor, **cache: Cache) -> bool:
+        try:
+            return same_logits(two_steps(ids, mask, **cache)[1], steps)
+        except Exception:
+            return False
+
+    grows = Cache(layer_class_to_replicate=GrowingLayer)
+    return Generate(
+        agrees(padded, mask), agrees(prefix, torch.ones_like(prefix), past_key_values=grows)
+    )
