@@ -448,8 +448,9 @@ def small_training(tmp_path, steps: int = 3, description: str = "training t2/AN"
     groups = [Group([1, 2], [[3, 4], [5]]) for _ in range(2 * steps)]
     examples = [TrainingExample(one, (True, True), (-3.0, -2.0)) for one in groups]
     settings = TrainingSettings(
-        "ranking_nce", steps, 2, 1e-3, beta=1.0, micro_batch=2, description=description
-    )
+        "ranking_nce", steps, 2, 1e-3, beta=1.0, micro_batch=2, description=description,
+        starts_at_reference=False,  # its values are made up
+    )  # fmt: skip
     return train(tiny_model("llama"), examples, settings, tmp_path / "out", tmp_path / "partial")
 
 
