@@ -40,7 +40,7 @@ def generate(
         model: a causal language model in evaluation mode.
         prefixes: N prefixes as token ids.
         max_new_tokens: the length bound; a continuation that reaches it may have no EOS.
-        batch: sequences decoded together, `per_prefix` copies and beams counted.
+        batch: sequences decoded together, `per_prefix` copies or beams counted.
         seed: seeds each batch separately: at the same batch size, the continuations do not depend
             on which process decodes a batch.
         lengths: each continuation's expected length; similar ones are decoded together, so that few
@@ -63,7 +63,7 @@ def generate(
     batches = _batches(
         [len(prefix) for prefix in prefixes],
         lengths or [0] * len(prefixes),
-        max(1, batch // (per_prefix * options.get("num_beams", 1))),
+        max(1, batch // max(per_prefix, options.get("num_beams", 1))),
         of_equal_length=top_k is None and not pads_left(model),
     )
 

@@ -126,8 +126,7 @@ def _decoded(planned: PlannedRows, wanted: Wanted, seed: int, **decoding: Any) -
             eos_token_id=planned.eos_token_id,
             max_new_tokens=planned.max_continuation_tokens,
             per_prefix=count,
-            # A beam is as large as a sequence.
-            batch=planned.generation_batch * count // decoding.get("num_beams", count),
+            batch=planned.generation_batch,
             seed=seed,
             precision=planned.precision,
             lengths=[len(planned.continuations[row]) for row in rows],

@@ -17,7 +17,6 @@ from cpo.engine.forward_pass import (
     forward_pass_of,
     of_like_length,
     same_logits,
-    select_rows,
 )
 from cpo.engine.growing_cache import GrowingLayer
 
@@ -89,23 +88,27 @@ def _computed_prefixes(
 
     Prefixes of similar length run together: few positions are padding, and activations stay small.
     """
+    device = ids.device
+    autocast = torch.is_autocast_enabled(device.type)
     states, layers = ids.new_empty(0), list[Any]()
     for rows, longest in of_like_length(lengths, forward_pass):
         output = model.base_model(input_ids=ids[rows, :longest], use_cache=True)
-        part = torch.arange(len(rows), device=ids.device)
+        own: list[Any] = output.past_key_values.layers
+        part = torch.arange(len(rows), device=device)
         last = output.last_hidden_state[part, lengths[rows] - 1].repeat_interleave(copies, 0)
-        copied: list[Any] = select_rows(
-            output.past_key_values, part.repeat_interleave(copies)
-        ).layers
+        del output
         if not layers:
+            # Attention rounds to this dtype anyway (`select_rows`).
+            dtype = torch.get_autocast_dtype(device.type) if autocast else own[0].keys.dtype
             shape = len(ids) * copies, ids.shape[1]
-            layers = [GrowingLayer.of_zeros(layer, *shape) for layer in copied]
+            layers = [GrowingLayer.of_zeros(layer, *shape, dtype) for layer in own]
             states = last.new_empty(len(ids) * copies, last.shape[-1])
-        to = (rows[:, None] * copies + torch.arange(copies, device=ids.device)).flatten()
+        to = (rows[:, None] * copies + torch.arange(copies, device=device)).flatten()
         states[to] = last
-        for layer, filled in zip(layers, copied, strict=True):
-            layer.keys[to, :, :longest] = filled.keys
-            layer.values[to, :, :longest] = filled.values
+        for layer in layers:
+            filled = own.pop(0)  # freed as soon as it is copied
+            layer.keys[to, :, :longest] = filled.keys.repeat_interleave(copies, 0).to(dtype)
+            layer.values[to, :, :longest] = filled.values.repeat_interleave(copies, 0).to(dtype)
     return states, Cache(layers=layers)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -20,18 +21,19 @@ class GrowingLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self._memory: list[Tensor] = []
-        self._first = 0  # tokens of the first update: the prefix, where beams decode
+        self._first = 0  # tokens of the prefix, which beams share
 
     @classmethod
-    def of_zeros(cls, like: Any, rows: int, tokens: int) -> GrowingLayer:
-        """A layer of `rows` rows and `tokens` tokens, with another layer's heads and dtype."""
+    def of_zeros(cls, like: Any, rows: int, tokens: int, dtype: torch.dtype) -> GrowingLayer:
+        """A layer of `rows` rows and `tokens` tokens, with another layer's heads."""
         layer = cls()
         layer.lazy_initialization(like.keys, like.values)
         layer._memory = [
-            states.new_zeros(rows, states.shape[1], tokens + ROOM, states.shape[-1])
+            states.new_zeros(rows, states.shape[1], tokens + ROOM, states.shape[-1], dtype=dtype)
             for states in (like.keys, like.values)
         ]
         layer._show(tokens)
+        layer._first = tokens
         return layer
 
     def update(
@@ -41,8 +43,8 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         new, start = (key_states, value_states), self.get_seq_length()
         end = start + key_states.shape[-2]
-        self._first = self._first or end
         if not start:
+            self._first = end
             self._memory = [states.new_empty(*_room(states, end)) for states in new]
         elif end > self._memory[0].shape[-2]:
             held = self._memory
@@ -53,6 +55,14 @@ class GrowingLayer(DynamicLayer):
             memory[..., start:end, :] = states
         return self._show(end)
 
+    def reset(self) -> None:
+        self._memory, self._first = [], 0
+        super().reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        self._first = min(self._first, self.get_seq_length())
+
     def batch_select_indices(self, indices: Tensor) -> None:
         self._memory = [memory.index_select(0, indices) for memory in self._memory]
         self._show(self.get_seq_length())
@@ -62,7 +72,7 @@ class GrowingLayer(DynamicLayer):
         prompt."""
         for memory in self._memory:
             own = memory[..., self._first : self.get_seq_length(), :]
-            own.copy_(own.index_select(0, beam_idx))
+            own.copy_(own.index_select(0, beam_idx.to(own.device)))
 
     def _show(self, tokens: int) -> tuple[Tensor, Tensor]:
         keys, values = (memory[..., :tokens, :] for memory in self._memory)

@@ -155,7 +155,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
             "MLE's own gradient has no part in common with other prompts that can be told from 0, "
             "as expected of a model that has converged on its training prompts."
         )
-    shared = [line for line in lines if line.measure == "common" and line.low > MOSTLY]
+    common = [line for line in lines if line.measure == "common" and line.kind != "MLE"]
+    shared = [line for line in common if line.low > MOSTLY]
     if shared:
         shares = ", ".join(f"{line.value:.2f} for {line.kind}" for line in shared)
         said.append(

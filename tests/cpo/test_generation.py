@@ -145,3 +145,20 @@ def test_beams_count_in_the_batch_that_is_decoded_together(monkeypatch):
     monkeypatch.setattr(model, "generate", recorded)
     generate(model, PREFIXES, eos_token_id=EOS, max_new_tokens=2, batch=4, num_beams=2)
     assert rows[-2:] == [2, 2]
+    # Beams and continuations are the same rows.
+    generate(
+        model, PREFIXES, eos_token_id=EOS, max_new_tokens=2, batch=4, num_beams=2, per_prefix=2
+    )
+    assert rows[-2:] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"use_cache": False}, {"cache_implementation": "static"}], ids=str
+)
+def test_a_models_own_settings_of_its_cache_change_no_text(setting):
+    plain, own = tiny_model("llama").eval(), tiny_model("llama").eval()
+    own.load_state_dict(plain.state_dict())
+    for name, value in setting.items():
+        setattr(own.generation_config, name, value)
+    asked = {"eos_token_id": EOS, "max_new_tokens": 6, "num_beams": 2}
+    assert generate(own, PREFIXES, **asked) == generate(plain, PREFIXES, **asked)

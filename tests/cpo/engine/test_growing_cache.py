@@ -59,10 +59,22 @@ def test_memory_taken_beforehand_keeps_heads_and_dtypes():
     keys, values = states(2, 5)
     like = DynamicLayer()
     like.update(keys.bfloat16(), values.bfloat16())
-    layer = GrowingLayer.of_zeros(like, rows=7, tokens=9)
+    layer = GrowingLayer.of_zeros(like, rows=7, tokens=9, dtype=torch.bfloat16)
     assert layer.keys.shape == layer.values.shape == (7, 3, 9, 4)
     assert layer.keys.dtype == torch.bfloat16 and not layer.keys.any()
     # What is written is rounded to the memory's dtype.
     new = states(7, 1)
     kept, _ = layer.update(*new)
     assert torch.equal(kept[:, :, 9:], new[0].bfloat16())
+
+
+def test_a_layer_that_was_reset_knows_its_new_prefix():
+    layers = [DynamicLayer(), GrowingLayer()]
+    first, second, token = states(2, 5), states(2, 2), states(2, 3)
+    for layer in layers:
+        layer.update(*(part[:1].expand(2, -1, -1, -1) for part in first))
+        layer.reset()
+        layer.update(*(part[:1].expand(2, -1, -1, -1) for part in second))
+        layer.update(*token)
+        layer.reorder_cache(torch.tensor([1, 0]))
+    assert torch.equal(layers[0].keys, layers[1].keys)
