@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from cpo.engine.fused_gelu import fuse_gelu
 from cpo.engine.packed_groups import packed_states
 
 # How the continuations of a prefix share it: its keys and values in a cache, one row, not at all.
@@ -315,7 +316,7 @@ def forward_pass_of(model: Any) -> ForwardPass:
 
     Two ragged groups are run with each shortcut, without autocast or dropout, and compared with the
     logits of each row alone. A shortcut that disagrees beyond rounding is not used, with a warning.
-    The result is kept as long as the model.
+    The result is kept as long as the model, whose GELUs are fused (`fused_gelu`).
 
     Raises:
         ModelError: the model's forward pass fails, or its logits are not finite or depend on later
@@ -343,6 +344,7 @@ def _compare(model: Any) -> ForwardPass:
     config = model.config.get_text_config()
     groups: Any = _trial_groups(model, config)
     own = _own_logits(model, groups)
+    fuse_gelu(model)  # before the comparisons, which cover it
 
     def fault(shortcut: ForwardPass, sharing: Sharing = "repeated") -> str:
         """Why a shortcut cannot be used; "" if it gives the model's own logits."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from cpo.evaluation import metrics
@@ -40,6 +41,18 @@ def test_rouge_l_by_hand() -> None:
     assert metrics.rouge_l("walked dogs", "Walking dog") == 1  # stems
     assert metrics.rouge_l("b a", "a b") == pytest.approx(1 / 2)  # order counts
     assert metrics.rouge_l("", "words") == metrics.rouge_l("words", "") == 0
+
+
+def test_rouge_l_is_that_of_the_package() -> None:
+    package = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    texts = [
+        "Caresses flies, dying mules DENIED!",
+        "the flying mule dies; caressed, it denies",
+        "a-b",
+    ]
+    for response, recorded in itertools.product(texts, texts):
+        expected = package.score(recorded, response)["rougeL"].fmeasure
+        assert metrics.rouge_l(response, recorded) == expected
 
 
 WORDS = st.lists(st.sampled_from(["aa", "bb", "cc", "dd"]), min_size=1, max_size=9)
