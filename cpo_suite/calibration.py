@@ -104,7 +104,7 @@ def _elsewhere(profile: Profile) -> bool:
 
 def _threads(profile: Profile) -> int:
     """Threads of each of the profile's processes on this machine."""
-    return max(1, torch.get_num_threads() // profile.processes.on_each_machine)
+    return max(1, machine.threads() // profile.processes.on_each_machine)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from cpo.engine.files import MANIFEST, checksums_of, damaged_file, write_atomically
 from cpo.engine.processes import (
@@ -29,6 +29,7 @@ from cpo.engine.processes import (
     process_count,
     wait_for_everyone,
 )
+from cpo.engine.progress import progress_bar
 from cpo_suite.profile import ROOT
 from cpo_suite.provenance import peak_memory_gb, provenance, watch_memory
 
@@ -152,6 +153,16 @@ class Store:
         path = self.path(artifact)
         return path if (path / MANIFEST).is_file() else None
 
+    def in_work(self, artifact: Artifact) -> bool:
+        """Whether another process builds it now."""
+        path = self.path(artifact)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{path}.lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def manifest(self, artifact: Artifact) -> dict[str, Any]:
         """The record of a built artifact: fields, versions, seconds, machine, checksums."""
         path = self.find(artifact)
@@ -200,11 +211,25 @@ class Store:
             self._intact.add(target)
         return not damage
 
+    @contextmanager
+    def _locked(self, artifact: Artifact) -> Iterator[None]:
+        """The artifact's lock, after a wait that is shown."""
+        lock = FileLock(f"{self.path(artifact)}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            with progress_bar(1, f"another process builds {artifact.stage} {artifact.key}"):
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def _build(self, artifact: Artifact) -> None:
         target, main = self.path(artifact), is_main_process()
         temporary = target.with_name(f".{artifact.key}.tmp{'' if main else f'.{os.getpid()}'}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock") if main else nullcontext():
+        with self._locked(artifact) if main else nullcontext():
             # Another caller may have built it while this one waited for the lock.
             whole = partial(self._is_whole, artifact)
             if from_main_process(whole) if artifact.shared else whole():

@@ -17,6 +17,8 @@ from filelock import FileLock
 from cpo.engine.files import write_atomically
 
 MEASURED = "machine.json"
+# The machine's threads, in a process that takes fewer beside others.
+THREADS = "CPO_MACHINE_THREADS"
 # Variables that limit which CPU instructions PyTorch's matrix products may use.
 INSTRUCTION_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
@@ -75,13 +77,20 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def threads() -> int:
+    """PyTorch's threads on this machine, whatever this process takes of them."""
+    import torch
+
+    return int(os.environ.get(THREADS) or torch.get_num_threads())
+
+
 def fingerprint() -> str:
     """What a measured speed depends on apart from the quantity measured, as one line."""
     import torch
 
     parts = [name(), f"torch {torch.__version__}"]
     if device() == "cpu":
-        parts += [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+        parts += [torch.backends.cpu.get_cpu_capability(), f"{threads()} threads"]
         parts += [f"{key}={os.environ[key]}" for key in INSTRUCTION_VARIABLES if key in os.environ]
     return ", ".join(parts)
 

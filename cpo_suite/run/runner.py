@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from nbclient.exceptions import DeadKernelError
 from cpo_suite.estimate import Planned
 from cpo_suite.profile import ROOT
 from cpo_suite.report.page import write_report
-from cpo_suite.run import doctor, dry_run, model_packages, run_record
+from cpo_suite.run import ahead, doctor, dry_run, model_packages, run_record
 from cpo_suite.run.executed import KERNEL_DIED, failure_in, make_portable
 from cpo_suite.run.invocation import BadInput, Notebook, Run, settle, shown
 from cpo_suite.store import Store, artifacts_folder
@@ -99,10 +100,11 @@ def run_suite(
     print(f"{len(run.notebooks)} notebooks -> {shown(run.output)} ({kind})", flush=True)
     (run.output / "notebooks").mkdir(parents=True, exist_ok=True)
     try:
-        for notebook in run.notebooks:
-            if notebook.after:  # it may show the record of this run
-                run_record.write(run)
-            _run_or_skip(notebook, run)
+        with ahead.building(run) if ahead.suits(run) else nullcontext():
+            for notebook in run.notebooks:
+                if notebook.after:  # it may show the record of this run
+                    run_record.write(run)
+                _run_or_skip(notebook, run)
     finally:
         _print_summary(run)
     if run.succeeded and run.whole:
