@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -45,9 +45,12 @@ def suits(run: Run) -> bool:
 
 
 @contextmanager
-def building(run: Run) -> Iterator[None]:
+def building(run: Run) -> Iterator[Callable[[], None]]:
     """A second process builds artifacts of the plan; it and the kernels started meanwhile take half
-    of the threads each. It ends with this process."""
+    of the threads each. It ends with this process.
+
+    Yields a function that gives later kernels all threads if it has ended.
+    """
     every = machine.threads()
     threads = {"OMP_NUM_THREADS": str(every // 2), machine.THREADS: str(every)}
     before = {name: os.environ.get(name) for name in threads}
@@ -56,8 +59,8 @@ def building(run: Run) -> Iterator[None]:
     command = [sys.executable, "-m", __name__, run.profile, *run.overrides]
     os.environ.update(threads)
     print(
-        f"A second process builds the plan from its end, so that the run takes some .7 of this "
-        f"time. It prints to {shown(log)}.",
+        "A second process builds the plan from its end, so that it takes less than this. It prints "
+        f"to {shown(log)}.",
         flush=True,
     )
     with log.open("w", encoding="utf-8") as file:
@@ -65,13 +68,18 @@ def building(run: Run) -> Iterator[None]:
             command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
             env=os.environ | {"CPO_PLAIN_PROGRESS": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
+
+    def give_back() -> None:
+        if other.poll() is not None:
+            for name, value in before.items():
+                os.environ.pop(name, "") if value is None else os.environ.update({name: value})
+
     try:
-        yield
+        yield give_back
     finally:
         other.kill()  # its unfinished work is resumed as that of any killed run
         other.communicate()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        give_back()
 
 
 def build_from_the_end(profile: str, settings: Sequence[str]) -> int:
@@ -82,12 +90,10 @@ def build_from_the_end(profile: str, settings: Sequence[str]) -> int:
     """
     threading.Thread(target=_end_with_input, daemon=True).start()
     suite = Suite.open(profile, settings)
-    paid = {item.key for item in suite.plan() if item.requests}
-    wanted = [step for step in reversed(suite.artifacts()) if paid.isdisjoint(_keys(step))]
-    missing = partial(_missing, suite.store)
+    wanted, missing = free_of_charge(suite), partial(_missing, suite.store)
     while wanted := [step for step in wanted if missing(step)]:
-        free = (step for step in wanted if not any(map(suite.store.in_work, missing(step))))
-        if step := next(free, None):
+        idle = (step for step in wanted if not any(map(suite.store.in_work, missing(step))))
+        if step := next(idle, None):
             print(step.title, flush=True)
             suite.store.get(step)
         else:
@@ -95,8 +101,11 @@ def build_from_the_end(profile: str, settings: Sequence[str]) -> int:
     return 0
 
 
-def _keys(step: Step) -> set[str]:
-    return {part.key for part in walk(step)}
+def free_of_charge(suite: Suite) -> list[Step]:
+    """The plan's artifacts that ask no chat model, nor need one that does; last ones first."""
+    paid = {item.key for item in suite.plan() if item.requests}
+    steps = reversed(suite.artifacts())
+    return [step for step in steps if paid.isdisjoint(part.key for part in walk(step))]
 
 
 def _missing(store: Store, step: Step) -> list[Step]:

@@ -100,8 +100,10 @@ def run_suite(
     print(f"{len(run.notebooks)} notebooks -> {shown(run.output)} ({kind})", flush=True)
     (run.output / "notebooks").mkdir(parents=True, exist_ok=True)
     try:
-        with ahead.building(run) if ahead.suits(run) else nullcontext():
+        alone: Any = nullcontext(lambda: None)
+        with ahead.building(run) if ahead.suits(run) else alone as give_back_threads:
             for notebook in run.notebooks:
+                give_back_threads()
                 if notebook.after:  # it may show the record of this run
                     run_record.write(run)
                 _run_or_skip(notebook, run)
