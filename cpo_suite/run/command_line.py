@@ -2,7 +2,8 @@
     Run the notebooks at the size of a profile (default: tiny). --dry-run lists what would be
     built, and its cost; --set changes a setting of the profile, such as seeds=3; --from and --only
     choose notebooks by number, and --only may be repeated. Output: figures/<profile>/ for a full
-    run of an unchanged profile, artifacts/figures/ otherwise.
+    run of an unchanged profile, artifacts/figures/ otherwise. All notebooks together are shared by
+    two processes on a CPU with several cores and twice the profile's memory, if they take long.
 accelerate launch [...] -m cpo_suite make [--profile P] [--set key=value]... [--only NAME]...
     Build every artifact that several processes share, in the processes launched: see
     docs/several_gpus.md. --only builds what rows need, by id or prefix of ids (t1, t2/ANR), or the
