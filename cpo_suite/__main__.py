@@ -38,7 +38,12 @@ def _dispatch(options: argparse.Namespace) -> int:
             from cpo_suite.run import runner
 
             return runner.run_suite(
-                options.profile, options.settings, options.only, options.start_from, options.dry_run
+                options.profile,
+                options.settings,
+                options.only,
+                options.start_from,
+                options.dry_run,
+                options.alone,
             )
         case "make":
             from cpo_suite.run import make

@@ -216,10 +216,11 @@ class Store:
         """The artifact's lock, after a wait that is shown."""
         lock = FileLock(f"{self.path(artifact)}.lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=1)  # another process may just look (`in_work`)
         except Timeout:
-            with progress_bar(1, f"another process builds {artifact.stage} {artifact.key}"):
+            with progress_bar(1, f"another process builds {artifact.stage} {artifact.key}") as bar:
                 lock.acquire()
+                bar.update()
         try:
             yield
         finally:

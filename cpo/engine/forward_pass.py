@@ -316,7 +316,7 @@ def forward_pass_of(model: Any) -> ForwardPass:
 
     Two ragged groups are run with each shortcut, without autocast or dropout, and compared with the
     logits of each row alone. A shortcut that disagrees beyond rounding is not used, with a warning.
-    The result is kept as long as the model, whose GELUs are fused (`fused_gelu`).
+    The result is kept as long as the model. The model's own GELUs are replaced (`fused_gelu`).
 
     Raises:
         ModelError: the model's forward pass fails, or its logits are not finite or depend on later

@@ -17,6 +17,7 @@ from filelock import FileLock
 from cpo.engine.files import write_atomically
 
 MEASURED = "machine.json"
+CONTAINER = Path("/sys/fs/cgroup")
 # The machine's threads, in a process that takes fewer beside others.
 THREADS = "CPO_MACHINE_THREADS"
 # Variables that limit which CPU instructions PyTorch's matrix products may use.
@@ -53,6 +54,20 @@ def gpu_memory_gb() -> float | None:
     count = torch.cuda.device_count() if device() == "cuda" else 0
     sizes = [torch.cuda.get_device_properties(number).total_memory / 1e9 for number in range(count)]
     return min(sizes, default=None)
+
+
+def free_memory_gib() -> float:
+    """Memory of the processor that is left, in GiB: of the machine, or of a container's limit."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = (
+            int((CONTAINER / f"memory.{name}").read_text()) for name in ("max", "current")
+        )
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free / 2**30
+    return min(free, limit - used) / 2**30
 
 
 def name() -> str:
@@ -109,7 +124,8 @@ def remembered(root: Path, key: str, measure: Callable[[], Any]) -> Any:
             known = _read(path)  # another process may have measured in the meantime
             if key not in known.get(here, {}):
                 known.setdefault(here, {})[key] = measure()
-                write_atomically(path, json.dumps(known, indent=1) + "\n")
+                if THREADS not in os.environ:  # others' work would be measured, too
+                    write_atomically(path, json.dumps(known, indent=1) + "\n")
     return known[here][key]
 
 

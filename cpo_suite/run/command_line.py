@@ -1,9 +1,10 @@
 """./run_all.sh [--profile NAME|FILE.yaml] [--set key=value]... [--dry-run] [--from NN] [--only NN]
+               [--alone]
     Run the notebooks at the size of a profile (default: tiny). --dry-run lists what would be
     built, and its cost; --set changes a setting of the profile, such as seeds=3; --from and --only
     choose notebooks by number, and --only may be repeated. Output: figures/<profile>/ for a full
-    run of an unchanged profile, artifacts/figures/ otherwise. All notebooks together are shared by
-    two processes on a CPU with several cores and twice the profile's memory, if they take long.
+    run of an unchanged profile, artifacts/figures/ otherwise. A long run of all notebooks is shared
+    by two processes, on a CPU with several cores and memory for both; --alone: by one.
 accelerate launch [...] -m cpo_suite make [--profile P] [--set key=value]... [--only NAME]...
     Build every artifact that several processes share, in the processes launched: see
     docs/several_gpus.md. --only builds what rows need, by id or prefix of ids (t1, t2/ANR), or the
@@ -47,6 +48,7 @@ PROFILE: Options = {"--profile": {"default": "tiny"}}
 SETTINGS: Options = {"--set": {"action": "append", "default": [], "dest": "settings"}}
 SELECTION: Options = {
     "--dry-run": {"action": "store_true"},
+    "--alone": {"action": "store_true"},
     "--from": {"dest": "start_from"},
     "--only": {"action": "append", "default": []},
 }

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -20,6 +19,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
 from cpo import ranking
+from cpo.engine import machine
 from cpo.evaluation.chat import ChatError, ChatServer, likely_cause, try_out
 from cpo.models import folders as model_folders
 from cpo.models.packages import is_packaged
@@ -77,7 +77,7 @@ def print_findings(profile: str, overrides: Sequence[str] = ()) -> int:
 def advice(settings: Profile) -> Iterator[Finding]:
     """Package versions and memory: a run notes these findings and continues."""
     yield from _packages()
-    free = psutil.virtual_memory().available / 2**30
+    free = machine.free_memory_gib()
     needed = max(settings.memory_gb, _gb_to_divide(settings))
     detail = f"{free:.1f} GB available, {needed:.3g} GB needed"
     remedy = "Close other programs, lower optimiser.micro_batch_tokens, or take a smaller profile"

@@ -53,6 +53,7 @@ class Run:
     full: bool  # all notebooks of a committed profile, unchanged
     planned: Sequence[Planned] = ()
     started: float = field(default_factory=time.time)  # seconds since the epoch
+    alone: bool = False  # without a second process
 
     @property
     def succeeded(self) -> bool:

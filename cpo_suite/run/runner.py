@@ -62,6 +62,7 @@ def run_suite(
     only: Sequence[str] = (),
     start_from: str | None = None,
     dry_run: bool = False,
+    alone: bool = False,
     *,
     root: Path = ROOT,
     plan: Plan = plan_suite,
@@ -73,6 +74,7 @@ def run_suite(
         settings: overrides `key=value`, with dotted keys of the profile.
         only: numbers of the notebooks to run, such as `03`.
         start_from: number of the first notebook to run.
+        alone: never share the plan with a second process (`ahead`).
         root: the checkout, with `notebooks/`; a full run writes to its `figures/`.
         plan: gives the artifacts of `(profile, overrides, output)`.
 
@@ -91,6 +93,7 @@ def run_suite(
     if not dry_run:
         model_packages.install_missing(profile, settings)
     run = settle(profile, settings, only, start_from, root)
+    run.alone = alone
     if dry_run:
         _print_dry_run(run, plan)
         return 0
@@ -100,8 +103,8 @@ def run_suite(
     print(f"{len(run.notebooks)} notebooks -> {shown(run.output)} ({kind})", flush=True)
     (run.output / "notebooks").mkdir(parents=True, exist_ok=True)
     try:
-        alone: Any = nullcontext(lambda: None)
-        with ahead.building(run) if ahead.suits(run) else alone as give_back_threads:
+        in_one: Any = nullcontext(lambda: None)
+        with ahead.building(run) if ahead.suits(run) else in_one as give_back_threads:
             for notebook in run.notebooks:
                 give_back_threads()
                 if notebook.after:  # it may show the record of this run

@@ -47,6 +47,29 @@ def test_other_activations_stay(activation):
     assert [type(module) for module in model.modules()] == before
 
 
+def test_a_gelu_of_others_or_with_hooks_stays():
+    class Doubled(NewGELUActivation):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    model = small_gpt2("gelu_new")
+    first, second = model.transformer.h
+    first.mlp.act = Doubled()
+    seen = []
+    second.mlp.act.register_forward_hook(lambda *arguments: seen.append(arguments))
+    before = loss_and_gradients(model)
+    fuse_gelu(model)
+    torch.testing.assert_close(loss_and_gradients(model), before, rtol=0, atol=0)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_keeps_its_shortcuts(dtype):
+    forward_pass = forward_pass_of(small_gpt2("gelu_new").to(dtype))
+    assert forward_pass == forward_pass_of(small_gpt2("gelu").to(dtype))
+    assert forward_pass.shares_prefix
+
+
 def test_a_compared_model_is_fused_and_saved_as_it_was(tmp_path):
     model = small_gpt2("gelu_new")
     forward_pass_of(model)

@@ -7,10 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 from filelock import FileLock
 
@@ -35,8 +33,7 @@ def planned(seconds: float) -> Planned:
 def run_of(tmp_path, monkeypatch):
     """A run of `tiny` on eight idle threads with 64 GiB, and whatever a test changes."""
     monkeypatch.setattr(machine, "threads", lambda: 8)
-    memory = SimpleNamespace(available=64 * 2**30)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(machine, "free_memory_gib", lambda: 64.0)
 
     def make(seconds: float = 3600, whole: bool = True, *settings: str) -> Run:
         profile = load_profile("tiny", settings)
@@ -50,6 +47,9 @@ def test_a_long_whole_run_is_shared(run_of, monkeypatch):
     assert not ahead.suits(run_of(seconds=60))
     assert not ahead.suits(run_of(whole=False))  # one notebook needs part of the plan
     assert not ahead.suits(run_of(3600, True, "processes.count=2"))
+    asked = run_of()
+    asked.alone = True
+    assert not ahead.suits(asked)
     monkeypatch.setattr(machine, "threads", lambda: 1)
     assert not ahead.suits(run_of())
 
@@ -57,8 +57,7 @@ def test_a_long_whole_run_is_shared(run_of, monkeypatch):
 def test_a_machine_with_memory_for_one_process_builds_in_one(run_of, monkeypatch):
     needed = load_profile("tiny").memory_gb
     for free, shared in ((2 * needed + 0.1, True), (2 * needed - 0.1, False)):
-        memory = SimpleNamespace(available=free * 2**30)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(machine, "free_memory_gib", lambda free=free: free)
         assert ahead.suits(run_of()) == shared
 
 
@@ -71,6 +70,7 @@ def test_kernels_take_half_of_the_threads_and_measure_the_same_machine(
     run_of, artifacts, monkeypatch
 ):
     monkeypatch.setattr(ahead, "__name__", "platform")  # a module that prints and ends
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
     monkeypatch.setattr(machine, "threads", lambda: 2)
     before = dict(os.environ)
     with ahead.building(run_of()) as give_back_threads:
@@ -83,13 +83,27 @@ def test_kernels_take_half_of_the_threads_and_measure_the_same_machine(
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert dict(os.environ) == before
-    assert (artifacts / ahead.LOG).is_file()
+    assert (artifacts / "ahead-tiny.log").is_file()
+
+
+def test_a_second_process_that_fails_is_told_of(run_of, artifacts, monkeypatch, capsys):
+    monkeypatch.setattr(ahead, "__name__", "no_such_module")
+    with ahead.building(run_of()) as give_back_threads:
+        deadline = time.monotonic() + 60
+        while machine.THREADS in os.environ:
+            give_back_threads()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        give_back_threads()
+    told = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    assert len(told) == 1 and "ahead-tiny.log" in told[0]
+    assert "no_such_module" in (artifacts / "ahead-tiny.log").read_text()
 
 
 @pytest.fixture
 def process(artifacts, tmp_path) -> Iterator[Any]:
     """The second process of a small run of `smoke`, which prints to `printed`."""
-    command = [sys.executable, "-m", "cpo_suite.run.ahead", "smoke", *SETTINGS]
+    command = [sys.executable, "-m", "cpo_suite.run.ahead", "smoke", str(tmp_path), *SETTINGS]
     with open(tmp_path / "printed", "w") as file:
         started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file)
     yield started
