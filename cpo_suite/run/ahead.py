@@ -68,13 +68,17 @@ def building(run: Run) -> Iterator[Callable[[], None]]:
         flush=True,
     )
 
+    def restore() -> None:
+        for name, value in before.items():
+            os.environ.pop(name, "") if value is None else os.environ.update({name: value})
+
     def give_back() -> None:
         if other.poll() is None or machine.THREADS not in os.environ:
             return
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        if other.returncode > 0:  # negative: ended by a signal, such as this run's
-            print(f"The second process failed: see {shown(log)}. The notebooks build the rest.")
+        restore()
+        if code := other.returncode:
+            where = f"see {shown(log)}. The notebooks build the rest"
+            print(f"The second process ended with code {code}: {where}.", flush=True)
 
     os.environ.update(shared)
     try:
@@ -82,7 +86,7 @@ def building(run: Run) -> Iterator[Callable[[], None]]:
     finally:
         other.kill()  # its unfinished work is resumed as that of any killed run
         other.communicate()
-        give_back()
+        restore()
 
 
 def build_from_the_end(profile: str, output: str, *settings: str) -> int:

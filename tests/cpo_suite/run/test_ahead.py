@@ -95,7 +95,7 @@ def test_a_second_process_that_fails_is_told_of(run_of, artifacts, monkeypatch, 
             assert time.monotonic() < deadline
             time.sleep(0.1)
         give_back_threads()
-    told = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "ended with code" in line]
     assert len(told) == 1 and "ahead-tiny.log" in told[0]
     assert "no_such_module" in (artifacts / "ahead-tiny.log").read_text()
 
