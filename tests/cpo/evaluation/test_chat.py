@@ -614,8 +614,9 @@ def test_in_the_middle_too_it_ends_at_once_and_keeps_what_was_under_way(
     kept: dict[int, Reply] = {}
     with pytest.raises(ChatError, match="is used up"):
         ask(chat(server), texts(60), kept)
-    # 8 to 11 before it and 3 under way with it; a few more if this machine is slow to hear of it.
-    assert 11 <= len(kept) <= 30
+    # 8 before it, and the 3 under way with it that were sent before it was heard of; a few more if
+    # this machine is slow to hear of it.
+    assert 8 <= len(kept) <= 30
     assert len(server.requests) == len(kept) + 1
     assert server.answered == {f"question {i}": 1 for i in kept}
 
