@@ -20,7 +20,7 @@ from cpo_suite.artifacts import Step
 from cpo_suite.profile import Profile
 from cpo_suite.run.dry_run import to_build
 from cpo_suite.run.invocation import Run, shown
-from cpo_suite.store import Store, artifacts_folder, walk
+from cpo_suite.store import Artifact, Store, artifacts_folder, walk
 from cpo_suite.suite import Suite
 
 WORTH_SECONDS = 600  # of a plan, below which one process is enough
@@ -117,9 +117,9 @@ def free_of_charge(suite: Suite) -> list[Step]:
     return [step for step in steps if paid.isdisjoint(part.key for part in walk(step))]
 
 
-def _missing(store: Store, step: Step) -> list[Step]:
+def _missing(store: Store, step: Step) -> list[Artifact]:
     """What has to be built for an artifact, itself included."""
-    return [part for part in walk(step) if store.find(part) is None]  # type: ignore[misc]
+    return [part for part in walk(step) if store.find(part) is None]
 
 
 def _end_with_input() -> None:

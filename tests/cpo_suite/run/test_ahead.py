@@ -129,9 +129,10 @@ def test_it_builds_everything_but_waits_for_what_another_process_builds(
     assert all(suite.store.find(step) for step in suite.artifacts())
 
 
-def test_it_ends_when_the_run_is_killed(process):
+def test_it_ends_when_the_run_is_killed(process, tmp_path):
     process.stdin.close()  # as the system does with a dead process's pipes
     assert process.wait(60) == 1
+    assert "Traceback" not in (tmp_path / "printed").read_text()  # not of an error of its own
 
 
 def test_what_asks_a_chat_model_is_left_to_the_notebooks(tmp_path, artifacts):
