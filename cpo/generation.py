@@ -1,6 +1,6 @@
 """Decoding: continuations of tokenised prefixes.
 
-Greedy and top-k decoding compute each prefix once, for models that can share it
+Greedy decoding and sampling compute each prefix once, for models that can share it
 (`engine.forward_pass`); all else uses transformers' `generate` (`engine.decoding`).
 """
 
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from cpo.engine.decoding import decode_by_transformers, decode_top_k, pads_left
+from cpo.engine.decoding import decode_by_transformers, decode_token_by_token, pads_left
 from cpo.engine.forward_pass import forward_pass_of
+from cpo.engine.next_token import NextToken
 from cpo.engine.processes import process_count, shared_out
 from cpo.engine.progress import progress_bar
 from cpo.plan import stream_seed
@@ -59,24 +60,25 @@ def generate(
     width = _checked_width(model, prefixes, max_new_tokens)
     model.eval()
     options = _options(decoding)
-    top_k = _top_k_of(options) if forward_pass_of(model).sharing(model, width) == "cached" else None
+    shares = forward_pass_of(model).sharing(model, width) == "cached"
+    next_token = NextToken.of(options) if shares else None
     batches = _batches(
         [len(prefix) for prefix in prefixes],
         lengths or [0] * len(prefixes),
         max(1, batch // max(per_prefix, options.get("num_beams", 1))),
-        of_equal_length=top_k is None and not pads_left(model),
+        of_equal_length=next_token is None and not pads_left(model),
     )
 
     def decoded(start: int) -> list[list[int]]:
         together = [prefixes[row] for row in batches[start]]
         arguments = model, together, per_prefix, max_new_tokens, eos_token_id, never
         batch_seed = stream_seed(seed, start)
-        if top_k is None:
+        if next_token is None:
             torch.manual_seed(batch_seed)
             ids = decode_by_transformers(*arguments, options)
         else:
             generator = torch.Generator(model.device).manual_seed(batch_seed)
-            ids = decode_top_k(*arguments, top_k, generator)
+            ids = decode_token_by_token(*arguments, next_token, generator)
         bar.update(len(together) * process_count())
         return [up_to_eos(row, eos_token_id) for row in ids.tolist()]
 
@@ -101,14 +103,6 @@ def _options(decoding: dict[str, Any]) -> dict[str, Any]:
     if not options["do_sample"]:
         return {name: options[name] for name in ("do_sample", "num_beams") if name in options}
     return options
-
-
-def _top_k_of(options: dict[str, Any]) -> int | None:
-    """The number of candidates per step, 1 if greedy; None for other decoding methods."""
-    others = options.keys() - {"do_sample", "top_k"}
-    if any(options[name] != 1 for name in others):  # beams, top-p, another temperature
-        return None
-    return (options["top_k"] or None) if options["do_sample"] else 1
 
 
 def _batches(

@@ -29,7 +29,7 @@ REPLY_TOKENS = 2  # "A" and EOS, unless the judge's parameters set a limit
 SECONDS_A_REQUEST = 1.0
 SCORING_SPEEDUP = 3.0  # forward pass alone, relative to forward and backward
 PACKING_SPEEDUP = 2.2  # blocks of equal length, relative to pairs of varying length
-GENERATE_SLOWDOWN = 2.5  # transformers' `generate`, relative to our greedy and top-k decoding
+GENERATE_SLOWDOWN = 2.5  # transformers' `generate`, relative to our decoding
 NOTEBOOK_SECONDS = 40.0  # of a notebook itself: start, tables, intervals, plots; measured at `tiny`
 MAUVE_SECONDS = 0.0045  # clustering on CPU, per text and seed
 ROUGE_SECONDS = 2e-7  # longest common subsequence on CPU, per pair of tokens
@@ -44,8 +44,8 @@ class Speeds:
     packing: float  # forward and backward, packed blocks, logits in the training's precision
     contrast: float  # forward and backward, many continuations per prefix
     scoring: float  # forward only
-    decoding: float  # greedy and top-k, tokens of responses
-    generate: float  # top-p and beams, by transformers' own `generate`; each beam counts
+    decoding: float  # greedy and sampling, tokens of responses
+    generate: float  # beams, by transformers' own `generate`; each beam counts
     step: float
 
     @classmethod

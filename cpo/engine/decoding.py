@@ -19,24 +19,25 @@ from cpo.engine.forward_pass import (
     same_logits,
 )
 from cpo.engine.growing_cache import GrowingLayer
+from cpo.engine.next_token import NextToken
 
 # Finished rows leave the batch once at most this share is still active: removing rows copies the
 # cache of the rest.
 ACTIVE_SHARE = 0.8
 
 
-def decode_top_k(
+def decode_token_by_token(
     model: Any,
     prefixes: list[Sequence[int]],
     per_prefix: int,
     max_new_tokens: int,
     eos_token_id: int,
     never: Sequence[int],
-    top_k: int,
+    next_token: NextToken,
     generator: torch.Generator,
 ) -> Tensor:
-    """Ids `[B x per_prefix, max_new_tokens]`, drawn among the `top_k` most probable; EOS fills the
-    rest after the first EOS.
+    """Ids `[B x per_prefix, max_new_tokens]`, each row by its own next tokens; EOS fills the rest
+    after the first EOS.
 
     A prefix is computed once for all its continuations, and finished ones leave the batch.
     """
@@ -55,9 +56,7 @@ def decode_top_k(
         logits = forward_pass.logits(model, states).float()
         if never:
             logits[:, never] = -torch.inf
-        best = logits.topk(top_k)
-        choice = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
-        token = best.indices.gather(-1, choice)[:, 0].masked_fill(~alive, eos_token_id)
+        token = next_token.draw(logits, generator).masked_fill(~alive, eos_token_id)
         drawn[row, step] = token
         alive = token != eos_token_id
         active = int(alive.sum())
@@ -121,7 +120,7 @@ def decode_by_transformers(
     never: Sequence[int],
     options: dict[str, Any],
 ) -> Tensor:
-    """As `decode_top_k`, by any decoding method of transformers."""
+    """As `decode_token_by_token`, by any decoding method of transformers."""
     width = max(map(len, prefixes))
     ids = [[*[eos_token_id] * (width - len(prefix)), *prefix] for prefix in prefixes]
     mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from cpo.engine.fused_gelu import fuse_gelu
+from cpo.engine.fused import fuse
 from cpo.engine.packed_groups import packed_states
 
 # How the continuations of a prefix share it: its keys and values in a cache, one row, not at all.
@@ -295,7 +295,7 @@ class _SelectedRows(DynamicLayer):
         autocast = torch.is_autocast_enabled(device)
         self.dtype = torch.get_autocast_dtype(device) if autocast else layer.keys.dtype
         self.keys, self.values = (
-            states.index_select(0, rows).to(self.dtype) for states in (layer.keys, layer.values)
+            _selected(states, rows).to(self.dtype) for states in (layer.keys, layer.values)
         )
         self.device, self.is_initialized = rows.device, True
 
@@ -304,6 +304,15 @@ class _SelectedRows(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         rounded = key_states.to(self.dtype), value_states.to(self.dtype)
         return super().update(*rounded, *args, **kwargs)
+
+
+def _selected(states: Tensor, rows: Tensor) -> Tensor:
+    """Rows of keys or values. Attention's gradient has heads and positions swapped in memory; on a
+    CPU the sum over reused rows takes several times as long as first putting them in order."""
+    selected = states.index_select(0, rows)
+    if selected.requires_grad and selected.device.type == "cpu":
+        selected.register_hook(Tensor.contiguous)
+    return selected
 
 
 # --- The comparison -------------------------------------------------------------------------------
@@ -316,7 +325,7 @@ def forward_pass_of(model: Any) -> ForwardPass:
 
     Two ragged groups are run with each shortcut, without autocast or dropout, and compared with the
     logits of each row alone. A shortcut that disagrees beyond rounding is not used, with a warning.
-    The result is kept as long as the model. The model's own GELUs are replaced (`fused_gelu`).
+    The result is kept as long as the model. The model's own GELUs and norms are replaced (`fused`).
 
     Raises:
         ModelError: the model's forward pass fails, or its logits are not finite or depend on later
@@ -344,7 +353,7 @@ def _compare(model: Any) -> ForwardPass:
     config = model.config.get_text_config()
     groups: Any = _trial_groups(model, config)
     own = _own_logits(model, groups)
-    fuse_gelu(model)  # before the comparisons, which cover it
+    fuse(model)  # before the comparisons, which cover it
 
     def fault(shortcut: ForwardPass, sharing: Sharing = "repeated") -> str:
         """Why a shortcut cannot be used; "" if it gives the model's own logits."""

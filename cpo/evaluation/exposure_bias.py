@@ -22,9 +22,9 @@ from cpo.evaluation.statistics import (
     Array,
     Estimate,
     MetricError,
+    bootstrap_sums,
     mean_estimate,
     percentile_interval,
-    resamples,
 )
 
 LEAST_EXAMPLES = 50
@@ -139,10 +139,10 @@ def gap_growth(grades: SentenceGrades, least: int = LEAST_EXAMPLES, seed: int = 
     np.add.at(sums, cluster, np.nan_to_num(gaps))
     np.add.at(counts, cluster, ~np.isnan(gaps))
     n = np.array(columns) + 1.0
-    samples = resamples(units, BOOTSTRAP_DRAWS, np.random.default_rng(seed), len(columns))
-    drawn = np.concatenate(
-        [_slope(n, sums[rows].sum(-2), counts[rows].sum(-2)) for rows in samples]
+    drawn_sums, drawn_counts = (
+        bootstrap_sums(values, BOOTSTRAP_DRAWS, seed) for values in (sums, counts)
     )
+    drawn = _slope(n, drawn_sums, drawn_counts)
     value = float(_slope(n, sums.sum(0), counts.sum(0)))
     return percentile_interval(value, drawn, units, int(counts.sum()))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -27,7 +28,10 @@ CONFIDENCE, LEVEL = 0.95, 0.05
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 BOOTSTRAP_DRAWS = 10_000
 # Resampled values held at once: bounds the memory of a bootstrap.
-CHUNK_VALUES = 4_000_000
+CHUNK_VALUES = 500_000
+# Samples of up to this many values are kept as counts, a byte each: statistics over the same number
+# of prompts draw the same samples, and then need only a product.
+KEPT_VALUES = 100_000_000
 
 
 class MetricError(ValueError):
@@ -158,14 +162,44 @@ def resamples(
         yield random.integers(units, size=(min(chunk, draws - start), units))
 
 
+def bootstrap_sums(
+    values: npt.NDArray[Any], draws: int, seed: int | tuple[int, ...] = 0
+) -> npt.NDArray[Any]:
+    """Sums over `draws` bootstrap samples, `[draws, ...]`, of values of m units, `[m, ...]`.
+
+    Samples depend on m, `draws` and `seed` alone, so that sums of several values are paired.
+    """
+    by_unit = values.reshape(len(values), -1).astype(float)
+    count = _kept_counts if len(values) * draws <= KEPT_VALUES else _sample_counts
+    sums = [counts.astype(float) @ by_unit for counts in count(len(values), draws, seed)]
+    return np.concatenate(sums).reshape(draws, *values.shape[1:])
+
+
+def _sample_counts(
+    units: int, draws: int, seed: int | tuple[int, ...]
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """How often each unit is in each bootstrap sample, in chunks `[c, units]`."""
+    for rows in resamples(units, draws, np.random.default_rng(seed)):
+        cells = rows + units * np.arange(len(rows))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=rows.size)
+        # A unit drawn more than 255 times is less probable than 1e-300.
+        yield counts.astype(np.uint8).reshape(rows.shape)
+
+
+@lru_cache(maxsize=4)
+def _kept_counts(
+    units: int, draws: int, seed: int | tuple[int, ...]
+) -> tuple[npt.NDArray[np.uint8], ...]:
+    return tuple(_sample_counts(units, draws, seed))
+
+
 def _bootstrap(sums: npt.NDArray[Any], sizes: npt.NDArray[Any], seed: int, n: int) -> Estimate:
     """Bootstrap of `sum(sums) / sum(sizes)` over m units, both `[m]`."""
     value, units = float(sums.sum() / sizes.sum()), len(sums)
     if units == 1:
         return Estimate(value, math.nan, math.nan, n)
-    samples = resamples(units, BOOTSTRAP_DRAWS, np.random.default_rng(seed))
-    drawn = np.concatenate([sums[rows].sum(-1) / sizes[rows].sum(-1) for rows in samples])
-    return percentile_interval(value, drawn, units, n)
+    drawn = bootstrap_sums(np.column_stack([sums, sizes]), BOOTSTRAP_DRAWS, seed)
+    return percentile_interval(value, drawn[:, 0] / drawn[:, 1], units, n)
 
 
 def percentile_interval(value: float, drawn: Array, units: int, n: int) -> Estimate:

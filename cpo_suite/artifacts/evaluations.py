@@ -15,6 +15,7 @@ import numpy as np
 
 from cpo import data
 from cpo.data import TokenizedExample
+from cpo.engine.next_token import NextToken
 from cpo.evaluation import judging, metrics, statistics
 from cpo.generation import generate, ids_without_token
 from cpo.models.folders import load_tokenizer
@@ -151,9 +152,7 @@ class Generations(Step):
         speeds = costs.speeds(self.model_name)
         continuation = costs.tokens(self.examples.task)[1]
         beams = self.decoding["num_beams"]
-        # We decode greedy and top-k ourselves; the rest uses transformers' `generate`.
-        top_k = "top_k" in self.decoding and "top_p" not in self.decoding
-        own = beams == 1 and (top_k or not self.decoding["do_sample"])
+        own = NextToken.of({"top_k": 0} | self.decoding) is not None
         speed = (speeds.decoding if own else speeds.generate) / beams
         return Cost(self.prompt_count(costs) * continuation / speed)
 

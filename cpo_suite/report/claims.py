@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from cpo.evaluation.seeds import standard_error
-from cpo.evaluation.statistics import Array, MetricError, holm_levels, resamples
+from cpo.evaluation.statistics import Array, MetricError, bootstrap_sums, holm_levels
 from cpo_suite.paper import ROWS, Comparison, Relation, continued_mle
 from cpo_suite.report.names import comparison_name
 from cpo_suite.suite import Suite
@@ -301,12 +301,10 @@ def bootstrap_difference(groups: Sequence[Array], seed: int = 0) -> tuple[float,
     if len(by_seed) > 1:
         over_prompts = sum(mean.var(ddof=1) / len(mean) for mean in means)
         return students(float(by_seed.mean()), float(over_prompts), by_seed)
-    random = np.random.default_rng(seed)
-    drawn = np.zeros(DRAWS)
-    for mean in means:
-        samples = resamples(len(mean), DRAWS, random)
-        drawn += np.concatenate([mean[prompts].mean(-1) for prompts in samples])
-    return float(by_seed[0]), drawn
+    drawn = sum(
+        bootstrap_sums(mean, DRAWS, (seed, number)) / len(mean) for number, mean in enumerate(means)
+    )
+    return float(by_seed[0]), np.asarray(drawn)
 
 
 def students(effect: float, over_prompts: float, by_seed: Array) -> tuple[float, Array]:
@@ -365,15 +363,15 @@ def _overhead(suite: Suite, row_id: str) -> Evidence:
     per_batch = np.array(per_prompt, dtype=float).T.reshape(2, -1, batch).sum(-1)
     tokens = per_batch[:, np.arange(steps) % per_batch.shape[1]]  # in each pass again
 
-    def ratio(values: Array) -> Array:
-        """The row's sum over MLE's, of `[2, ..., steps]`."""
-        return values[1].sum(-1) / values[0].sum(-1)
+    def ratio(sums: Array) -> Array:
+        """The row's over MLE's, of `[2, ...]`."""
+        return sums[1] / sums[0]
 
-    samples = resamples(steps, DRAWS, np.random.default_rng(0))
-    drawn = [ratio(seconds[:, those]) / ratio(tokens[:, those]) for those in samples]
-    (mle_time, time), slower, more = seconds.sum(1), ratio(seconds), ratio(tokens)
+    drawn = ratio(bootstrap_sums(seconds.T, DRAWS).T) / ratio(bootstrap_sums(tokens.T, DRAWS).T)
+    (mle_time, time), more = seconds.sum(1), ratio(tokens.sum(1))
+    slower = time / mle_time
     note = (
         f"{time:.0f} against {mle_time:.0f} s of training, {slower:.1f} times the time "
         f"for {more:.1f} times the tokens; effect is their ratio, margin {OVERHEAD_MARGIN}"
     )
-    return Evidence(float(slower / more), np.concatenate(drawn), note)
+    return Evidence(float(slower / more), drawn, note)

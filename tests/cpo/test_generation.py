@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models import ARCHITECTURES, EOS, tiny_model
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from cpo.engine import growing_cache
 from cpo.generation import generate, up_to_eos
@@ -31,7 +32,9 @@ def test_greedy_equals_one_sequence_at_a_time(architecture, batch):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "top_p": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"do_sample": True, "typical_p": 0.8}], ids=str
+)
 def test_transformers_decodes_alike_with_its_own_cache(architecture, options, monkeypatch):
     monkeypatch.setattr(growing_cache, "ROOM", 2)  # memory is taken several times
     model = tiny_model(architecture).eval().double()
@@ -93,7 +96,8 @@ def test_a_batch_is_drawn_alike_whatever_comes_before_it(options):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_top_k_draws_from_the_models_own_distribution(architecture):
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.3, "temperature": 0.7}], ids=str)
+def test_sampling_draws_from_the_models_own_distribution(architecture, options):
     model = tiny_model(architecture).eval()
     count = 4000
     groups = generate(
@@ -104,21 +108,33 @@ def test_top_k_draws_from_the_models_own_distribution(architecture):
         per_prefix=count,
         batch=5000,
         do_sample=True,
-        top_k=3,
+        **options,
     )
+
+    def expected(ids: list[int]) -> dict[int, float]:
+        """What transformers' own processors leave of the next token's distribution."""
+        logits = model(torch.tensor([ids])).logits[:, -1] / options.get("temperature", 1.0)
+        if "top_k" in options:
+            logits = TopKLogitsWarper(options["top_k"])(None, logits)
+        if "top_p" in options:
+            logits = TopPLogitsWarper(options["top_p"])(None, logits)
+        chances = logits[0].softmax(-1).tolist()
+        return {token: chance for token, chance in enumerate(chances) if chance}
+
     for prefix, group in zip(PREFIXES, groups, strict=False):
-        # Expected: softmax over the three best, for the first token and, given it, for the second.
-        first = model(torch.tensor([prefix])).logits[0, -1].topk(3)
-        for token, chance in zip(first.indices.tolist(), first.values.softmax(-1), strict=True):
+        first = expected(prefix)
+        assert {ids[0] for ids in group} <= first.keys()
+        for token, chance in first.items():
             began = [ids for ids in group if ids[0] == token]
             assert abs(len(began) / count - chance) < 4 * (0.25 / count) ** 0.5  # 4 sigma
             if token == EOS or len(began) < 200:
                 continue
-            second = model(torch.tensor([[*prefix, token]])).logits[0, -1].topk(3)
-            seen = [sum(ids[1] == one for ids in began) for one in second.indices.tolist()]
-            assert sum(seen) == len(began)
-            for times, expected in zip(seen, second.values.softmax(-1), strict=True):
-                assert abs(times / len(began) - expected) < 4 * (0.25 / len(began)) ** 0.5
+            second = expected([*prefix, token])
+            seen = {one: sum(ids[1] == one for ids in began) for one in second}
+            assert sum(seen.values()) == len(began)
+            for following, times in seen.items():
+                bound = 4 * (0.25 / len(began)) ** 0.5
+                assert abs(times / len(began) - second[following]) < bound
 
 
 def test_up_to_eos():
