@@ -31,8 +31,8 @@ LAYERS_GATHERED = 2  # at once: the one that runs, and the next
 BYTES_A_UNIT = {
     ("gpt2", "bf16"): (47.4, 36.3),
     ("gpt2", "fp32"): (86.8, 64.7),
-    ("llama", "bf16"): (62.7, 55.4),
-    ("llama", "fp32"): (97.6, 83.1),
+    ("llama", "bf16"): (54.8, 47.5),
+    ("llama", "fp32"): (89.7, 75.1),
 }
 PREFIX_SHARE = 3 / 8  # of these activations, in the groups counted
 # Per weight: its gradient by the continuations, which waits for that by their prefix, in the

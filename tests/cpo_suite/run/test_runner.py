@@ -400,7 +400,7 @@ def test_the_paper_is_counted_without_network_or_data(
     assert lines["verdicts on t1/ANR"].split()[-3:] == ["1,000", "310,914", "0.13"]
     *_, total, gpt2, llama, besides = shown.splitlines()
     assert gpt2 == "Fits: training gpt2 takes 36.7 GB on each GPU, of 78 usable."
-    assert llama == "Fits: training llama takes 73.8 GB on each GPU, of 78 usable."
+    assert llama == "Fits: training llama takes 73.2 GB on each GPU, of 78 usable."
     assert besides == "Besides, the notebook itself: up to 40 s."
     hours = r"about [\d.]+ h on 8 GPUs or [\d.]+ h on one, ([\d.]+) GPU-hours used, ([\d.]+) held"
     found = re.search(hours, total)
@@ -423,40 +423,41 @@ def test_a_dry_run_says_what_does_not_fit_and_what_to_change(
         lines = capsys.readouterr().out.splitlines()
         return [line for line in lines if line.startswith(("Does", "Fits: training llama"))]
 
-    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; in each of 26 layers and one more a token keeps 62.7
-    # bytes for each of 3,200 units, 5.42 MB. 8,192 of them are 44.4 GB, 107.1 in all. Of 85 GB, .92
-    # are usable: 4,096 take 84.9, 2,048 fit.
+    # OpenLlama-3B: 18 x 3.43 = 61.7 GB and 1; in each of 26 layers and one more a token keeps 54.8
+    # bytes for each of 3,200 units, 4.73 MB. 8,192 of them are 38.8 GB, 101.5 in all. Of 85 GB, .92
+    # are usable: 4,096 take 82.1, 2,048 fit.
     assert said("optimiser.micro_batch_tokens=8192", "processes.divide=never") == [
-        "Does not fit: training llama takes 107.1 GB on each GPU, of 78 usable: "
+        "Does not fit: training llama takes 101.5 GB on each GPU, of 78 usable: "
         "set optimiser.micro_batch_tokens=2048."
     ]
-    # 8 x 80 GB: a token's 5.42 MB x 2,048 are 11.1 GB, 73.8 with the weights.
-    assert said() == ["Fits: training llama takes 73.8 GB on each GPU, of 78 usable."]
+    # 8 x 80 GB: a token's 4.73 MB x 2,048 are 9.7 GB. While gradients of 2 x 3.43 GB wait, three
+    # eighths of them are left: 18 x 3.43 + 6.9 + 3.6 + 1 are 73.2.
+    assert said() == ["Fits: training llama takes 73.2 GB on each GPU, of 78 usable."]
     # 8 x 40 GB: an eighth of 16 x 3.43 GB is 6.9. A layer has 12 x 3,200^2 weights, 0.123e9; 26
     # layers leave 0.235e9 for embedding and head, gathered with two layers at 8 bytes: 3.8 GB. The
-    # bf16 copy of all weights has 6.9, and 1 GB is the process's. Activations have 9.8, as groups
-    # in one row keep 55.4 bytes: 28.4.
+    # bf16 copy of all weights has 6.9, and 1 GB is the process's. Activations have 8.4, as groups
+    # in one row keep 47.5 bytes: 27.0.
     assert said("gpu_memory_gb=43") == [
-        "Fits: training llama, divided among 8 GPUs, takes 28.4 GB on each, of 40 usable "
-        "(73.8 whole)."
+        "Fits: training llama, divided among 8 GPUs, takes 27.0 GB on each, of 40 usable "
+        "(73.2 whole)."
     ]
     assert said("gpu_memory_gb=39", "processes.divide=never") == [
         "Does not fit: training gpt2 takes 36.7 GB on each GPU, of 36 usable: "
         "set optimiser.micro_batch_tokens=1024.",
-        "Does not fit: training llama takes 73.8 GB on each GPU, of 36 usable: "
+        "Does not fit: training llama takes 73.2 GB on each GPU, of 36 usable: "
         "set processes.divide=auto.",
     ]
     # 1 x 80 GB, and 1 x 40 GB, which GPT2-XL fits whole.
     alone = "gpus=1", "processes.count=1"
-    assert said(*alone) == ["Fits: training llama takes 73.8 GB on each GPU, of 78 usable."]
+    assert said(*alone) == ["Fits: training llama takes 73.2 GB on each GPU, of 78 usable."]
     assert said(*alone, "gpu_memory_gb=43") == [
-        "Does not fit: training llama takes 73.8 GB on each GPU, of 40 usable: set "
+        "Does not fit: training llama takes 73.2 GB on each GPU, of 40 usable: set "
         "processes.count to several GPUs, among which it is divided, take one with more memory, or "
         "leave out the rows of models.llama.",
     ]
     assert said("gpu_memory_gb=27") == [
-        "Does not fit: training llama, divided among 8 GPUs, takes 28.4 GB on each, of 25 usable "
-        "(73.8 whole): set optimiser.micro_batch_tokens=1024."
+        "Does not fit: training llama, divided among 8 GPUs, takes 27.0 GB on each, of 25 usable "
+        "(73.2 whole): set optimiser.micro_batch_tokens=1024."
     ]
     assert said("gpu_memory_gb=43", "rows=[t1/MLE]") == []
 
