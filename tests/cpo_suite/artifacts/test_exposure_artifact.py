@@ -149,9 +149,9 @@ def test_at_the_first_sentence_both_contexts_are_the_prefix(suite, task):
     assert (gaps[~np.isnan(gaps)] == 0).all() and (~np.isnan(gaps)).any()
 
 
-def test_it_is_planned_where_the_oracle_judges():
+def test_it_is_planned_where_the_oracle_judges(tmp_path):
     def planned(profile: str, *overrides: str) -> list[str]:
-        suite = Suite.stated(load_profile(profile, overrides), Store("nowhere"), None)
+        suite = Suite.stated(load_profile(profile, overrides), Store(tmp_path), None)
         return [one.title for one in suite.artifacts() if one.stage == "exposure_bias"]
 
     assert sorted(planned("tiny")) == sorted(
