@@ -29,8 +29,8 @@ class NextToken:
     @classmethod
     def of(cls, options: dict[str, Any]) -> NextToken | None:
         """From arguments of transformers' `generate`; None for beams and other methods."""
-        own = ("top_k", "top_p", "temperature") if options["do_sample"] else ("top_k",)
-        if any(value != 1 for name, value in options.items() if name not in ("do_sample", *own)):
+        others = options.keys() - {"do_sample", "num_beams", "top_k", "top_p", "temperature"}
+        if others or options.get("num_beams", 1) != 1:
             return None
         if not options["do_sample"]:
             return cls(top_k=1)

@@ -88,6 +88,7 @@ def test_draws_follow_the_distribution_and_the_generator():
         ),
         ({"do_sample": True, "top_k": 0, "typical_p": 0.9}, None),
         ({"do_sample": True, "top_k": 0, "repetition_penalty": 1.2}, None),
+        ({"do_sample": True, "top_k": 0, "no_repeat_ngram_size": 1}, None),  # 1 is no default
         # transformers refuses these, and says why.
         ({"do_sample": True, "top_k": 0, "top_p": 1.5}, None),
         ({"do_sample": True, "top_k": 0, "temperature": 0.0}, None),

@@ -75,7 +75,21 @@ def test_chunks_do_not_change_what_is_drawn_of(monkeypatch: pytest.MonkeyPatch) 
     values = np.random.default_rng(3).normal(size=50)
     whole = statistics.mean_estimate(values)
     monkeypatch.setattr(statistics, "CHUNK_VALUES", 333)  # 6 draws at a time, the last fewer
-    assert statistics.mean_estimate(values) == whole
+    statistics._kept_counts.cache_clear()
+    chunked = statistics.mean_estimate(values)
+    statistics._kept_counts.cache_clear()
+    assert chunked == whole
+
+
+@pytest.mark.parametrize("kept", [0, 10**8])
+def test_sums_over_samples_are_those_of_the_drawn_units(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "KEPT_VALUES", kept)
+    values = np.random.default_rng(3).normal(size=(20, 2))
+    sums = statistics.bootstrap_sums(values, 30, seed=5)
+    drawn = np.concatenate(list(statistics.resamples(20, 30, np.random.default_rng(5))))
+    np.testing.assert_allclose(sums, values[drawn].sum(1), rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
